@@ -1,0 +1,33 @@
+"""What an actor gives back: an outcome whose body is rendered once, or a refusal; each with the rate limit's state."""
+
+from dataclasses import dataclass
+
+from actors.refusals import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class RateState:
+    """What the RateLimit headers tell: at most `burst` at once, `remaining` now, all of it again in `reset_ms`."""
+
+    per_second: int
+    burst: int
+    remaining: int
+    reset_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An outcome. `body` is JSON, rendered where it was committed, and sent on byte for byte."""
+
+    status: int
+    body: bytes
+    replayed: bool = False
+    rate: RateState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A refusal on its way back."""
+
+    refusal: Refusal
+    rate: RateState | None = None

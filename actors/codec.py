@@ -1,0 +1,244 @@
+"""The bytes of every stored record: msgpack arrays that open with their version. Nothing else knows the bytes.
+
+A record of a version that is not known here can't be read and is reported as such; it is never guessed at.
+"""
+
+import dataclasses
+from typing import Any, Final
+
+import msgpack
+
+from actors import events
+from actors.errors import StoreCorruptError
+from actors.ledger import Account, Posting
+from actors.payment import Failure, Operation, OperationKind, OperationState, Payment
+from actors.records import JournalEntry, Once, OpenOperation
+from actors.rules import Standing
+from actors.store import Key
+
+VERSION: Final = 1
+
+# The tag of an event is for ever; new events take new numbers.
+_EVENT_TAGS: Final[dict[type[Any], int]] = {
+    events.PaymentCreated: 1,
+    events.OperationIntended: 2,
+    events.OperationApproved: 3,
+    events.OperationDeclined: 4,
+    events.OperationLost: 5,
+    events.AuthorizationExpired: 6,
+    events.ExpiryDeferred: 7,
+}
+_EVENT_TYPES: Final = {tag: kind for kind, tag in _EVENT_TAGS.items()}
+_EVENT_FIELDS: Final = {kind: tuple(f.name for f in dataclasses.fields(kind)) for kind in _EVENT_TAGS}
+
+
+def encode_standing(standing: Standing) -> bytes:
+    """Give the head's bytes."""
+    balances = [[currency, account, amount] for (currency, account), amount in standing.balances.items()]
+    return _pack(
+        [
+            VERSION,
+            standing.sequence,
+            standing.floor_ms,
+            standing.arrival_us,
+            standing.open_operations,
+            standing.swept_sequence,
+            balances,
+        ]
+    )
+
+
+def decode_standing(data: bytes) -> Standing:
+    """Read a head. Raises StoreCorruptError."""
+    sequence, floor_ms, arrival_us, open_operations, swept_sequence, balances = _unpack(data, 7)
+    return Standing(
+        sequence,
+        floor_ms,
+        arrival_us,
+        open_operations,
+        swept_sequence,
+        {(currency, account): amount for currency, account, amount in balances},
+    )
+
+
+def encode_payment(payment: Payment) -> bytes:
+    """Give a payment's bytes."""
+    operations = [
+        [
+            operation.id,
+            operation.kind.value,
+            operation.amount,
+            operation.state.value,
+            operation.created_ms,
+            operation.settled_ms,
+            None if operation.failure is None else [operation.failure.code, operation.failure.retryable],
+            operation.acquirer_reference,
+            operation.reason,
+            operation.resolved_by,
+        ]
+        for operation in payment.operations
+    ]
+    return _pack(
+        [
+            VERSION,
+            payment.id,
+            payment.created_ms,
+            payment.amount,
+            payment.currency,
+            payment.payment_method,
+            payment.manual_capture,
+            payment.reference,
+            payment.description,
+            payment.metadata,
+            operations,
+            payment.expires_ms,
+            payment.expiry_check_ms,
+            payment.amount_expired,
+        ]
+    )
+
+
+def decode_payment(data: bytes) -> Payment:
+    """Read a payment. Raises StoreCorruptError."""
+    fields = _unpack(data, 14)
+    try:
+        operations = tuple(
+            Operation(
+                operation_id,
+                OperationKind(kind),
+                amount,
+                OperationState(state),
+                created_ms,
+                settled_ms,
+                None if failure is None else Failure(*failure),
+                acquirer_reference,
+                reason,
+                resolved_by,
+            )
+            for (
+                operation_id,
+                kind,
+                amount,
+                state,
+                created_ms,
+                settled_ms,
+                failure,
+                acquirer_reference,
+                reason,
+                resolved_by,
+            ) in fields[9]
+        )
+    except (TypeError, ValueError) as error:
+        raise StoreCorruptError(f"a payment's operations can't be read: {error}") from error
+    fields[9] = operations
+    return Payment(*fields)
+
+
+def encode_once(once: Once) -> bytes:
+    """Give an idempotency record's bytes."""
+    return _pack(
+        [
+            VERSION,
+            once.command_id,
+            once.fingerprint,
+            once.payment_id,
+            once.operation_id,
+            once.created_ms,
+            once.status,
+            once.body,
+        ]
+    )
+
+
+def decode_once(data: bytes) -> Once:
+    """Read an idempotency record. Raises StoreCorruptError."""
+    return Once(*_unpack(data, 8))
+
+
+def encode_open(operation: OpenOperation) -> bytes:
+    """Give an open operation's bytes."""
+    return _pack(
+        [
+            VERSION,
+            operation.operation_id,
+            operation.payment_id,
+            operation.once_key,
+            operation.first_asked_ms,
+            operation.attempts,
+        ]
+    )
+
+
+def decode_open(data: bytes) -> OpenOperation:
+    """Read an open operation. Raises StoreCorruptError."""
+    operation_id, payment_id, once_key, first_asked_ms, attempts = _unpack(data, 6)
+    return OpenOperation(operation_id, payment_id, _key(once_key), first_asked_ms, attempts)
+
+
+def encode_entry(entry: JournalEntry) -> bytes:
+    """Give a journal entry's bytes."""
+    tagged = [
+        [_EVENT_TAGS[type(event)], *(getattr(event, name) for name in _EVENT_FIELDS[type(event)])]
+        for event in entry.events
+    ]
+    posted = [[posting.currency, posting.account.value, posting.amount] for posting in entry.postings]
+    return _pack(
+        [
+            VERSION,
+            entry.sequence,
+            entry.at_ms,
+            entry.cause,
+            entry.request_id,
+            entry.epoch,
+            tagged,
+            posted,
+            entry.once_key,
+        ]
+    )
+
+
+def decode_entry(data: bytes) -> JournalEntry:
+    """Read a journal entry. Raises StoreCorruptError."""
+    sequence, at_ms, cause, request_id, epoch, tagged, posted, once_key = _unpack(data, 9)
+    try:
+        return JournalEntry(
+            sequence,
+            at_ms,
+            cause,
+            request_id,
+            epoch,
+            tuple(_EVENT_TYPES[tag](*values) for tag, *values in tagged),
+            tuple(Posting(currency, Account(account), amount) for currency, account, amount in posted),
+            _key(once_key),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreCorruptError(f"journal entry {sequence} can't be read: {error}") from error
+
+
+def encode_text(text: str) -> bytes:
+    """Give the bytes of a plain text, as the indexes hold it."""
+    return _pack([VERSION, text])
+
+
+def decode_text(data: bytes) -> str:
+    """Read a plain text. Raises StoreCorruptError."""
+    (text,) = _unpack(data, 2)
+    return str(text)
+
+
+def _key(parts: list[Any] | None) -> Key | None:
+    return None if parts is None else tuple(parts)
+
+
+def _pack(fields: list[Any]) -> bytes:
+    return msgpack.packb(fields)  # type: ignore[no-any-return]
+
+
+def _unpack(data: bytes, length: int) -> list[Any]:
+    try:
+        fields = msgpack.unpackb(data)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise StoreCorruptError(f"a record is not msgpack: {error}") from error
+    if not isinstance(fields, list) or not fields or fields[0] != VERSION or len(fields) != length:
+        raise StoreCorruptError("a record is not of a version that is known here")
+    return fields[1:]

@@ -1,0 +1,165 @@
+"""What may be asked of a partner's actor, as typed values; and how they are read from what the wire carries.
+
+The router has validated every field already. Here the types are checked once more, because a cell trusts no router.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors import limits
+
+
+class CommandError(ValueError):
+    """The arguments are not of the command's types; whoever sent them is at fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePayment:
+    """Authorize, and capture at once unless `manual_capture`. Amount 0 verifies the payment method."""
+
+    amount: int
+    currency: str
+    payment_method: str
+    manual_capture: bool = False
+    reference: str | None = None
+    description: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CapturePayment:
+    """Capture `amount`, or all that is left (None)."""
+
+    payment_id: str
+    amount: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VoidPayment:
+    """Release what is authorized and not captured."""
+
+    payment_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefundPayment:
+    """Give back `amount`, or all that is left (None)."""
+
+    payment_id: str
+    amount: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveOperation:
+    """A person says what an operation became that the acquirer can't tell any more."""
+
+    operation_id: str
+    succeeded: bool
+    operator: str
+    note: str
+
+
+Command = CreatePayment | CapturePayment | VoidPayment | RefundPayment | ResolveOperation
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A command with who asked: its id for ever, and the partner's idempotency key with a digest of the request."""
+
+    command_id: str
+    request_id: str
+    command: Command
+    idempotency_key: str | None = None
+    fingerprint: bytes = b""
+
+
+def parse(method: str, arguments: Mapping[str, Any]) -> Command:
+    """Read a command. Raises CommandError where a field is missing, unknown or of another type."""
+    rest = dict(arguments)
+    command: Command
+    match method:
+        case "create_payment":
+            command = CreatePayment(
+                _integer(rest, "amount"),
+                _text(rest, "currency", 3),
+                _text(rest, "payment_method", limits.PAYMENT_METHOD_CHARACTERS_MAX),
+                _text(rest, "capture_method", 16) == "manual",
+                _optional_text(rest, "reference", limits.REFERENCE_CHARACTERS_MAX),
+                _optional_text(rest, "description", limits.DESCRIPTION_CHARACTERS_MAX),
+                _metadata(rest),
+            )
+        case "capture_payment":
+            command = CapturePayment(_text(rest, "payment_id", 64), _optional_integer(rest, "amount"))
+        case "void_payment":
+            command = VoidPayment(_text(rest, "payment_id", 64))
+        case "refund_payment":
+            command = RefundPayment(
+                _text(rest, "payment_id", 64),
+                _optional_integer(rest, "amount"),
+                _optional_text(rest, "reason", limits.REASON_CHARACTERS_MAX),
+            )
+        case "resolve_operation":
+            outcome = _text(rest, "outcome", 16)
+            if outcome not in ("succeeded", "failed"):
+                raise CommandError("outcome is succeeded or failed")
+            command = ResolveOperation(
+                _text(rest, "operation_id", 64),
+                outcome == "succeeded",
+                _text(rest, "operator", 255),
+                _text(rest, "note", limits.DESCRIPTION_CHARACTERS_MAX),
+            )
+        case _:
+            raise CommandError(f"{method!r} is no command")
+    if rest:
+        raise CommandError(f"{method} has no {min(rest)!r}")
+    return command
+
+
+def _integer(arguments: dict[str, Any], name: str) -> int:
+    value = arguments.pop(name, None)
+    if type(value) is not int or not 0 <= value <= limits.AMOUNT_MINOR_UNITS_MAX:
+        raise CommandError(f"{name} is an integer from 0 to {limits.AMOUNT_MINOR_UNITS_MAX}")
+    return value
+
+
+def _optional_integer(arguments: dict[str, Any], name: str) -> int | None:
+    if arguments.get(name) is None:
+        arguments.pop(name, None)
+        return None
+    return _integer(arguments, name)
+
+
+def _text(arguments: dict[str, Any], name: str, characters_max: int) -> str:
+    value = arguments.pop(name, None)
+    if not isinstance(value, str) or not 1 <= len(value) <= characters_max:
+        raise CommandError(f"{name} is a string of 1 to {characters_max} characters")
+    return value
+
+
+def _optional_text(arguments: dict[str, Any], name: str, characters_max: int) -> str | None:
+    if arguments.get(name) is None:
+        arguments.pop(name, None)
+        return None
+    value = arguments.pop(name)
+    if not isinstance(value, str) or len(value) > characters_max:
+        raise CommandError(f"{name} is a string of at most {characters_max} characters")
+    return value
+
+
+def _metadata(arguments: dict[str, Any]) -> dict[str, str]:
+    value = arguments.pop("metadata", None) or {}
+    if (
+        not isinstance(value, dict)
+        or len(value) > limits.METADATA_ENTRIES_MAX
+        or not all(
+            isinstance(key, str)
+            and len(key) <= limits.METADATA_KEY_CHARACTERS_MAX
+            and isinstance(entry, str)
+            and len(entry) <= limits.METADATA_VALUE_CHARACTERS_MAX
+            for key, entry in value.items()
+        )
+    ):
+        raise CommandError("metadata maps strings to strings, within its bounds")
+    return value

@@ -1,0 +1,62 @@
+"""The operating failures of an actor and its ports, as exceptions. Refusals are values (refusals.py), bugs assert.
+
+BulkheadError
+ +-- StoreError                    the store did not do what was asked
+ |    +-- FencedError              another worker owns the partner: stop at once
+ |    +-- ConflictError            nothing was written; read again and try again
+ |    +-- CommitUnknownError       it may or may not have been written: acquire again before anything else
+ |    +-- StoreLimitError          larger than FoundationDB allows; nothing was written
+ |    +-- StoreUnavailableError    nothing was written: disk full, time-out before commit, file locked
+ |    +-- StoreMissingError        the partner's book is not where it should be; never made anew
+ |    +-- StoreCorruptError        the book can't be trusted: a person is needed
+ +-- AcquirerUnknownError          no final answer: the acquirer may or may not have done it
+ +-- ActorStoppedError             the actor gave up its partner; ask the new owner
+"""
+
+
+class BulkheadError(Exception):
+    """Root of every operating failure of ours."""
+
+
+class StoreError(BulkheadError):
+    """The store did not do what was asked."""
+
+
+class FencedError(StoreError):
+    """Another worker holds a newer epoch of this partner."""
+
+
+class ConflictError(StoreError):
+    """A check failed or another transaction was first; nothing was written."""
+
+
+class CommitUnknownError(StoreError):
+    """The commit may or may not have happened (FoundationDB 1021, a time-out, a failed fsync)."""
+
+
+class StoreLimitError(StoreError):
+    """A key, value or transaction is larger than FoundationDB allows; nothing was written."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store can't serve now (full disk, lock, time-out before the commit); nothing was written."""
+
+
+class StoreMissingError(StoreError):
+    """The partner's book is missing. It is made at onboarding only, never by opening it."""
+
+
+class StoreCorruptError(StoreError):
+    """The partner's book can't be read as what it should be."""
+
+
+class AcquirerUnknownError(BulkheadError):
+    """The acquirer gave no final answer; `kind` says how: timeout, refused, lost, server_error, malformed."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind = kind
+
+
+class ActorStoppedError(BulkheadError):
+    """The actor no longer serves this partner; nothing of what was asked was written by it."""

@@ -1,0 +1,156 @@
+"""What happened to a payment, as the journal keeps it. Events are facts: applying one never fails, never decides."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from actors.payment import Failure, Operation, OperationKind, OperationState, Outcome, Payment, next_state
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentCreated:
+    """A payment was asked for."""
+
+    payment_id: str
+    at_ms: int
+    amount: int
+    currency: str
+    payment_method: str
+    manual_capture: bool
+    reference: str | None
+    description: str | None
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class OperationIntended:
+    """The acquirer will be asked. The amount is reserved from now on."""
+
+    payment_id: str
+    operation_id: str
+    kind: str
+    amount: int
+    at_ms: int
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OperationApproved:
+    """The acquirer did it. Final. `expires_ms`: the end of an authorization; `resolved_by`: a person said so."""
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+    acquirer_reference: str
+    expires_ms: int | None
+    resolved_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OperationDeclined:
+    """The acquirer did not and will not do it. Final."""
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+    code: str
+    retryable: bool
+    resolved_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OperationLost:
+    """No final answer came; it will be asked for again."""
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationExpired:
+    """The acquirer holds `amount` no longer."""
+
+    payment_id: str
+    at_ms: int
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiryDeferred:
+    """The end of the authorization is to be looked at again at `until_ms`."""
+
+    payment_id: str
+    until_ms: int
+
+
+Event = (
+    PaymentCreated
+    | OperationIntended
+    | OperationApproved
+    | OperationDeclined
+    | OperationLost
+    | AuthorizationExpired
+    | ExpiryDeferred
+)
+
+
+def apply(payment: Payment | None, event: Event) -> Payment:
+    """Give the payment after the event. An event that does not fit is a bug."""
+    if isinstance(event, PaymentCreated):
+        assert payment is None, f"{event.payment_id} is created twice"
+        return Payment(
+            event.payment_id,
+            event.at_ms,
+            event.amount,
+            event.currency,
+            event.payment_method,
+            event.manual_capture,
+            event.reference,
+            event.description,
+            event.metadata,
+        )
+    assert payment is not None, f"an event of {event.payment_id}, which was never created"
+    assert payment.id == event.payment_id
+    match event:
+        case OperationIntended():
+            kind = OperationKind(event.kind)
+            operation = Operation(
+                event.operation_id, kind, event.amount, OperationState.PENDING, event.at_ms, reason=event.reason
+            )
+            return replace(payment, operations=(*payment.operations, operation))
+        case OperationApproved():
+            operation = payment.operation(event.operation_id)
+            settled = replace(
+                operation,
+                state=next_state(operation.state, Outcome.APPROVED),
+                settled_ms=event.at_ms,
+                acquirer_reference=event.acquirer_reference,
+                resolved_by=event.resolved_by,
+            )
+            after = _with(payment, settled)
+            if operation.kind is OperationKind.AUTHORIZATION:
+                return replace(after, expires_ms=event.expires_ms, expiry_check_ms=event.expires_ms)
+            return after
+        case OperationDeclined():
+            operation = payment.operation(event.operation_id)
+            settled = replace(
+                operation,
+                state=next_state(operation.state, Outcome.DECLINED),
+                settled_ms=event.at_ms,
+                failure=Failure(event.code, event.retryable),
+                resolved_by=event.resolved_by,
+            )
+            return _with(payment, settled)
+        case OperationLost():
+            operation = payment.operation(event.operation_id)
+            return _with(payment, replace(operation, state=next_state(operation.state, Outcome.LOST)))
+        case AuthorizationExpired():
+            return replace(payment, amount_expired=payment.amount_expired + event.amount)
+        case ExpiryDeferred():
+            return replace(payment, expiry_check_ms=event.until_ms)
+
+
+def _with(payment: Payment, operation: Operation) -> Payment:
+    operations = tuple(operation if o.id == operation.id else o for o in payment.operations)
+    return replace(payment, operations=operations)

@@ -1,0 +1,63 @@
+"""Every key of a partner's keyspace, as tuples. Written down here first; nothing else builds keys.
+
+    ("head",)                                        Standing: sequence, floor of time, rate limit, balances
+    ("payment", payment_id)                          Payment with its operations; ids rise with time
+    ("refund", refund_id)                            payment_id
+    ("open", operation_id)                           OpenOperation: asked of the acquirer, outcome to come
+    ("once", "key" | "command", key or command_id)   Once: a command's idempotency record
+    ("journal", sequence)                            JournalEntry: events and postings of one command
+    ("status", status, payment_id)                   index of payments by status, `processing` left out
+    ("reference", reference, payment_id)             index of payments by the partner's reference
+    ("due", at_ms, payment_id)                       authorizations to be looked at
+
+The store keeps ownership (epoch, door epoch) in rows of its own, outside of this keyspace.
+"""
+
+from typing import Final
+
+from actors.store import Key
+
+HEAD: Final[Key] = ("head",)
+# Sorts behind every id and every text that a partner can send. Numbers sort behind all texts and have their own end.
+LAST: Final = "\U0010ffff"
+LAST_NUMBER: Final = (1 << 63) - 1
+
+
+def payment(payment_id: str) -> Key:
+    """Where a payment is."""
+    return ("payment", payment_id)
+
+
+def refund(refund_id: str) -> Key:
+    """Where a refund's payment is named."""
+    return ("refund", refund_id)
+
+
+def open_operation(operation_id: str) -> Key:
+    """Where an operation under way is."""
+    return ("open", operation_id)
+
+
+def once(idempotency_key: str | None, command_id: str) -> Key:
+    """Where a command's idempotency record is: by the partner's key, or by the command's id."""
+    return ("once", "command", command_id) if idempotency_key is None else ("once", "key", idempotency_key)
+
+
+def journal(sequence: int) -> Key:
+    """Where a journal entry is."""
+    return ("journal", sequence)
+
+
+def status(name: str, payment_id: str) -> Key:
+    """Where the index by status names a payment."""
+    return ("status", name, payment_id)
+
+
+def reference(text: str, payment_id: str) -> Key:
+    """Where the index by reference names a payment."""
+    return ("reference", text, payment_id)
+
+
+def due(at_ms: int, payment_id: str) -> Key:
+    """Where the index of authorizations to be looked at names a payment."""
+    return ("due", at_ms, payment_id)

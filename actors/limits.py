@@ -1,0 +1,82 @@
+"""Every bound of a partner's actor, named with its unit, and how the bounds relate.
+
+A bound that is not here does not exist. Bounds of the wire stand in `cells.api.limits`, which builds on these.
+"""
+
+from typing import Final
+
+# FoundationDB's limits, which every store obeys so that a partner can move between stores.
+# https://apple.github.io/foundationdb/known-limitations.html
+STORE_KEY_BYTES_MAX: Final = 10_000
+STORE_VALUE_BYTES_MAX: Final = 100_000
+STORE_TRANSACTION_BYTES_MAX: Final = 10_000_000
+STORE_TRANSACTION_MS_MAX: Final = 5_000
+STORE_RANGE_ROWS_MAX: Final = 1_000
+
+# What a partner may send.
+AMOUNT_MINOR_UNITS_MAX: Final = 999_999_999_999
+IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 255
+REFERENCE_CHARACTERS_MAX: Final = 255
+DESCRIPTION_CHARACTERS_MAX: Final = 1_000
+REASON_CHARACTERS_MAX: Final = 255
+PAYMENT_METHOD_CHARACTERS_MAX: Final = 255
+METADATA_ENTRIES_MAX: Final = 50
+METADATA_KEY_CHARACTERS_MAX: Final = 40
+METADATA_VALUE_CHARACTERS_MAX: Final = 500
+OPERATIONS_PER_PAYMENT_MAX: Final = 100
+PAGE_ROWS_MAX: Final = 100
+PAGE_ROWS_DEFAULT: Final = 10
+# A page filtered by something that has no index looks at no more rows than this.
+PAGE_ROWS_SCANNED_MAX: Final = 1_000
+
+# The mailbox and its batches.
+MAILBOX_COMMANDS_MAX: Final = 512
+BATCH_COMMANDS_MAX: Final = 64
+BATCH_BYTES_MAX: Final = 2_000_000
+PAYMENTS_CACHED_MAX: Final = 2_000
+COMMIT_TIMEOUT_MS: Final = 5_000
+COMMIT_ATTEMPTS_MAX: Final = 3
+
+# The acquirer, per partner.
+ACQUIRER_SLOTS: Final = 64
+ACQUIRER_TIMEOUT_MS: Final = 2_500
+ACQUIRER_RETRY_DELAY_MS_MIN: Final = 250
+ACQUIRER_RETRY_DELAY_MS_MAX: Final = 30_000
+# After so many attempts without a final answer the key is closed at the acquirer.
+ACQUIRER_ATTEMPTS_BEFORE_CLOSE: Final = 3
+# How long an acquirer remembers a key. Past it asking again could charge twice: a person decides.
+ACQUIRER_KEY_RETENTION_MS: Final = 24 * 3_600_000
+BREAKER_FAILURES_TO_OPEN: Final = 8
+BREAKER_OPEN_MS: Final = 1_000
+BREAKER_PROBES: Final = 2
+
+# Time.
+COMMAND_DEADLINE_MS: Final = 8_000
+CLIENT_DEADLINE_MS: Final = 10_000
+# An answer leaves the actor this long before the command's deadline, to reach the client in time.
+ANSWER_MARGIN_MS: Final = 500
+AUTHORIZATION_VALIDITY_MS: Final = 7 * 24 * 3_600_000
+EXPIRY_RETRY_DELAY_MS: Final = 60_000
+EXPIRIES_PER_WAKE_MAX: Final = 100
+WAKE_MS_MAX: Final = 60_000
+
+# Retention.
+IDEMPOTENCY_RETENTION_MS: Final = 24 * 3_600_000
+IDEMPOTENCY_ROWS_SWEPT_MAX: Final = 200
+
+# A partner's own limits, where the operator sets none.
+RATE_PER_SECOND_DEFAULT: Final = 50
+RATE_BURST_DEFAULT: Final = 100
+IN_FLIGHT_DEFAULT: Final = 256
+RATE_PER_SECOND_MAX: Final = 10_000
+RATE_BURST_MAX: Final = 100_000
+IN_FLIGHT_MAX: Final = 10_000
+
+assert COMMAND_DEADLINE_MS < CLIENT_DEADLINE_MS, "the gateway answers before its client gives up"
+assert ANSWER_MARGIN_MS < COMMAND_DEADLINE_MS
+assert ACQUIRER_TIMEOUT_MS < COMMAND_DEADLINE_MS - ANSWER_MARGIN_MS, "one whole acquirer call fits into a command"
+assert COMMIT_TIMEOUT_MS <= STORE_TRANSACTION_MS_MAX
+assert BATCH_BYTES_MAX + STORE_VALUE_BYTES_MAX < STORE_TRANSACTION_BYTES_MAX
+assert BATCH_COMMANDS_MAX <= MAILBOX_COMMANDS_MAX
+assert PAGE_ROWS_MAX <= PAGE_ROWS_SCANNED_MAX <= STORE_RANGE_ROWS_MAX
+assert ACQUIRER_RETRY_DELAY_MS_MAX * 10 < ACQUIRER_KEY_RETENTION_MS

@@ -1,0 +1,81 @@
+"""What lies in an actor's mailbox: partners' commands, and what acquirer and timers tell. Only shapes."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from actors import keyspace
+from actors.acquirer import Approved, Declined, NeverPerformed
+from actors.answers import Answer, Refused
+from actors.commands import Envelope
+from actors.store import Key
+
+Result = Answer | Refused
+
+
+@dataclass(slots=True)
+class Ask:
+    """A command that waits for its answer, until `deadline` on the loop's clock (seconds)."""
+
+    envelope: Envelope
+    method: str
+    future: asyncio.Future[Result]
+    deadline: float
+    arrived: float = field(default_factory=time.monotonic)
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def once_key(self) -> Key:
+        """Where its idempotency record is."""
+        return keyspace.once(self.envelope.idempotency_key, self.envelope.command_id)
+
+    def resolve(self, result: Result) -> None:
+        """Answer, if nobody did."""
+        if self.timer is not None:
+            self.timer.cancel()
+        if not self.future.done():
+            self.future.set_result(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A command's deadline is near and its operation's outcome is still to come."""
+
+    ask: Ask
+    operation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The acquirer's final word on an operation."""
+
+    operation_id: str
+    outcome: Approved | Declined | NeverPerformed
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An attempt at an operation ended without a final word; `attempts` were made by now."""
+
+    operation_id: str
+    why: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """An authorization may be due."""
+
+    payment_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Idempotency records are past their retention."""
+
+    once_keys: tuple[Key, ...]
+    swept_sequence: int
+
+
+Told = Settled | Lost | Expire | Sweep
+Item = Ask | Overdue | Told

@@ -1,0 +1,601 @@
+"""The partner's actor: the imperative shell that serialises one partner. A plain asyncio class, without Ray.
+
+It drains its bounded mailbox, decides each command in isolation, writes what they decided in one commit, then
+answers: nothing leaves before the commit. What queues up behind a commit forms the next batch. Two commits an
+operation: the intent, then the acquirer's word; between them the partner's other work goes on (settlement.py).
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from actors import codec, keyspace, limits, metrics, rate_limit, rules, views
+from actors.acquirer import Acquirer
+from actors.answers import Answer, RateState, Refused
+from actors.breaker import Breaker
+from actors.clock import Clock, PartnerTime, SystemClock
+from actors.commands import CreatePayment, Envelope, ResolveOperation
+from actors.errors import (
+    ActorStoppedError,
+    CommitUnknownError,
+    ConflictError,
+    FencedError,
+    StoreError,
+    StoreUnavailableError,
+)
+from actors.ids import IdMint
+from actors.mailbox import Ask, Expire, Item, Lost, Overdue, Result, Settled, Sweep, Told
+from actors.payment import Payment
+from actors.profile import Profile
+from actors.records import Once, OpenOperation
+from actors.refusals import Refusal, RefusalCode
+from actors.settlement import Settlement
+from actors.staging import Draft, State, TooLargeError, outcome_answer
+from actors.store import Key, Range, Store
+from actors.timers import Timers
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Effects:
+    """What a batch lets out once it is committed."""
+
+    answers: list[tuple[Ask, Result]] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+    settled: list[tuple[str, Answer | None]] = field(default_factory=list)
+    waiting: list[tuple[Ask, str]] = field(default_factory=list)
+
+
+class PartnerActor:
+    """One partner. `executing` is told which command is being decided, so that a deadly one can be found."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        store: Store,
+        acquirer: Acquirer,
+        *,
+        clock: Clock | None = None,
+        executing: Callable[[str], None] = lambda _: None,
+        on_stopped: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.profile = profile
+        self.store = store
+        self.breaker = Breaker()
+        self.epoch = 0
+        self._clock = clock or SystemClock()
+        self._time = PartnerTime(self._clock, 0)
+        self._mint = IdMint()
+        self._executing = executing
+        self._on_stopped = on_stopped
+        self._state = State(rules.Standing())
+        self._asks: deque[Ask] = deque()
+        self._told: deque[Told | Overdue] = deque()
+        self._batch: list[Item] = []
+        self._door_epoch = 0
+        self._work = asyncio.Event()
+        self._waiters: dict[str, list[Ask]] = {}
+        self._settlement = Settlement(self, acquirer)
+        self._timers = Timers(self)
+        self._task: asyncio.Task[None] | None = None
+        self._stopped: str | None = None
+        self._log = log.bind(partner=profile.partner_id)
+
+    # What the worker calls
+
+    async def start(self, door_epoch: int) -> int:
+        """Own the partner, load its head, resume what is open; give the epoch. Raises StoreError."""
+        self._door_epoch = door_epoch
+        await self._reacquire()
+        self._task = asyncio.create_task(self._serve(), name=f"actor-{self.profile.partner_id}")
+        for operation_id in self._state.opens:
+            self._settlement.pursue(operation_id)
+        self._timers.start()
+        self._log.info("actor_started", epoch=self.epoch, open_operations=len(self._state.opens))
+        return self.epoch
+
+    async def ask(self, method: str, envelope: Envelope, budget_ms: int) -> Result:
+        """Have a command decided and give its answer, by its deadline. Raises ActorStoppedError."""
+        self._check_running()
+        if len(self._asks) >= limits.MAILBOX_COMMANDS_MAX:
+            return Refused(Refusal(RefusalCode.MAILBOX_FULL, "The partner's mailbox is full.", retry_after_ms=1_000))
+        loop = asyncio.get_running_loop()
+        budget_ms = max(min(budget_ms, limits.COMMAND_DEADLINE_MS) - limits.ANSWER_MARGIN_MS, 0)
+        ask = Ask(envelope, method, loop.create_future(), loop.time() + budget_ms / 1_000)
+        self._asks.append(ask)
+        self._work.set()
+        result = await ask.future
+        metrics.COMMAND_SECONDS.labels(method).observe(time.monotonic() - ask.arrived)
+        outcome = result.refusal.code.value if isinstance(result, Refused) else str(result.status)
+        metrics.COMMANDS.labels(self.profile.partner_id, method, outcome).inc()
+        return result
+
+    def configure(self, profile: Profile) -> None:
+        """Take a newer profile; an older one is ignored."""
+        assert profile.partner_id == self.profile.partner_id
+        if profile.version > self.profile.version:
+            self.profile = profile
+            self._log.info("profile_taken", version=profile.version, status=profile.status)
+
+    async def stop(self, why: str = "released") -> None:
+        """Give the partner up: nothing is committed or asked after this. Open requests get ActorStoppedError."""
+        self._stop(why)
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._settlement.stop()
+        await self._timers.stop()
+        await self.store.close()
+
+    # What settlement, timers and queries see
+
+    @property
+    def opens(self) -> dict[str, OpenOperation]:
+        """The operations whose outcome is to come."""
+        return {key: value for key, value in self._state.opens.items() if value is not None}
+
+    @property
+    def standing(self) -> rules.Standing:
+        """What is committed of the partner as a whole."""
+        return self._state.standing
+
+    @property
+    def mailbox_depth(self) -> int:
+        """How many commands wait."""
+        return len(self._asks)
+
+    def now_ms(self) -> int:
+        """Give the partner's time."""
+        return self._time.now_ms()
+
+    def monotonic_ms(self) -> int:
+        """Give the monotonic clock, for waits."""
+        return self._clock.monotonic_ms()
+
+    def cached_payment(self, payment_id: str) -> Payment | None:
+        """Give a payment as it was committed last, if it is at hand."""
+        return self._state.payments.get(payment_id)
+
+    async def payment(self, payment_id: str) -> Payment | None:
+        """Give a payment as it was committed last. Raises StoreError."""
+        cached = self._state.payments.get(payment_id)
+        if cached is not None:
+            return cached
+        data = (await self.store.read([keyspace.payment(payment_id)])).values[0]
+        return None if data is None else codec.decode_payment(data)
+
+    def tell(self, item: Told) -> None:
+        """Put what came from the acquirer or a timer before the next batch."""
+        self._told.append(item)
+        self._work.set()
+
+    def rate_state(self) -> RateState:
+        """Give the rate limit as it stands."""
+        profile = self.profile
+        left, reset_us = rate_limit.remaining(
+            self._state.standing.arrival_us, self._time.now_ms() * 1_000, profile.rate_per_second, profile.rate_burst
+        )
+        return RateState(profile.rate_per_second, profile.rate_burst, left, -(-reset_us // 1_000))
+
+    # The loop
+
+    async def _serve(self) -> None:
+        try:
+            while True:
+                await self._work.wait()
+                self._batch = self._next_batch()
+                if self._batch:
+                    await self._process(self._batch)
+                else:
+                    self._work.clear()
+        except FencedError as error:
+            metrics.EPOCH_CONFLICTS.labels(self.profile.partner_id).inc()
+            self._log.warning("actor_fenced", epoch=self.epoch, error=str(error))
+            self._stop("fenced")
+        except StoreError as error:
+            self._log.exception("actor_lost_its_store", error=str(error))
+            self._stop(f"store: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the partner is given up, not left hanging
+            self._log.exception("actor_failed")
+            self._stop(f"bug: {error!r}")
+
+    def _next_batch(self) -> list[Item]:
+        batch: list[Item] = []
+        while self._told and len(batch) < limits.BATCH_COMMANDS_MAX:
+            batch.append(self._told.popleft())
+        now = asyncio.get_running_loop().time()
+        while self._asks and len(batch) < limits.BATCH_COMMANDS_MAX:
+            ask = self._asks.popleft()
+            if ask.deadline <= now:
+                ask.resolve(_unavailable("The command waited past its deadline; nothing was written."))
+            elif not ask.future.done():
+                batch.append(ask)
+        return batch
+
+    async def _process(self, batch: list[Item]) -> None:
+        unknown = False
+        for _ in range(limits.COMMIT_ATTEMPTS_MAX):
+            try:
+                state = await self._read_for(batch)
+                draft, effects = self._decide_all(state, batch)
+                if draft.writes or draft.standing is not state.standing:
+                    began = time.monotonic()
+                    await self.store.commit((), draft.mutations())
+                    metrics.COMMIT_SECONDS.observe(time.monotonic() - began)
+                    metrics.BATCH_COMMANDS.observe(len(batch))
+            except (ConflictError, StoreUnavailableError) as error:
+                self._note_failure(error)
+            except CommitUnknownError as error:
+                unknown = True
+                self._note_failure(error)
+                # Only a new epoch makes sure that the lost transaction can't commit later.
+                await self._reacquire()
+            else:
+                draft.adopt()
+                self._let_out(effects, draft.due_ms)
+                return
+            finally:
+                self._state.forget_answered()
+        self._give_back(batch, unknown=unknown)
+
+    def _note_failure(self, error: StoreError) -> None:
+        metrics.COMMIT_FAILURES.labels(self.profile.partner_id, type(error).__name__).inc()
+        self._log.warning("commit_failed", error=f"{type(error).__name__}: {error}")
+
+    async def _reacquire(self) -> None:
+        ownership = await self.store.acquire(self._door_epoch)
+        self.epoch = ownership.epoch
+        await self._load()
+
+    def _give_back(self, batch: list[Item], *, unknown: bool) -> None:
+        for item in batch:
+            if isinstance(item, Ask):
+                item.resolve(_outcome_unknown() if unknown else _unavailable("The store does not take writes now."))
+            elif isinstance(item, Overdue):
+                item.ask.resolve(_outcome_unknown())
+            else:
+                self._tell_later(item, limits.ACQUIRER_RETRY_DELAY_MS_MIN)
+
+    def _tell_later(self, item: Told, delay_ms: int) -> None:
+        """Tell again what could not be written: the acquirer's word is not lost."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(delay_ms / 1_000, lambda: self.tell(item) if self._stopped is None else None)
+
+    # Reading
+
+    async def _load(self) -> None:
+        opens: dict[str, OpenOperation | None] = {}
+        begin: Key = ("open",)
+        while True:
+            page = Range(begin, ("open", keyspace.LAST), limits.STORE_RANGE_ROWS_MAX)
+            snapshot = await self.store.read([keyspace.HEAD], [page])
+            rows = snapshot.ranges[0]
+            for row in rows:
+                opened = codec.decode_open(row.value)
+                opens[opened.operation_id] = opened
+            if len(rows) < limits.STORE_RANGE_ROWS_MAX:
+                break
+            begin = (*rows[-1].key, "")
+        head = snapshot.values[0]
+        standing = rules.Standing() if head is None else codec.decode_standing(head)
+        self._state = State(standing, opens=opens)
+        self._time = PartnerTime(self._clock, max(standing.floor_ms, self._time.now_ms() if self.epoch else 0))
+
+    async def _read_for(self, batch: list[Item]) -> State:
+        """Have at hand what the batch's decisions look at."""
+        state = self._state
+        keys: dict[Key, str | None] = {}
+        for item in batch:
+            payment_id = self._payment_id_of(item)
+            if payment_id is not None and payment_id not in state.payments:
+                keys[keyspace.payment(payment_id)] = payment_id
+            once_key = self._once_key_of(item)
+            if once_key is not None and once_key not in state.onces:
+                keys[once_key] = None
+        if keys:
+            wanted = list(keys)
+            snapshot = await self.store.read(wanted)
+            for key, data in zip(wanted, snapshot.values, strict=True):
+                name = keys[key]
+                if name is None:
+                    state.take_once(key, None if data is None else codec.decode_once(data))
+                elif data is not None:
+                    state.payments[name] = codec.decode_payment(data)
+        self._trim(state)
+        return state
+
+    def _payment_id_of(self, item: Item) -> str | None:
+        if isinstance(item, Expire):
+            return item.payment_id
+        if isinstance(item, Ask):
+            command = item.envelope.command
+            if isinstance(command, CreatePayment):
+                return None
+            if not isinstance(command, ResolveOperation):
+                return command.payment_id
+            operation_id = command.operation_id
+        elif isinstance(item, Sweep):
+            return None
+        else:
+            operation_id = item.operation_id
+        opened = self._state.opens.get(operation_id)
+        return None if opened is None else opened.payment_id
+
+    def _once_key_of(self, item: Item) -> Key | None:
+        if isinstance(item, Ask):
+            return item.once_key
+        if isinstance(item, Settled | Overdue):
+            opened = self._state.opens.get(item.operation_id)
+            return None if opened is None else opened.once_key
+        return None
+
+    def _trim(self, state: State) -> None:
+        """Keep the cache within its bound; idempotency records are read anew each time."""
+        if len(state.payments) > limits.PAYMENTS_CACHED_MAX:
+            held = {opened.payment_id for opened in state.opens.values() if opened is not None}
+            for payment_id in list(state.payments)[: len(state.payments) - limits.PAYMENTS_CACHED_MAX // 2]:
+                if payment_id not in held:
+                    del state.payments[payment_id]
+
+    # Deciding
+
+    def _decide_all(self, state: State, batch: list[Item]) -> tuple[Draft, _Effects]:
+        whole = Draft(state)
+        effects = _Effects()
+        now_ms = self._time.now_ms()
+        size_bytes = 0
+        for index, item in enumerate(batch):
+            draft = Draft(whole)
+            own = _Effects()
+            try:
+                if isinstance(item, Ask):
+                    self._executing(item.envelope.command_id)
+                self._decide_one(draft, own, item, now_ms)
+            except TooLargeError as error:
+                self._leave_out(effects, item, RefusalCode.COMMAND_TOO_LARGE, str(error))
+                continue
+            except Exception as error:  # noqa: BLE001 - a bug in the rules takes its own command out, nobody else's
+                self._log.exception("command_failed", item=type(item).__name__)
+                self._leave_out(effects, item, RefusalCode.INTERNAL_ERROR, type(error).__name__)
+                continue
+            size_bytes += draft.size_bytes()
+            if index and size_bytes > limits.BATCH_BYTES_MAX:
+                self._put_back(batch, index)
+                break
+            draft.merge()
+            effects.answers += own.answers
+            effects.started += own.started
+            effects.settled += own.settled
+            effects.waiting += own.waiting
+        self._executing("")
+        return whole, effects
+
+    def _put_back(self, batch: list[Item], index: int) -> None:
+        """Leave the batch's items from `index` on to the next batch."""
+        for item in reversed(batch[index:]):
+            if isinstance(item, Ask):
+                self._asks.appendleft(item)
+            else:
+                self._told.appendleft(item)
+        del batch[index:]
+
+    def _leave_out(self, effects: _Effects, item: Item, code: RefusalCode, detail: str) -> None:
+        if isinstance(item, Ask | Overdue):
+            ask = item if isinstance(item, Ask) else item.ask
+            effects.answers.append((ask, Refused(Refusal(code, f"The command was not taken: {detail}."))))
+        else:
+            self._tell_later(item, limits.ACQUIRER_RETRY_DELAY_MS_MAX)
+
+    def _decide_one(self, draft: Draft, effects: _Effects, item: Item, now_ms: int) -> None:
+        match item:
+            case Ask():
+                self._decide_ask(draft, effects, item, now_ms)
+            case Settled():
+                self._decide_settled(draft, effects, item, now_ms)
+            case Lost():
+                self._decide_lost(draft, item, now_ms)
+            case Overdue():
+                self._decide_overdue(draft, effects, item)
+            case Expire():
+                self._decide_expire(draft, effects, item, now_ms)
+            case Sweep():
+                for key in item.once_keys:
+                    draft.clear(key)
+                draft.standing = replace(draft.standing, swept_sequence=item.swept_sequence)
+
+    def _decide_ask(self, draft: Draft, effects: _Effects, ask: Ask, now_ms: int) -> None:
+        envelope = ask.envelope
+        once_key = keyspace.once(envelope.idempotency_key, envelope.command_id)
+        once = draft.once(once_key)
+        if once is not None:
+            self._decide_again(effects, ask, once)
+            return
+        payment_id = self._payment_id_of(ask)
+        payment = None if payment_id is None else draft.payment(payment_id)
+        resolving = None
+        if isinstance(envelope.command, ResolveOperation):
+            resolving = draft.open(envelope.command.operation_id)
+        ids = self._mint.ids(now_ms)
+        decision = rules.decide(
+            self.profile,
+            draft.standing,
+            payment,
+            envelope.command,
+            now_ms,
+            ids,
+            acquirer_available=self.breaker.allows(self._clock.monotonic_ms()),
+        )
+        if isinstance(decision, Refusal):
+            effects.answers.append((ask, Refused(decision, self.rate_state())))
+            return
+        after = draft.record(
+            decision.events,
+            payment_id=ids.payment_id if payment is None else payment.id,
+            now_ms=now_ms,
+            cause=envelope.command_id,
+            request_id=envelope.request_id,
+            epoch=self.epoch,
+            once_key=once_key,
+            arrival_us=decision.arrival_us,
+        )
+        operation_id = after.operations[-1].id if resolving is None else resolving.operation_id
+        draft.put_once(once_key, Once(envelope.command_id, envelope.fingerprint, after.id, operation_id, now_ms))
+        if resolving is not None:
+            self._answer_settled(draft, effects, after, resolving)
+            answer = draft.answer(once_key, Answer(200, views.render_payment(after, self.profile.mode)))
+            effects.answers.append((ask, answer))
+            return
+        effects.started.append(operation_id)
+        effects.waiting.append((ask, operation_id))
+
+    def _decide_again(self, effects: _Effects, ask: Ask, once: Once) -> None:
+        envelope = ask.envelope
+        if once.fingerprint != envelope.fingerprint:
+            refusal = Refusal(
+                RefusalCode.IDEMPOTENCY_KEY_REUSED,
+                "This idempotency key was used for another request; take a new key for a new request.",
+            )
+            effects.answers.append((ask, Refused(refusal)))
+        elif once.status is not None:
+            replayed = once.command_id != envelope.command_id
+            effects.answers.append((ask, Answer(once.status, once.body, replayed)))
+        elif once.command_id == envelope.command_id:
+            effects.waiting.append((ask, once.operation_id))
+        else:
+            refusal = Refusal(
+                RefusalCode.IDEMPOTENCY_KEY_IN_USE,
+                "The first request with this idempotency key is still under way.",
+                retry_after_ms=1_000,
+            )
+            effects.answers.append((ask, Refused(refusal)))
+
+    def _decide_settled(self, draft: Draft, effects: _Effects, item: Settled, now_ms: int) -> None:
+        opened = draft.open(item.operation_id)
+        if opened is None:
+            return  # final already: a person or an earlier word was first
+        payment = draft.payment(opened.payment_id)
+        assert payment is not None, f"{item.operation_id} is open without its payment"
+        events = rules.settle(self.profile, payment, item.operation_id, item.outcome, now_ms)
+        after = draft.record(
+            events,
+            payment_id=payment.id,
+            now_ms=now_ms,
+            cause=f"acquirer:{item.operation_id}",
+            request_id="",
+            epoch=self.epoch,
+        )
+        self._answer_settled(draft, effects, after, opened)
+
+    def _answer_settled(self, draft: Draft, effects: _Effects, payment: Payment, opened: OpenOperation) -> None:
+        """Keep the answer to the command that intended the operation; what was kept first is what all are told."""
+        answer = None
+        if opened.once_key is not None:
+            answer = draft.answer(opened.once_key, outcome_answer(payment, opened.operation_id, self.profile.mode))
+        effects.settled.append((opened.operation_id, answer))
+
+    def _decide_lost(self, draft: Draft, item: Lost, now_ms: int) -> None:
+        opened = draft.open(item.operation_id)
+        if opened is None:
+            return
+        payment = draft.payment(opened.payment_id)
+        assert payment is not None, f"{item.operation_id} is open without its payment"
+        draft.put_open(replace(opened, attempts=item.attempts))
+        events = rules.lose(payment, item.operation_id, item.why, now_ms)
+        if events:
+            draft.record(
+                events,
+                payment_id=payment.id,
+                now_ms=now_ms,
+                cause=f"acquirer:{item.operation_id}",
+                request_id="",
+                epoch=self.epoch,
+            )
+
+    def _decide_overdue(self, draft: Draft, effects: _Effects, item: Overdue) -> None:
+        """Say 202 and keep having said so: the answer is on disk before it leaves, and is replayed from then on."""
+        opened = draft.open(item.operation_id)
+        if opened is None:
+            return  # settled meanwhile: its answer is on the way
+        payment = draft.payment(opened.payment_id)
+        assert payment is not None, f"{item.operation_id} is open without its payment"
+        answer = draft.answer(item.ask.once_key, outcome_answer(payment, item.operation_id, self.profile.mode))
+        effects.answers.append((item.ask, replace(answer, rate=self.rate_state())))
+
+    def _decide_expire(self, draft: Draft, effects: _Effects, item: Expire, now_ms: int) -> None:
+        payment = draft.payment(item.payment_id)
+        assert payment is not None, f"{item.payment_id} is due and does not exist"
+        events = rules.expire(payment, now_ms, self._mint.ids(now_ms))
+        if not events:
+            return
+        draft.record(events, payment_id=payment.id, now_ms=now_ms, cause="expiry", request_id="", epoch=self.epoch)
+        effects.started += draft.opens
+
+    # After the commit
+
+    def _let_out(self, effects: _Effects, due_ms: int | None) -> None:
+        loop = asyncio.get_running_loop()
+        for ask, result in effects.answers:
+            ask.resolve(result)
+        for ask, operation_id in effects.waiting:
+            if operation_id in self._state.opens:
+                self._waiters.setdefault(operation_id, []).append(ask)
+                ask.timer = loop.call_at(ask.deadline, self._overdue, ask, operation_id)
+            else:
+                # Joined a command whose outcome was committed in this very batch: it is known now.
+                self._asks.appendleft(ask)
+        for operation_id in effects.started:
+            self._settlement.pursue(operation_id)
+        for operation_id, answer in effects.settled:
+            self._settlement.forget(operation_id)
+            for ask in self._waiters.pop(operation_id, ()):
+                assert answer is not None, f"somebody waits for {operation_id}, which nobody asked for"
+                ask.resolve(replace(answer, rate=self.rate_state()))
+        self._timers.look(due_ms)
+
+    def _overdue(self, ask: Ask, operation_id: str) -> None:
+        if not ask.future.done() and self._stopped is None:
+            self._told.append(Overdue(ask, operation_id))
+            self._work.set()
+
+    # The end
+
+    def _check_running(self) -> None:
+        if self._stopped is not None or self._task is None:
+            raise ActorStoppedError(self._stopped or "not started")
+
+    def _stop(self, why: str) -> None:
+        if self._stopped is not None:
+            return
+        self._stopped = why
+        error = ActorStoppedError(why)
+        asks = [*self._asks, *(item for item in self._batch if isinstance(item, Ask))]
+        asks += [ask for waiters in self._waiters.values() for ask in waiters]
+        for ask in asks:
+            if ask.timer is not None:
+                ask.timer.cancel()
+            if not ask.future.done():
+                ask.future.set_exception(error)
+        self._asks.clear()
+        self._told.clear()
+        self._waiters.clear()
+        self._settlement.abandon()
+        self._on_stopped(why)
+
+
+def _unavailable(detail: str) -> Refused:
+    return Refused(Refusal(RefusalCode.PARTNER_UNAVAILABLE, detail, retry_after_ms=1_000))
+
+
+def _outcome_unknown() -> Refused:
+    return Refused(
+        Refusal(
+            RefusalCode.OUTCOME_UNKNOWN,
+            "It is not known whether this was written; ask again with the same idempotency key.",
+            retry_after_ms=1_000,
+        )
+    )

@@ -1,0 +1,141 @@
+"""How an operation gets its outcome: slots, a circuit breaker, and asking again until the acquirer's word is final.
+
+"Not found" is never final: a paused zombie may still send. So an operation is settled by performing its key again,
+and after some attempts by closing the key at the acquirer first. Past the acquirer's retention of keys a person
+decides (`bulkhead unknown`). Every operation under way has one task here; the task dies with the actor.
+"""
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from actors import limits, metrics
+from actors.acquirer import Acquirer, Approved, Declined, Instruction, NeverPerformed
+from actors.errors import AcquirerUnknownError, StoreError
+from actors.mailbox import Lost, Settled
+from actors.payment import Payment
+from actors.records import OpenOperation
+
+if TYPE_CHECKING:
+    from actors.partner import PartnerActor
+
+log = structlog.get_logger()
+
+
+class Settlement:
+    """The acquirer's side of one partner's actor."""
+
+    def __init__(self, actor: "PartnerActor", acquirer: Acquirer) -> None:
+        self._actor = actor
+        self._acquirer = acquirer
+        self._slots = asyncio.Semaphore(limits.ACQUIRER_SLOTS)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._log = log.bind(partner=actor.profile.partner_id)
+
+    def pursue(self, operation_id: str) -> None:
+        """Begin to ask for an operation's outcome."""
+        if operation_id in self._tasks:
+            return
+        task = asyncio.create_task(self._pursue(operation_id), name=f"settle-{operation_id}")
+        self._tasks[operation_id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(operation_id, None))
+
+    def forget(self, operation_id: str) -> None:
+        """Stop asking: the outcome is known."""
+        task = self._tasks.get(operation_id)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    def abandon(self) -> None:
+        """Stop asking for everything: another worker resumes it."""
+        for task in list(self._tasks.values()):
+            task.cancel()
+
+    async def stop(self) -> None:
+        """End all that is under way and give back the connection."""
+        self.abandon()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._acquirer.aclose()
+
+    async def _pursue(self, operation_id: str) -> None:
+        while True:
+            try:
+                opened, payment = await self._load(operation_id)
+            except StoreError as error:
+                self._log.warning("settlement_cannot_read", operation=operation_id, error=str(error))
+                await self._pause(1)
+            else:
+                break
+        if opened is None or payment is None:
+            return
+        instruction = instruction_of(self._actor.profile.partner_id, payment, operation_id)
+        attempts = opened.attempts
+        while not needs_person(opened, self._actor.now_ms()):
+            await self._await_breaker()
+            async with self._slots:
+                outcome = await self._attempt(instruction, close=attempts >= limits.ACQUIRER_ATTEMPTS_BEFORE_CLOSE)
+            if not isinstance(outcome, AcquirerUnknownError):
+                self._actor.tell(Settled(operation_id, outcome))
+                return
+            attempts += 1
+            self._actor.tell(Lost(operation_id, outcome.kind, attempts))
+            await self._pause(attempts)
+        self._log.error("operation_needs_person", operation=operation_id, payment=payment.id)
+
+    async def _load(self, operation_id: str) -> tuple[OpenOperation | None, Payment | None]:
+        opened = self._actor.opens.get(operation_id)
+        if opened is None:
+            return None, None
+        return opened, await self._actor.payment(opened.payment_id)
+
+    async def _attempt(
+        self, instruction: Instruction, *, close: bool
+    ) -> Approved | Declined | NeverPerformed | AcquirerUnknownError:
+        breaker = self._actor.breaker
+        breaker.begin(self._actor.monotonic_ms())
+        began = time.monotonic()
+        outcome: Approved | Declined | NeverPerformed | AcquirerUnknownError
+        try:
+            ask = self._acquirer.close_key if close else self._acquirer.perform
+            outcome = await ask(instruction, limits.ACQUIRER_TIMEOUT_MS)
+        except AcquirerUnknownError as error:
+            outcome = error
+            breaker.fail(self._actor.monotonic_ms())
+            self._log.info("acquirer_gave_no_outcome", operation=instruction.key, kind=error.kind, closing=close)
+        else:
+            breaker.succeed()
+        metrics.ACQUIRER_SECONDS.observe(time.monotonic() - began)
+        name = outcome.kind if isinstance(outcome, AcquirerUnknownError) else type(outcome).__name__.lower()
+        metrics.ACQUIRER_CALLS.labels(instruction.partner_id, instruction.kind, name).inc()
+        return outcome
+
+    async def _await_breaker(self) -> None:
+        while not self._actor.breaker.allows(self._actor.monotonic_ms()):  # noqa: ASYNC110 - it waits for time
+            await asyncio.sleep(limits.BREAKER_OPEN_MS / 2_000 * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+    async def _pause(self, attempts: int) -> None:
+        delay_ms = min(limits.ACQUIRER_RETRY_DELAY_MS_MIN << min(attempts, 20), limits.ACQUIRER_RETRY_DELAY_MS_MAX)
+        await asyncio.sleep(delay_ms / 1_000 * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+
+
+def needs_person(opened: OpenOperation, now_ms: int) -> bool:
+    """Say whether the acquirer may have forgotten the operation's key, so that asking again could charge twice."""
+    return now_ms - opened.first_asked_ms >= limits.ACQUIRER_KEY_RETENTION_MS
+
+
+def instruction_of(partner_id: str, payment: Payment, operation_id: str) -> Instruction:
+    """Give what the acquirer is told. The same operation always gives the same instruction."""
+    operation = payment.operation(operation_id)
+    original = payment.first.id
+    return Instruction(
+        operation.id,
+        partner_id,
+        operation.kind.value,
+        operation.amount,
+        payment.currency,
+        payment.payment_method,
+        None if operation.id == original else original,
+    )

@@ -1,0 +1,63 @@
+"""The bounds of the wire between router, door and worker, each with its unit, and how they relate."""
+
+from typing import Final
+
+from actors import limits as actor_limits
+
+FRAME_BYTES_MAX: Final = 1_048_576
+HANDSHAKE_TIMEOUT_MS: Final = 2_000
+CONNECT_TIMEOUT_MS: Final = 1_000
+RECONNECT_DELAY_MS_MIN: Final = 50
+RECONNECT_DELAY_MS_MAX: Final = 1_000
+# Requests awaiting an answer on one connection; past it the caller is refused at once.
+CONNECTION_REQUESTS_MAX: Final = 20_000
+# Unsent bytes on one connection; past it the peer is taken for stopped and the caller is refused at once.
+CONNECTION_UNSENT_BYTES_MAX: Final = 16 * FRAME_BYTES_MAX
+# A command is sent at most so often, whatever dies; then the caller is told to ask.
+COMMAND_SENDS_MAX: Final = 2
+
+# One partner's share of the door.
+DOOR_PARTNER_COMMANDS_MAX: Final = 256
+DOOR_CONNECTIONS_MAX: Final = 256
+
+# Health. A worker is suspected after this much silence and then killed and replaced.
+HEARTBEAT_INTERVAL_MS: Final = 200
+HEARTBEAT_TIMEOUT_MS: Final = 1_500
+DOOR_LATE_MS: Final = 500
+TAKEOVERS_AT_ONCE_MAX: Final = 4
+SPARES_DEFAULT: Final = 1
+WORKER_START_TIMEOUT_MS: Final = 60_000
+ACTIVATION_TIMEOUT_MS: Final = 10_000
+ACTIVATION_RETRY_DELAY_MS_MAX: Final = 5_000
+# A command that was being executed at so many deaths of workers is refused from then on.
+POISON_DEATHS_MAX: Final = 2
+POISON_COMMANDS_REMEMBERED_MAX: Final = 1_000
+
+ROUTER_REMEMBERED_429_MS_MAX: Final = 1_000
+
+assert HEARTBEAT_TIMEOUT_MS >= 4 * HEARTBEAT_INTERVAL_MS, "one late heartbeat accuses nobody"
+assert DOOR_PARTNER_COMMANDS_MAX <= actor_limits.MAILBOX_COMMANDS_MAX, "what its door lets in fits"
+assert actor_limits.COMMAND_DEADLINE_MS > HEARTBEAT_TIMEOUT_MS * 2, "a takeover fits into it"
+
+# Workers.
+WORKER_LOOP_LAG_MS_MAX: Final = 3_000
+WORKER_STARTS_AT_ONCE_MAX: Final = 2
+WORKER_READS_AT_ONCE_MAX: Final = 64
+HEARTBEAT_CONNECTIONS_MAX: Final = 8
+METRICS_TIMEOUT_MS: Final = 1_000
+DOOR_DRAIN_MS: Final = 3_000
+
+# The acquirer's answers, and a worker process's connections to it: ACQUIRER_SLOTS for each of 64 partners that share it.
+ACQUIRER_ANSWER_BYTES_MAX: Final = 16_384
+ACQUIRER_NAME_CHARACTERS_MAX: Final = 255
+ACQUIRER_TIME_MS_MAX: Final = 2**53
+ACQUIRER_CONNECTIONS_MAX: Final = 64 * actor_limits.ACQUIRER_SLOTS
+ACQUIRER_KEEP_ALIVE_S: Final = 30
+
+# What operators may set for a partner, and what it is where they set nothing.
+PARTNER_RATE_PER_SECOND_DEFAULT: Final = actor_limits.RATE_PER_SECOND_DEFAULT
+PARTNER_RATE_PER_SECOND_MAX: Final = actor_limits.RATE_PER_SECOND_MAX
+PARTNER_RATE_BURST_DEFAULT: Final = actor_limits.RATE_BURST_DEFAULT
+PARTNER_RATE_BURST_MAX: Final = actor_limits.RATE_BURST_MAX
+PARTNER_IN_FLIGHT_DEFAULT: Final = actor_limits.IN_FLIGHT_DEFAULT
+PARTNER_IN_FLIGHT_MAX: Final = actor_limits.IN_FLIGHT_MAX

@@ -1,0 +1,201 @@
+"""The messages in the frames, as typed values and as msgpack. No I/O goes in.
+
+A body is opaque to the door: it forwards a command to the worker and the answer back without reading either.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from actors.answers import Answer, RateState, Refused
+from actors.profile import Profile
+from actors.refusals import Refusal, RefusalCode
+
+__all__ = [
+    "NOT_MINE",
+    "READS",
+    "WRITES",
+    "Answer",
+    "Command",
+    "MessageError",
+    "Method",
+    "Profile",
+    "RateState",
+    "Refusal",
+    "RefusalCode",
+    "Refused",
+    "decode_answer",
+    "decode_command",
+    "decode_profile",
+    "encode_answer",
+    "encode_command",
+    "encode_profile",
+]
+
+VERSION = 1
+# What a worker answers instead of a message: the partner's actor is not here, or gave its partner up.
+NOT_MINE = b""
+
+
+class MessageError(ValueError):
+    """A message is not what its type says; the peer that sent it is at fault."""
+
+
+class Method:
+    """What may be asked, as the frames spell it: of a partner's actor, of a door, of a worker."""
+
+    # Of a partner's actor, forwarded by the door. These change something.
+    CREATE_PAYMENT = "create_payment"  # {amount, currency, payment_method, capture_method, reference, ...}
+    CAPTURE_PAYMENT = "capture_payment"  # {payment_id, amount | None}
+    VOID_PAYMENT = "void_payment"  # {payment_id}
+    REFUND_PAYMENT = "refund_payment"  # {payment_id, amount | None, reason | None}
+    RESOLVE_OPERATION = "resolve_operation"  # {operation_id, outcome: succeeded | failed, operator, note}
+    # These only read.
+    GET_PAYMENT = "get_payment"  # {payment_id}
+    LIST_PAYMENTS = "list_payments"  # {limit, starting_after, status, reference, created_from_ms, created_before_ms}
+    GET_REFUND = "get_refund"  # {refund_id}
+    GET_BALANCE = "get_balance"  # {}
+    LIST_EVENTS = "list_events"  # {limit, starting_after, type}
+    LIST_UNKNOWN = "list_unknown"  # {}
+    # Of a door, by the control plane (role "control" only).
+    ONBOARD = "onboard"  # a profile; makes the partner's book where there is none yet
+    CONFIGURE = "configure"  # a profile
+    CELL_STATUS = "cell_status"  # {}
+    # Of a worker, by its door.
+    ASSIGN = "assign"  # {profile, door_epoch, book}: own this partner
+    RELEASE = "release"  # {partner_id}: give it up
+    WORKER_STATUS = "worker_status"  # {}
+    METRICS = "metrics"  # {}
+
+
+WRITES = frozenset(
+    {
+        Method.CREATE_PAYMENT,
+        Method.CAPTURE_PAYMENT,
+        Method.VOID_PAYMENT,
+        Method.REFUND_PAYMENT,
+        Method.RESOLVE_OPERATION,
+    }
+)
+READS = frozenset(
+    {
+        Method.GET_PAYMENT,
+        Method.LIST_PAYMENTS,
+        Method.GET_REFUND,
+        Method.GET_BALANCE,
+        Method.LIST_EVENTS,
+        Method.LIST_UNKNOWN,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One request of a partner. `fingerprint` is a digest of method, path and canonical body."""
+
+    command_id: str
+    request_id: str
+    arguments: dict[str, Any]
+    idempotency_key: str | None = None
+    fingerprint: bytes = b""
+
+
+def encode_command(command: Command) -> bytes:
+    """Give the command's bytes."""
+    return _pack(
+        [
+            VERSION,
+            command.command_id,
+            command.request_id,
+            command.arguments,
+            command.idempotency_key,
+            command.fingerprint,
+        ]
+    )
+
+
+def decode_command(body: bytes) -> Command:
+    """Read a command. Raises MessageError."""
+    try:
+        version, command_id, request_id, arguments, key, fingerprint = _unpack(body)
+    except (TypeError, ValueError) as error:
+        raise MessageError(f"a command can't be read: {error}") from error
+    if (
+        version != VERSION
+        or not isinstance(command_id, str)
+        or not isinstance(request_id, str)
+        or not isinstance(arguments, dict)
+        or not isinstance(key, str | None)
+        or not isinstance(fingerprint, bytes)
+    ):
+        raise MessageError(f"a command of version {version!r} does not have the types of version {VERSION}")
+    return Command(command_id, request_id, arguments, key, fingerprint)
+
+
+def encode_answer(answer: Answer | Refused) -> bytes:
+    """Give the answer's bytes."""
+    rate = answer.rate
+    rated = None if rate is None else [rate.per_second, rate.burst, rate.remaining, rate.reset_ms]
+    if isinstance(answer, Answer):
+        return _pack([VERSION, answer.status, answer.body, answer.replayed, rated])
+    refusal = answer.refusal
+    return _pack(
+        [
+            VERSION,
+            0,
+            refusal.code.value,
+            refusal.detail,
+            refusal.pointer,
+            refusal.retry_after_ms,
+            refusal.context,
+            rated,
+        ]
+    )
+
+
+def decode_answer(body: bytes) -> Answer | Refused:
+    """Read an answer. Raises MessageError."""
+    try:
+        fields = _unpack(body)
+        version, status = fields[0], fields[1]
+        if version != VERSION:
+            raise MessageError(f"an answer has version {version!r}, {VERSION} is known")
+        rated = fields[-1]
+        rate = None if rated is None else RateState(*rated)
+        if status == 0:
+            _, _, code, detail, pointer, retry_after_ms, context, _ = fields
+            return Refused(Refusal(RefusalCode(code), detail, pointer, retry_after_ms, context), rate)
+        _, _, payload, replayed, _ = fields
+        return Answer(status, payload, replayed, rate)
+    except (TypeError, ValueError, IndexError) as error:
+        raise MessageError(f"an answer can't be read: {error}") from error
+
+
+_PROFILE_FIELDS = tuple(Profile.__dataclass_fields__)
+
+
+def encode_profile(profile: Profile) -> dict[str, Any]:
+    """Give the profile as a map, to go into a body."""
+    return {name: getattr(profile, name) for name in _PROFILE_FIELDS}
+
+
+def decode_profile(fields: Any) -> Profile:
+    """Read a profile from a map; fields that are not known here are left out. Raises MessageError."""
+    if not isinstance(fields, dict):
+        raise MessageError("a profile is a map")
+    try:
+        return Profile(**{name: fields[name] for name in _PROFILE_FIELDS if name in fields})
+    except TypeError as error:
+        raise MessageError(f"a profile can't be read: {error}") from error
+
+
+def _pack(fields: list[Any]) -> bytes:
+    return msgpack.packb(fields)  # type: ignore[no-any-return]
+
+
+def _unpack(body: bytes) -> list[Any]:
+    fields = msgpack.unpackb(body)
+    if not isinstance(fields, list):
+        raise MessageError("a message is an array")
+    return fields

@@ -1,0 +1,73 @@
+"""What a door counts and times, and one /metrics for the whole cell: the door's own and the sum of its workers'."""
+
+import asyncio
+from typing import Final
+
+import msgpack
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from cells.api import limits
+from cells.api.connection import PeerError
+from cells.api.messages import Method
+from cells.worker_metrics import Dump, Sum
+from cells.workforce import Link, Workforce
+
+# Not the default registry: a door's process also has the (idle) metrics of actors.
+_REGISTRY: Final = CollectorRegistry()
+ProcessCollector(registry=_REGISTRY)
+
+COMMANDS: Final = Counter(
+    "bulkhead_door_commands", "Commands through the door.", ["partner", "method"], registry=_REGISTRY
+)
+COMMAND_SECONDS: Final = Histogram(
+    "bulkhead_door_command_seconds",
+    "From a command's arrival at the door to its answer.",
+    ["method"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=_REGISTRY,
+)
+REFUSED: Final = Counter(
+    "bulkhead_door_refused", "Commands past a partner's share of the door.", ["partner"], registry=_REGISTRY
+)
+SENT_AGAIN: Final = Counter("bulkhead_door_sent_again", "Commands whose worker died under them.", registry=_REGISTRY)
+TAKEOVERS: Final = Counter(
+    "bulkhead_door_takeovers", "Partners given to another worker.", ["cause"], registry=_REGISTRY
+)
+ACTIVATION_SECONDS: Final = Histogram(
+    "bulkhead_door_activation_seconds",
+    "From a partner's loss to its next owner.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    registry=_REGISTRY,
+)
+WORKERS: Final = Gauge("bulkhead_door_workers", "Living workers.", ["state"], registry=_REGISTRY)
+
+
+async def serve(host: str, port: int, workforce: Workforce) -> web.AppRunner:
+    """Serve GET /metrics until the runner is cleaned up."""
+    workers = Sum()
+    _REGISTRY.register(workers)
+
+    async def metrics(_: web.Request) -> web.Response:
+        links = list(workforce.links.values())
+        spares = sum(workforce.is_spare(link) for link in links)
+        WORKERS.labels("spare").set(spares)
+        WORKERS.labels("assigned").set(len(links) - spares)
+        dumps = await asyncio.gather(*(_dump(link) for link in links))
+        workers.take(dump for dump in dumps if dump is not None)
+        return web.Response(body=generate_latest(_REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner
+
+
+async def _dump(link: Link) -> Dump | None:
+    try:
+        return list(msgpack.unpackb(await link.connection.request(Method.METRICS, "", b"", limits.METRICS_TIMEOUT_MS)))
+    except PeerError:
+        return None  # a worker that does not answer is missing from this scrape, and is watched elsewhere

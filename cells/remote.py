@@ -1,0 +1,167 @@
+"""Ray, and nothing but Ray: the only file that imports it. Places, limits and watches workers; carries no payment.
+
+A worker is a detached actor, so that it outlives its door; `max_restarts` and `max_task_retries` stay 0, because
+only the door assigns partners. All calls here block: the door makes them in threads.
+"""
+
+import asyncio
+import os
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from cells.api import limits, logs
+from cells.worker import Worker, WorkerConfig
+
+NAMESPACE: Final = "bulkhead"
+_START_TIMEOUT_SECONDS: Final = limits.WORKER_START_TIMEOUT_MS / 1_000
+
+
+class ClusterError(Exception):
+    """Ray does not do what was asked: the cluster is gone, refuses us, or is too slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a worker is."""
+
+    name: str
+    pid: int
+    host: str
+    port: int
+    heartbeat_port: int
+
+
+class WorkerActor:
+    """The Ray actor: runs a worker's event loop in a thread, beside Ray's own."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        config = WorkerConfig(**fields)
+        self._config = config
+        self._ports: tuple[int, int] | None = None
+        self._failure: BaseException | None = None
+        self._started = threading.Event()
+        threading.Thread(target=self._run, name="worker", daemon=True).start()
+
+    def endpoint(self) -> tuple[int, str, int, int]:
+        """Wait until the worker listens; give its pid, host and ports."""
+        self._started.wait(_START_TIMEOUT_SECONDS)
+        if self._ports is None:
+            raise RuntimeError(f"the worker does not listen: {self._failure!r}")
+        return os.getpid(), self._config.host, *self._ports
+
+    def _run(self) -> None:
+        config = self._config
+        logs.configure(config.log_file, process=config.name, cell=config.cell)
+        try:
+            uvloop.run(self._serve())
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        worker = Worker(self._config)
+        self._ports = await worker.start()
+        self._started.set()
+        await asyncio.Event().wait()
+
+
+class Cluster:
+    """The cell's own Ray cluster, as its door sees it."""
+
+    def __init__(self, address: str, token_file: Path) -> None:
+        self._address = address
+        self._token_file = token_file
+        self._handles: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._ray: Any = None
+
+    def connect(self) -> None:
+        """Become a driver of the cluster. Raises ClusterError."""
+        os.environ.update(ray_environment(self._token_file))
+        # Ray takes its token from the environment when it is imported.
+        import ray  # noqa: PLC0415
+
+        self._ray = ray
+        try:
+            ray.init(
+                address=self._address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        except Exception as error:
+            raise ClusterError(f"Ray at {self._address} can't be joined: {error}") from error
+
+    def existing(self) -> list[str]:
+        """Name the workers that are there already, from before. Raises ClusterError."""
+        try:
+            return sorted(self._ray.util.list_named_actors())
+        except Exception as error:
+            raise ClusterError(f"Ray at {self._address} does not list its actors: {error}") from error
+
+    def start_worker(self, config: WorkerConfig) -> Endpoint:
+        """Start a worker and wait until it listens. Raises ClusterError."""
+        try:
+            handle = (
+                self._ray.remote(WorkerActor)
+                .options(
+                    name=config.name,
+                    lifetime="detached",
+                    max_restarts=0,
+                    max_task_retries=0,
+                    num_cpus=0,
+                    max_concurrency=2,
+                )
+                .remote(asdict(config))
+            )
+        except Exception as error:
+            raise ClusterError(f"Ray at {self._address} starts no worker: {error}") from error
+        return self._endpoint(config.name, handle)
+
+    def find_worker(self, name: str) -> Endpoint:
+        """Find a worker from before. Raises ClusterError."""
+        try:
+            handle = self._ray.get_actor(name)
+        except Exception as error:
+            raise ClusterError(f"Ray does not know {name}: {error}") from error
+        return self._endpoint(name, handle)
+
+    def kill_worker(self, name: str) -> None:
+        """Have Ray end a worker, if it can; the door makes sure by the process's pid."""
+        with self._lock:
+            handle = self._handles.pop(name, None)
+        if handle is not None:
+            self._ray.kill(handle, no_restart=True)
+
+    def _endpoint(self, name: str, handle: Any) -> Endpoint:
+        try:
+            answer = self._ray.get(handle.endpoint.remote(), timeout=_START_TIMEOUT_SECONDS)
+        except Exception as error:
+            raise ClusterError(f"worker {name} does not start: {error}") from error
+        with self._lock:
+            self._handles[name] = handle
+        pid, host, port, heartbeat_port = answer
+        return Endpoint(name, pid, host, port, heartbeat_port)
+
+
+def ray_environment(token_file: Path) -> dict[str, str]:
+    """Give the environment of every process of this cluster: a token of its own, and as little else as can be.
+
+    Ray listens on all interfaces even with a loopback node address, so token authentication stays on.
+    """
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token_file.read_text().strip(),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+        "RAY_enable_open_telemetry": "0",
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_memory_monitor_refresh_ms": "0",
+    }

@@ -1,0 +1,223 @@
+"""A worker: the process that hosts partners' actors. A plain asyncio class; remote.py puts it on Ray.
+
+It listens on a socket for its door's frames and hands each to the partner's actor. An empty answer tells the door
+"not mine (any more)": the actor was never here, or gave its partner up.
+"""
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgpack
+import orjson
+import structlog
+
+from actors import commands, metrics
+from actors.answers import Answer, Refused
+from actors.errors import ActorStoppedError, BulkheadError, StoreError
+from actors.partner import PartnerActor
+from actors.payment import OperationState
+from actors.queries import query
+from actors.refusals import Refusal, RefusalCode
+from cells import worker_metrics
+from cells.api import frames, limits, messages
+from cells.api.connection import FrameServer, Request
+from cells.api.messages import NOT_MINE, Method
+from cells.heartbeat import HeartbeatThread
+from cells.http_acquirer import HttpAcquirer, acquirer_session
+from cells.poison import Marker
+from cells.sqlite_store import SqliteStore
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """What a worker is started with. The secret is read from its file, so that Ray never carries it."""
+
+    name: str
+    cell: str
+    host: str
+    secret_file: str
+    mark_file: str
+    log_file: str
+
+
+class Worker:
+    """Hosts the actors that its door assigns."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        key = frames.role_key(Path(config.secret_file).read_bytes(), "door")
+        self._server = FrameServer({"door": key}, self._handle)
+        self._heartbeat = HeartbeatThread(key, config.host)
+        self._marker = Marker(Path(config.mark_file))
+        self._actors: dict[str, PartnerActor] = {}
+        self._assigning = asyncio.Lock()
+        self._reads = asyncio.Semaphore(limits.WORKER_READS_AT_ONCE_MAX)
+        self._session: aiohttp.ClientSession | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    async def start(self) -> tuple[int, int]:
+        """Listen; give the ports of commands and of heartbeats."""
+        self._session = acquirer_session()
+        self.port = await self._server.start(self.config.host, 0)
+        self._heartbeat.start()
+        self._turn()
+        log.info("worker_started", pid=os.getpid(), port=self.port)
+        return self.port, self._heartbeat.port
+
+    async def stop(self) -> None:
+        """Give up all partners and end."""
+        await self._server.aclose()
+        await asyncio.gather(*(actor.stop("worker stops") for actor in self._actors.values()))
+        self._actors.clear()
+        if self._session is not None:
+            await self._session.close()
+        self._heartbeat.stop()
+        self._marker.close()
+
+    def _turn(self) -> None:
+        self._heartbeat.loop_turned = time.monotonic()
+        asyncio.get_running_loop().call_later(limits.HEARTBEAT_INTERVAL_MS / 1_000, self._turn)
+
+    async def _handle(self, request: Request) -> bytes:
+        method = request.method
+        if method in messages.WRITES or method in messages.READS:
+            actor = self._actors.get(request.partner_id)
+            if actor is None:
+                return NOT_MINE
+            try:
+                return messages.encode_answer(await self._ask(actor, request))
+            except ActorStoppedError:
+                return NOT_MINE
+        match method:
+            case Method.ASSIGN:
+                return await self._assign(request)
+            case Method.RELEASE:
+                await self._release(request.partner_id, "released")
+                return _ok({})
+            case Method.CONFIGURE:
+                fields = msgpack.unpackb(request.body)
+                actor = self._actors.get(request.partner_id)
+                if actor is None:
+                    return NOT_MINE
+                actor.configure(messages.decode_profile(fields["profile"]))
+                return _ok({})
+            case Method.WORKER_STATUS:
+                return _ok({"partners": {name: self._status(actor) for name, actor in self._actors.items()}})
+            case Method.METRICS:
+                self._observe()
+                return bytes(msgpack.packb(worker_metrics.dump()))
+            case _:
+                return _refused(RefusalCode.INTERNAL_ERROR, f"A worker has no method {method!r}.")
+
+    async def _ask(self, actor: PartnerActor, request: Request) -> Answer | Refused:
+        try:
+            message = messages.decode_command(request.body)
+            if request.method in messages.READS:
+                async with self._reads:
+                    return await query(actor, request.method, message.arguments)
+            envelope = commands.Envelope(
+                message.command_id,
+                message.request_id,
+                commands.parse(request.method, message.arguments),
+                message.idempotency_key,
+                message.fingerprint,
+            )
+        except StoreError as error:
+            log.warning("read_failed", partner=request.partner_id, error=str(error))
+            return _refusal(RefusalCode.PARTNER_UNAVAILABLE, "The partner's book can't be read now.", 1_000)
+        except (messages.MessageError, commands.CommandError, KeyError, TypeError, ValueError) as error:
+            # The router validates; what arrives here wrong is a fault on our side of the edge.
+            log.exception("command_malformed", partner=request.partner_id, method=request.method)
+            return _refusal(RefusalCode.INTERNAL_ERROR, f"The cell can't read this command: {error}", None)
+        return await actor.ask(request.method, envelope, request.budget_ms)
+
+    async def _assign(self, request: Request) -> bytes:
+        fields = msgpack.unpackb(request.body)
+        profile = messages.decode_profile(fields["profile"])
+        assert self._session is not None, "assigned before start"
+        async with self._assigning:
+            await self._release(profile.partner_id, "assigned again")
+            try:
+                store = await SqliteStore.open(Path(fields["book"]))
+            except StoreError as error:
+                log.exception("book_cannot_be_opened", partner=profile.partner_id)
+                return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
+            acquirer = HttpAcquirer(self._session, profile.acquirer_url, profile.partner_id)
+            actor = PartnerActor(
+                profile,
+                store,
+                acquirer,
+                executing=self._marker.executing,
+                on_stopped=lambda why: self._forget(profile.partner_id, why),
+            )
+            try:
+                epoch = await actor.start(int(fields["door_epoch"]))
+            except BulkheadError as error:
+                log.exception("partner_cannot_be_activated", partner=profile.partner_id)
+                await actor.stop("not activated")
+                return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
+            self._actors[profile.partner_id] = actor
+        return _ok({"epoch": epoch})
+
+    async def _release(self, partner_id: str, why: str) -> None:
+        actor = self._actors.pop(partner_id, None)
+        if actor is not None:
+            await actor.stop(why)
+
+    def _forget(self, partner_id: str, why: str) -> None:
+        """Let go of an actor that stopped by itself; the door hears it at its next command or look."""
+        actor = self._actors.pop(partner_id, None)
+        if actor is not None:
+            task = asyncio.create_task(actor.stop(why))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    def _status(self, actor: PartnerActor) -> dict[str, Any]:
+        return {
+            "epoch": actor.epoch,
+            "profile_version": actor.profile.version,
+            "in_flight": len(actor.opens),
+            "unknowns": len(self._unknown_ages_ms(actor)),
+            "mailbox": actor.mailbox_depth,
+            "breaker": actor.breaker.state(actor.monotonic_ms()),
+            "sequence": actor.standing.sequence,
+        }
+
+    def _observe(self) -> None:
+        """Bring the gauges up to date."""
+        actors = list(self._actors.values())
+        ages_ms = [age_ms for actor in actors for age_ms in self._unknown_ages_ms(actor)]
+        metrics.MAILBOX_DEPTH.set(sum(actor.mailbox_depth for actor in actors))
+        metrics.OPEN_OPERATIONS.set(sum(len(actor.opens) for actor in actors))
+        metrics.UNKNOWN_OPERATIONS.set(len(ages_ms))
+        metrics.UNKNOWN_AGE_SECONDS.set(max(ages_ms, default=0) / 1_000)
+        metrics.BREAKERS_OPEN.set(sum(actor.breaker.state(actor.monotonic_ms()) != "closed" for actor in actors))
+
+    def _unknown_ages_ms(self, actor: PartnerActor) -> list[int]:
+        now_ms = actor.now_ms()
+        ages = []
+        for opened in actor.opens.values():
+            payment = actor.cached_payment(opened.payment_id)
+            if payment is not None and payment.operation(opened.operation_id).state is OperationState.UNKNOWN:
+                ages.append(now_ms - opened.first_asked_ms)
+        return ages
+
+
+def _ok(fields: dict[str, Any]) -> bytes:
+    return messages.encode_answer(Answer(200, orjson.dumps({"ok": True, **fields})))
+
+
+def _refusal(code: RefusalCode, detail: str, retry_after_ms: int | None) -> Refused:
+    return Refused(Refusal(code, detail, retry_after_ms=retry_after_ms))
+
+
+def _refused(code: RefusalCode, detail: str) -> bytes:
+    return messages.encode_answer(_refusal(code, detail, 1_000))

@@ -1,0 +1,272 @@
+"""The cell's workers, as its door sees them: started, spare, watched, killed. Which partner is whose is not here."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from cells.api import limits
+from cells.api.connection import Connection, PeerUnavailableError
+from cells.heartbeat import HeartbeatListener
+from cells.poison import read_mark
+from cells.remote import Cluster, ClusterError, Endpoint
+from cells.worker import WorkerConfig
+
+log = structlog.get_logger()
+
+_STARTS_FAILED_MAX = 3
+
+
+@dataclass(eq=False, slots=True)
+class Link:
+    """One living worker."""
+
+    endpoint: Endpoint
+    slot: int
+    mark_file: Path
+    connection: Connection
+    heartbeat: HeartbeatListener
+    pidfd: int
+    partners: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        """Its name, on Ray too."""
+        return self.endpoint.name
+
+    @property
+    def silent_ms(self) -> int:
+        """How long its heartbeat has not been heard."""
+        return int((time.monotonic() - self.heartbeat.heard) * 1_000)
+
+
+class Workforce:
+    """Starts, keeps and ends the workers of one cell."""
+
+    def __init__(  # noqa: PLR0913 - one call, by name
+        self,
+        *,
+        cell: str,
+        host: str,
+        folder: Path,
+        logs_folder: Path,
+        secret_file: Path,
+        key: bytes,
+        cluster: Cluster,
+        spares: int,
+        on_dead: Callable[[Link, str, str], None],
+        on_cluster_lost: Callable[[], None],
+    ) -> None:
+        self._cell = cell
+        self._host = host
+        self._marks = folder / "marks"
+        self._marks.mkdir(parents=True, exist_ok=True)
+        self._logs_folder = logs_folder
+        self._secret_file = secret_file
+        self._key = key
+        self._cluster = cluster
+        self._spares_wanted = spares
+        self._on_dead = on_dead
+        self._on_cluster_lost = on_cluster_lost
+        self._starts = asyncio.Semaphore(limits.WORKER_STARTS_AT_ONCE_MAX)
+        self._starts_failed = 0
+        self._slots: set[int] = set()
+        self._spares: deque[Link] = deque()
+        self._short = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.links: dict[str, Link] = {}
+
+    def start(self) -> None:
+        """Begin to watch and to keep spares."""
+        self._short.set()
+        self._run(self._watch(), "watch-workers")
+        self._run(self._keep_spares(), "keep-spares")
+
+    async def stop(self) -> None:
+        """Stop watching. The workers live on: they serve the next door."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for link in self.links.values():
+            await link.heartbeat.stop()
+            link.connection.abort()
+
+    def is_spare(self, link: Link) -> bool:
+        """Say whether it waits for a partner."""
+        return link in self._spares
+
+    async def find_existing(self) -> list[Link]:
+        """Connect to the workers that an earlier door left. What doesn't answer is ended."""
+        found = []
+        for name in await asyncio.to_thread(self._cluster.existing):
+            try:
+                endpoint = await asyncio.to_thread(self._cluster.find_worker, name)
+                found.append(await self._link(endpoint, int(name.split("-w")[1].split("-")[0])))
+            except (ClusterError, PeerUnavailableError, ProcessLookupError) as error:
+                log.warning("worker_of_before_is_lost", worker=name, error=str(error))
+                await asyncio.to_thread(self._cluster.kill_worker, name)
+        return found
+
+    def give_back(self, link: Link) -> None:
+        """Take a worker without partners among the spares."""
+        assert not link.partners, f"{link.name} still has partners"
+        if link.name in self.links and link not in self._spares:
+            self._spares.append(link)
+
+    async def take(self) -> Link:
+        """Give a worker without partners: a spare, or a new one. Raises ClusterError, PeerUnavailableError."""
+        while self._spares:
+            link = self._spares.popleft()
+            self._short.set()
+            if link.connection.is_open:
+                return link
+        return await self._start_worker()
+
+    def bury(self, link: Link, cause: str) -> None:
+        """End a worker for good, and tell. SIGKILL by pidfd: a stopped process could hold a book's lock for ever."""
+        if self.links.pop(link.name, None) is None:
+            return
+        with contextlib.suppress(ValueError):
+            self._spares.remove(link)
+        self._short.set()
+        executing = read_mark(link.mark_file)
+        _kill(link.pidfd)
+        link.connection.abort()
+        log.warning(
+            "worker_dead",
+            worker=link.name,
+            pid=link.endpoint.pid,
+            cause=cause,
+            partners=sorted(link.partners),
+            executing=executing,
+        )
+        self._run(self._clean_up(link), f"bury-{link.name}")
+        self._on_dead(link, cause, executing)
+
+    async def wait_dead(self, link: Link, timeout_ms: int) -> bool:
+        """Wait until the worker's process is gone; say whether it is."""
+        until = time.monotonic() + timeout_ms / 1_000
+        while not _is_dead(link.pidfd):
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(0.002)
+        return True
+
+    async def _clean_up(self, link: Link) -> None:
+        await link.heartbeat.stop()
+        dead = await self.wait_dead(link, limits.HEARTBEAT_TIMEOUT_MS)
+        if not dead:
+            log.error("worker_does_not_die", worker=link.name, pid=link.endpoint.pid)
+        os.close(link.pidfd)
+        link.pidfd = -1
+        link.mark_file.unlink(missing_ok=True)
+        self._slots.discard(link.slot)
+        with contextlib.suppress(Exception):  # Ray may be gone itself; the process is
+            await asyncio.to_thread(self._cluster.kill_worker, link.name)
+
+    async def _start_worker(self) -> Link:
+        async with self._starts:
+            slot = next(number for number in range(len(self._slots) + 1) if number not in self._slots)
+            self._slots.add(slot)
+            # The name is new each time, because Ray lets go of a dead actor's name only after a while.
+            name = f"{self._cell}-w{slot}-{secrets.token_hex(3)}"
+            config = WorkerConfig(
+                name,
+                self._cell,
+                self._host,
+                str(self._secret_file),
+                str(self._mark_file(name)),
+                str(self._logs_folder / f"{self._cell}.worker-{slot}.log"),
+            )
+            try:
+                endpoint = await asyncio.to_thread(self._cluster.start_worker, config)
+                link = await self._link(endpoint, slot)
+            except (ClusterError, PeerUnavailableError, ProcessLookupError) as error:
+                self._slots.discard(slot)
+                self._starts_failed += 1
+                log.warning("worker_not_started", worker=name, error=str(error), failed=self._starts_failed)
+                if self._starts_failed >= _STARTS_FAILED_MAX:
+                    self._on_cluster_lost()
+                raise
+            self._starts_failed = 0
+            return link
+
+    async def _link(self, endpoint: Endpoint, slot: int) -> Link:
+        pidfd = os.pidfd_open(endpoint.pid)
+        lost: list[Link] = []
+        try:
+            connection = await Connection.open(
+                endpoint.host,
+                endpoint.port,
+                "door",
+                self._key,
+                on_lost=lambda: self.bury(lost[0], "connection_lost") if lost else None,
+            )
+        except PeerUnavailableError:
+            _kill(pidfd)
+            os.close(pidfd)
+            raise
+        heartbeat = HeartbeatListener()
+        heartbeat.start(endpoint.host, endpoint.heartbeat_port, self._key)
+        link = Link(endpoint, slot, self._mark_file(endpoint.name), connection, heartbeat, pidfd)
+        lost.append(link)
+        self._slots.add(slot)
+        self.links[link.name] = link
+        log.info("worker_linked", worker=link.name, pid=endpoint.pid)
+        return link
+
+    def _mark_file(self, name: str) -> Path:
+        return self._marks / name
+
+    async def _keep_spares(self) -> None:
+        while True:
+            await self._short.wait()
+            self._short.clear()
+            while len(self._spares) < self._spares_wanted:
+                try:
+                    self.give_back(await self._start_worker())
+                except (ClusterError, PeerUnavailableError, ProcessLookupError):
+                    await asyncio.sleep(1)
+
+    async def _watch(self) -> None:
+        interval = limits.HEARTBEAT_INTERVAL_MS / 1_000
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(interval)
+            late_ms = (time.monotonic() - before - interval) * 1_000
+            if late_ms > limits.DOOR_LATE_MS:
+                # It was the door that slept: nobody is accused of what the door did not hear.
+                log.warning("door_late", late_ms=int(late_ms))
+                for link in self.links.values():
+                    link.heartbeat.heard = time.monotonic()
+                continue
+            for link in list(self.links.values()):
+                if link.silent_ms > limits.HEARTBEAT_TIMEOUT_MS:
+                    self.bury(link, "silent")
+                elif link.heartbeat.loop_lag_ms > limits.WORKER_LOOP_LAG_MS_MAX:
+                    self.bury(link, "loop_stuck")
+
+    def _run(self, work: "asyncio._CoroutineLike[None]", name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _kill(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _is_dead(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
