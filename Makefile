@@ -1,0 +1,47 @@
+# Every target sets up what it needs: Debian packages, the virtual environment, the project in it.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo up test check bench kill-rounds format clean
+
+help: ## Say what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+
+$(READY): pyproject.toml tools/setup
+	tools/setup $(PYTHON) $(VENV)
+	touch $@
+
+demo: $(READY) ## A minute of payments, three partners in trouble, and what it did to the others
+	$(BIN)/python -m chaos.demo
+
+up: $(READY) ## Run the gateway until Ctrl-C
+	$(BIN)/bulkhead up
+
+check: $(READY) ## Format, lint, types, import contracts, unit tests: under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/unit tests/contract
+
+test: check ## Everything that is to pass before a change lands
+	$(BIN)/pytest tests/integration tests/acceptance
+
+kill-rounds: $(READY) ## SIGKILL of everything at random moments, ten rounds
+	BULKHEAD_TEST_ROUNDS=10 $(BIN)/pytest --timeout=1500 tests/acceptance/test_kill_everything.py
+
+bench: $(READY) ## Throughput and latency of the whole gateway, open loop
+	$(BIN)/python -m bench.gateway
+
+format: $(READY) ## Put all files into the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the virtual environment and the demo's data
+	rm -rf $(VENV) .demo *.egg-info

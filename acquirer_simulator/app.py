@@ -1,0 +1,331 @@
+"""The acquirer over HTTP: operations, closes, the record for audits, faults for one partner. No rules of money go in.
+
+    POST   /operations                       perform an operation (header Idempotency-Key), or learn what became of it
+    POST   /operations/{key}/close           see that nothing is ever performed under the key, or learn what was
+    GET    /operations/{key}                 one row of the record
+    GET    /operations?partner=&after=&limit=   the record in order of arrival, with `next` for the following page
+    PUT    /faults/{partner}                 {"mode": "hang" | "refuse" | "slow", "delay_ms": for slow}
+    DELETE /faults/{partner}                 all is well again (a request that hangs goes on hanging)
+    GET    /faults, /livez, /metrics
+
+Faults are kept in memory only. They hold for operations and closes of their partner, never for the reads.
+"""
+
+import asyncio
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+import prometheus_client
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from acquirer_simulator import limits, tokens
+from acquirer_simulator.record import KeyReusedError, Record, RecordUnavailableError
+from acquirer_simulator.requests import (
+    Fault,
+    InvalidRequestError,
+    read_count,
+    read_fault,
+    read_key,
+    read_operation,
+    read_partner,
+)
+from acquirer_simulator.rules import Operation
+from acquirer_simulator.tokens import Answering
+
+log = structlog.get_logger()
+
+_OPERATIONS: Final = prometheus_client.Counter(
+    "bulkhead_acquirer_simulator_operations",
+    "Operations performed or found, by kind and result.",
+    ["kind", "result"],
+)
+_REFUSALS: Final = prometheus_client.Counter(
+    "bulkhead_acquirer_simulator_refusals", "Requests without an outcome, by HTTP status.", ["status"]
+)
+_CLOSES: Final = prometheus_client.Counter(
+    "bulkhead_acquirer_simulator_closes", "Keys asked to be closed, by result.", ["result"]
+)
+_WAITING: Final = prometheus_client.Gauge(
+    "bulkhead_acquirer_simulator_waiting", "Requests that hang or are slow on purpose."
+)
+_FAULTS: Final = prometheus_client.Gauge("bulkhead_acquirer_simulator_faults", "Partners with a fault set.")
+
+_GARBAGE: Final = b'{"result": "appro'
+
+
+class _EndedError(Exception):
+    """This request is not to be answered with an outcome; `status` is what is sent if its client still listens."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+
+
+class Waits:
+    """The requests that wait on purpose: bounded, each ended by its own event, its time or the end of the process."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End every wait now and let none begin."""
+        self._stopped = True
+        for future in self._waiting:
+            future.cancel()
+
+    async def pause(self, delay_ms: int) -> None:
+        """Wait for so long. Raises _EndedError where the process ends or too many wait."""
+        await self._wait(asyncio.get_running_loop().create_future(), delay_ms)
+
+    async def hang(self, receive: Receive) -> _EndedError:
+        """Wait until the client has gone away, and return how to end the request."""
+        try:
+            await self._wait(asyncio.ensure_future(_gone(receive)), limits.HANG_MS_MAX)
+        except _EndedError as ended:
+            return ended
+        return _EndedError(HTTPStatus.SERVICE_UNAVAILABLE, "hung", "this request was never to be answered")
+
+    async def _wait(self, future: asyncio.Future[Any], time_ms: int) -> None:
+        if self._stopped or len(self._waiting) >= limits.WAITING_REQUESTS_MAX:
+            future.cancel()
+            raise _EndedError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many requests wait")
+        self._waiting.add(future)
+        _WAITING.inc()
+        try:
+            await asyncio.wait({future}, timeout=time_ms / 1000)
+        finally:
+            self._waiting.discard(future)
+            _WAITING.dec()
+            future.cancel()
+        if self._stopped:
+            raise _EndedError(HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the acquirer is stopping")
+
+
+class Faults:
+    """What is wrong for whom, by partner."""
+
+    def __init__(self, waits: Waits) -> None:
+        self._waits = waits
+        self._by_partner: dict[str, Fault] = {}
+
+    async def suffer(self, partner: str, receive: Receive) -> None:
+        """Return if the request may go on, at once or late. Raises _EndedError if it may not."""
+        fault = self._by_partner.get(partner)
+        if fault is None:
+            return
+        if fault.mode == "hang":
+            raise await self._waits.hang(receive)
+        if fault.mode == "refuse":
+            raise _EndedError(HTTPStatus.SERVICE_UNAVAILABLE, "refused", "a fault refuses this partner's operations")
+        await self._waits.pause(fault.delay_ms)
+
+    async def put(self, request: Request) -> Response:
+        """PUT /faults/{partner}."""
+        partner = read_partner(request.path_params["partner"])
+        fault = read_fault(await _read_body(request.receive))
+        if partner not in self._by_partner and len(self._by_partner) >= limits.FAULTS_MAX:
+            raise _EndedError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many faults are set")
+        self._by_partner[partner] = fault
+        _FAULTS.set(len(self._by_partner))
+        log.info("fault_set", partner=partner, mode=fault.mode, delay_ms=fault.delay_ms)
+        return _json(fault._asdict())
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE /faults/{partner}; no error where there is none."""
+        partner = read_partner(request.path_params["partner"])
+        self._by_partner.pop(partner, None)
+        _FAULTS.set(len(self._by_partner))
+        log.info("fault_cleared", partner=partner)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    async def list(self, request: Request) -> Response:
+        """GET /faults."""
+        del request
+        return _json({"faults": {partner: fault._asdict() for partner, fault in self._by_partner.items()}})
+
+
+class PerformEndpoint:
+    """POST /operations. A plain ASGI application: the path that every payment takes stays short."""
+
+    def __init__(self, record: Record, faults: Faults, waits: Waits) -> None:
+        self._record = record
+        self._faults = faults
+        self._waits = waits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or see to it that it is not answered."""
+        try:
+            operation = read_operation(_key_of(scope), await _read_body(receive))
+            await self._faults.suffer(operation.partner, receive)
+            status, body = await self._perform(operation, receive)
+        except Exception as error:  # noqa: BLE001 - _ended raises again what it doesn't know
+            status, body = _ended(error)
+        await _send(send, status, body)
+
+    async def _perform(self, operation: Operation, receive: Receive) -> tuple[int, bytes]:
+        behaviour = tokens.behaviour(operation.payment_method, operation.kind)
+        if behaviour.delay_ms and self._record.find(operation.key) is None:
+            await self._waits.pause(behaviour.delay_ms)
+        row, first = await self._record.perform(operation, behaviour)
+        _OPERATIONS.labels(operation.kind, row.result).inc()
+        answering = behaviour.answering
+        if answering is Answering.SILENT or (first and answering is Answering.SILENT_AT_FIRST):
+            raise await self._waits.hang(receive)
+        if answering is Answering.SERVER_ERROR:
+            raise _EndedError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "as the token asks")
+        if answering is Answering.GARBAGE:
+            return HTTPStatus.OK, _GARBAGE
+        return HTTPStatus.OK, orjson.dumps(row.answer())
+
+
+class RecordEndpoints:
+    """Closes of keys, and the record for audits."""
+
+    def __init__(self, record: Record, faults: Faults) -> None:
+        self._record = record
+        self._faults = faults
+
+    async def close(self, request: Request) -> Response:
+        """POST /operations/{key}/close, with the operation's own body or none."""
+        key = read_key(request.path_params["key"])
+        body = await _read_body(request.receive)
+        operation = read_operation(key, body) if body else None
+        partner = operation.partner if operation is not None else self._partner_of(key)
+        if partner is not None:
+            await self._faults.suffer(partner, request.receive)
+        row = await self._record.close_key(key, operation)
+        _CLOSES.labels(row.result).inc()
+        return _json(row.answer())
+
+    async def show(self, request: Request) -> Response:
+        """GET /operations/{key}."""
+        row = self._record.find(read_key(request.path_params["key"]))
+        if row is None:
+            raise _EndedError(HTTPStatus.NOT_FOUND, "key_not_found", "this key was never asked for")
+        return _json(row.entry())
+
+    async def list(self, request: Request) -> Response:
+        """GET /operations?partner=&after=&limit=."""
+        query = request.query_params
+        partner = query.get("partner") or None
+        after = read_count(query.get("after") or "0", "after", 2**53)
+        limit = read_count(query.get("limit") or str(limits.PAGE_ROWS_DEFAULT), "limit", limits.PAGE_ROWS_MAX)
+        if limit == 0:
+            raise InvalidRequestError("limit must be at least 1")
+        rows = self._record.page(None if partner is None else read_partner(partner), after, limit)
+        following = str(rows[-1].sequence) if len(rows) == limit else None
+        return _json({"operations": [row.entry() for row in rows], "next": following})
+
+    def _partner_of(self, key: str) -> str | None:
+        row = self._record.find(key)
+        return None if row is None else row.partner
+
+
+def make_app(record: Record, waits: Waits) -> Starlette:
+    """Make the application over an open record. Call `waits.stop()` when the process is to end."""
+    faults = Faults(waits)
+    kept = RecordEndpoints(record, faults)
+    return Starlette(
+        routes=[
+            Route("/operations", PerformEndpoint(record, faults, waits), methods=["POST"]),
+            Route("/operations", kept.list, methods=["GET"]),
+            Route("/operations/{key}/close", kept.close, methods=["POST"]),
+            Route("/operations/{key}", kept.show, methods=["GET"]),
+            Route("/faults/{partner}", faults.put, methods=["PUT"]),
+            Route("/faults/{partner}", faults.delete, methods=["DELETE"]),
+            Route("/faults", faults.list, methods=["GET"]),
+            Route("/livez", _livez, methods=["GET"]),
+            Route("/metrics", _metrics, methods=["GET"]),
+        ],
+        exception_handlers={
+            _EndedError: _answer_failure,
+            InvalidRequestError: _answer_failure,
+            KeyReusedError: _answer_failure,
+            RecordUnavailableError: _answer_failure,
+            HTTPException: _answer_http_failure,
+        },
+    )
+
+
+async def _livez(request: Request) -> Response:
+    del request
+    return _json({"status": "ok"})
+
+
+async def _metrics(request: Request) -> Response:
+    del request
+    return Response(
+        prometheus_client.generate_latest(), headers={"content-type": prometheus_client.CONTENT_TYPE_LATEST}
+    )
+
+
+async def _answer_failure(request: Request, error: Exception) -> Response:
+    del request
+    status, body = _ended(error)
+    return Response(body, status, media_type="application/json")
+
+
+async def _answer_http_failure(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, HTTPException)
+    return _json({"error": "http", "detail": error.detail}, error.status_code)
+
+
+def _ended(error: Exception) -> tuple[int, bytes]:
+    """Return status and body of a request without an outcome. A bug is raised again."""
+    if isinstance(error, _EndedError):
+        status, code = error.status, error.code
+    elif isinstance(error, InvalidRequestError):
+        status, code = HTTPStatus.BAD_REQUEST, "invalid_request"
+    elif isinstance(error, KeyReusedError):
+        status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "key_reused"
+    elif isinstance(error, RecordUnavailableError):
+        status, code = HTTPStatus.SERVICE_UNAVAILABLE, "record_unavailable"
+    else:
+        raise error
+    _REFUSALS.labels(str(int(status))).inc()
+    return status, orjson.dumps({"error": code, "detail": str(error)})
+
+
+def _json(value: object, status: int = HTTPStatus.OK) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def _key_of(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"idempotency-key":
+            return str(value, "latin-1")
+    raise InvalidRequestError("an operation needs an Idempotency-Key")
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read_body(receive: Receive) -> bytes:
+    body: bytes = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _EndedError(HTTPStatus.BAD_REQUEST, "gone", "the client went away")
+        body += message["body"]
+        if len(body) > limits.REQUEST_BODY_BYTES_MAX:
+            raise _EndedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", "the body is too large")
+        if not message["more_body"]:
+            return body
+
+
+async def _send(send: Send, status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
+    await send({"type": "http.response.body", "body": body})

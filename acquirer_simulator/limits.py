@@ -1,0 +1,48 @@
+"""Every bound of the acquirer simulator, named with its unit, and how the bounds relate.
+
+Retention of keys is no bound: a key and its outcome are kept for ever, so asking again never performs again.
+"""
+
+from typing import Final
+
+# What an operation may hold.
+KEY_CHARACTERS_MAX: Final = 255
+PARTNER_CHARACTERS_MAX: Final = 40
+PAYMENT_METHOD_CHARACTERS_MAX: Final = 255
+AMOUNT_MINOR_UNITS_MAX: Final = 999_999_999_999
+REQUEST_BODY_BYTES_MAX: Final = 16_384
+PAGE_ROWS_MAX: Final = 1_000
+PAGE_ROWS_DEFAULT: Final = 100
+# No token has so many digits in a row; what has them is taken for a card number and not written down.
+DIGITS_IN_A_TOKEN_MAX: Final = 11
+
+# The record.
+BATCH_OPERATIONS_MAX: Final = 256
+QUEUE_OPERATIONS_MAX: Final = 10_000
+RECORD_LOCK_TIMEOUT_MS: Final = 2_000
+WAL_CHECKPOINT_PAGES: Final = 2_000
+
+# Connections and waits.
+CONNECTIONS_MAX: Final = 16_384
+OPEN_FILES_WANTED: Final = CONNECTIONS_MAX + 256
+CONNECTION_BACKLOG: Final = 2_048
+# Longer than a client keeps an idle connection, so that a request never meets a connection that is being closed.
+KEEP_ALIVE_S: Final = 75
+WAITING_REQUESTS_MAX: Final = 10_000
+HANG_MS_MAX: Final = 600_000
+DELAY_MS_MAX: Final = 60_000
+SHUTDOWN_GRACE_S: Final = 1
+FAULTS_MAX: Final = 10_000
+TOKENS_CACHED_MAX: Final = 4_096
+
+# How long an authorization holds.
+AUTHORIZATION_VALIDITY_MS: Final = 7 * 24 * 3_600_000
+AUTHORIZATION_VALIDITY_MS_MAX: Final = 365 * 24 * 3_600_000
+
+LOG_FILE_BYTES_MAX: Final = 50_000_000
+LOG_FILES_KEPT: Final = 3
+
+assert BATCH_OPERATIONS_MAX <= QUEUE_OPERATIONS_MAX
+assert WAITING_REQUESTS_MAX < CONNECTIONS_MAX, "hung requests leave connections for the others"
+assert DELAY_MS_MAX < HANG_MS_MAX
+assert len(str(AUTHORIZATION_VALIDITY_MS_MAX)) <= DIGITS_IN_A_TOKEN_MAX

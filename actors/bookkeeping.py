@@ -1,0 +1,139 @@
+"""The books recomputed: replays a journal from nothing and says where the stored records disagree with it. Pure.
+
+An auditor's view: it trusts the journal's events, and neither the stored payments nor the stored balances.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from actors import ledger
+from actors.events import apply
+from actors.payment import Operation, OperationState, Payment
+from actors.records import JournalEntry, OpenOperation
+from actors.rules import Standing
+
+
+@dataclass(slots=True)
+class Books:
+    """What the journal says, entry by entry."""
+
+    sequence: int = 0
+    payments: dict[str, Payment] = field(default_factory=dict)
+    balances: ledger.Balances = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+
+    def take(self, entries: Iterable[JournalEntry]) -> set[str]:
+        """Replay further entries; give the payments that they touched."""
+        touched = set()
+        for entry in entries:
+            if entry.sequence != self.sequence + 1:
+                self.differences.append(f"journal: entry {entry.sequence} follows {self.sequence}")
+            self.sequence = entry.sequence
+            postings: list[ledger.Posting] = []
+            for event in entry.events:
+                try:
+                    payment = apply(self.payments.get(event.payment_id), event)
+                except AssertionError as error:
+                    self.differences.append(f"journal: entry {entry.sequence} does not follow: {error}")
+                    continue
+                self.payments[payment.id] = payment
+                touched.add(payment.id)
+                postings += ledger.postings_of(payment, event)
+            if tuple(postings) != entry.postings:
+                self.differences.append(f"journal: entry {entry.sequence} posts other than its events say")
+            if sum(posting.amount for posting in entry.postings):
+                self.differences.append(f"journal: entry {entry.sequence} does not sum to zero")
+            self.balances = ledger.post(self.balances, tuple(postings))
+        return touched
+
+    @property
+    def operations(self) -> dict[str, tuple[Payment, Operation]]:
+        """Every operation by its id."""
+        return {o.id: (payment, o) for payment in self.payments.values() for o in payment.operations}
+
+
+def compare_records(
+    books: Books,
+    standing: Standing,
+    payments: Mapping[str, Payment],
+    opens: Mapping[str, OpenOperation],
+    statuses: Mapping[str, str],
+) -> list[str]:
+    """Say where the stored head, payments, open operations and status index disagree with the journal."""
+    differences = []
+    for payment_id in sorted(books.payments.keys() | payments.keys()):
+        replayed, stored = books.payments.get(payment_id), payments.get(payment_id)
+        if replayed != stored:
+            differences.append(f"payment {payment_id}: stored is {stored}, the journal gives {replayed}")
+        if replayed is not None:
+            differences += _money(replayed)
+            expected = None if replayed.status.value == "processing" else replayed.status.value
+            if statuses.get(payment_id) != expected:
+                differences.append(
+                    f"payment {payment_id}: indexed as {statuses.get(payment_id)}, it is {replayed.status}"
+                )
+    differences += [
+        f"status index names {payment_id}, which does not exist"
+        for payment_id in statuses.keys() - books.payments.keys()
+    ]
+    replayed_balances = {key: amount for key, amount in books.balances.items() if amount}
+    stored_balances = {key: amount for key, amount in standing.balances.items() if amount}
+    if replayed_balances != stored_balances:
+        differences.append(f"balances: stored {stored_balances}, the journal gives {replayed_balances}")
+    open_ids = {operation_id for operation_id, (_, o) in books.operations.items() if o.is_open}
+    if open_ids != opens.keys():
+        differences.append(f"open operations: stored and journal differ by {sorted(open_ids ^ opens.keys())}")
+    if standing.open_operations != len(open_ids):
+        differences.append(f"open operations: {standing.open_operations} counted, {len(open_ids)} in the journal")
+    if standing.sequence != books.sequence:
+        differences.append(f"journal: ends at {books.sequence}, the head says {standing.sequence}")
+    return differences
+
+
+@dataclass(frozen=True, slots=True)
+class AcquirerRecord:
+    """One operation as the acquirer recorded it. `charged`: it was performed, and approved."""
+
+    key: str
+    kind: str
+    amount: int
+    currency: str
+    result: str
+    charged: bool
+
+
+def compare_acquirer(books: Books, records: Mapping[str, AcquirerRecord]) -> list[str]:
+    """Say where the acquirer's own record disagrees with final operations. Open ones are in doubt, not wrong."""
+    differences = []
+    operations = books.operations
+    for operation_id, (payment, operation) in operations.items():
+        if operation.is_open or operation.resolved_by is not None:
+            continue
+        record = records.get(operation_id)
+        if operation.state is OperationState.SUCCEEDED:
+            if record is None or not record.charged:
+                differences.append(f"{operation_id}: succeeded here, the acquirer has {record}")
+            elif (record.kind, record.amount, record.currency) != (
+                operation.kind.value,
+                operation.amount,
+                payment.currency,
+            ):
+                differences.append(
+                    f"{operation_id}: {operation.kind} of {operation.amount} {payment.currency} here, "
+                    f"{record.kind} of {record.amount} {record.currency} at the acquirer"
+                )
+        elif record is not None and record.charged:
+            differences.append(f"{operation_id}: failed here, performed at the acquirer")
+    differences += [
+        f"{key}: performed at the acquirer, unknown here"
+        for key, record in records.items()
+        if key not in operations and record.charged
+    ]
+    return differences
+
+
+def _money(payment: Payment) -> list[str]:
+    figures = (payment.amount_refunded, payment.amount_captured, payment.amount_authorized, payment.amount)
+    if list(figures) != sorted(figures) or payment.amount_capturable < 0 or payment.amount_refundable < 0:
+        return [f"payment {payment.id}: refunded <= captured <= authorized <= amount does not hold: {figures}"]
+    return []

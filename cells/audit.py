@@ -1,0 +1,207 @@
+"""Audits one cell: `python -m cells.audit --folder FOLDER --acquirer-url URL [--json]`; exit 1 if books disagree.
+
+Works beside running workers (it only reads) and without them. The acquirer's record is read before the books, so
+that everything in it has its intent in the books already; what succeeded since is asked for by its key.
+"""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import orjson
+
+from actors import codec, keyspace
+from actors.bookkeeping import AcquirerRecord, Books, compare_acquirer, compare_records
+from actors.errors import StoreError
+from actors.payment import OperationState, Payment, PaymentStatus
+from actors.records import OpenOperation
+from actors.rules import Standing
+from actors.store import Key, Range
+from cells.sqlite_store import SqliteStore
+
+_ROWS_AT_ONCE: Final = 500
+_ROUNDS_MAX: Final = 20
+_ACQUIRER_TIMEOUT_SECONDS: Final = 10
+
+
+class AuditError(Exception):
+    """The audit could not be made: the acquirer does not tell, or a book never stands still."""
+
+
+async def audit_cell(folder: Path, acquirer_url: str) -> dict[str, Any]:
+    """Audit every partner's book of the cell; give one report."""
+    timeout = aiohttp.ClientTimeout(total=_ACQUIRER_TIMEOUT_SECONDS)
+    paths = sorted((folder / "partners").glob("*.sqlite"))
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        acquirer = _AcquirerRecords(session, acquirer_url)
+        reports = [await _audit_partner(path, acquirer) for path in paths]
+    return {"partners": reports, "ok": all(report["ok"] for report in reports)}
+
+
+class _AcquirerRecords:
+    """Reads the acquirer's own record, a partner at a time."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url.rstrip("/")
+
+    async def of_partner(self, partner_id: str) -> dict[str, AcquirerRecord]:
+        records: dict[str, AcquirerRecord] = {}
+        after = ""
+        while True:
+            parameters = {"partner": partner_id, "limit": str(_ROWS_AT_ONCE)} | ({"after": after} if after else {})
+            page = await self._get("/operations", parameters)
+            for row in page["operations"]:
+                records[row["key"]] = _record(row)
+            if not page.get("next"):
+                return records
+            after = str(page["next"])
+
+    async def of_key(self, key: str) -> AcquirerRecord | None:
+        row = await self._get(f"/operations/{key}", {})
+        return None if row is None else _record(row)
+
+    async def _get(self, path: str, parameters: dict[str, str]) -> Any:
+        try:
+            async with self._session.get(self._url + path, params=parameters) as response:
+                if response.status == 404:
+                    return None
+                response.raise_for_status()
+                return orjson.loads(await response.read())
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise AuditError(f"the acquirer at {self._url} does not tell its record: {error!r}") from error
+
+
+def _record(row: dict[str, Any]) -> AcquirerRecord:
+    return AcquirerRecord(row["key"], row["kind"], row["amount"], row["currency"], row["result"], bool(row["charged"]))
+
+
+async def _audit_partner(path: Path, acquirer: _AcquirerRecords) -> dict[str, Any]:
+    partner_id = path.stem
+    records = await acquirer.of_partner(partner_id)
+    try:
+        store = await SqliteStore.open(path)
+        try:
+            books, differences = await _audit_book(store)
+        finally:
+            await store.close()
+    except StoreError as error:
+        return _report(partner_id, Books(), [f"the book can't be read: {type(error).__name__}: {error}"])
+    for operation_id, (_, operation) in books.operations.items():
+        if operation.state is OperationState.SUCCEEDED and operation_id not in records:
+            late = await acquirer.of_key(operation_id)
+            if late is not None:
+                records[operation_id] = late
+    return _report(partner_id, books, differences + compare_acquirer(books, records))
+
+
+def _report(partner_id: str, books: Books, differences: list[str]) -> dict[str, Any]:
+    balances: dict[str, dict[str, int]] = {}
+    for (currency, account), amount in sorted(books.balances.items()):
+        balances.setdefault(currency, {})[account] = amount
+    return {
+        "partner": partner_id,
+        "ok": not differences,
+        "differences": differences,
+        "payments": len(books.payments),
+        "operations": len(books.operations),
+        "in_doubt": sum(operation.is_open for _, operation in books.operations.values()),
+        "journal_entries": books.sequence,
+        "balances": balances,
+    }
+
+
+async def _audit_book(store: SqliteStore) -> tuple[Books, list[str]]:
+    """Replay the journal and compare. A book in use moves on: only what moved is read again, until it stands still."""
+    books = Books()
+    payments: dict[str, Payment] = {}
+    statuses: dict[str, str] = {}
+    await _catch_up(store, books)
+    for row in await _rows(store, ("payment",), keyspace.LAST):
+        payment = codec.decode_payment(row[1])
+        payments[payment.id] = payment
+    for row in await _rows(store, ("status",), keyspace.LAST):
+        statuses[str(row[0][2])] = str(row[0][1])
+    for _ in range(_ROUNDS_MAX):
+        touched = await _catch_up(store, books)
+        # From here on one snapshot a payment: what is read is as of the journal's end, or later than it.
+        for payment_id in touched:
+            await _read_again(store, payment_id, payments, statuses)
+        opens = await _opens(store)
+        head = (await store.read([keyspace.HEAD])).values[0]
+        standing = Standing() if head is None else codec.decode_standing(head)
+        if standing.sequence == books.sequence:
+            return books, books.differences + compare_records(books, standing, payments, opens, statuses)
+    raise AuditError("the book is written to without a pause; audit it when there is less traffic")
+
+
+async def _catch_up(store: SqliteStore, books: Books) -> set[str]:
+    touched: set[str] = set()
+    while True:
+        begin = keyspace.journal(books.sequence + 1)
+        page = Range(begin, keyspace.journal(keyspace.LAST_NUMBER), _ROWS_AT_ONCE)
+        rows = (await store.read((), [page])).ranges[0]
+        touched |= books.take(codec.decode_entry(row.value) for row in rows)
+        if len(rows) < _ROWS_AT_ONCE:
+            return touched
+
+
+async def _read_again(
+    store: SqliteStore, payment_id: str, payments: dict[str, Payment], statuses: dict[str, str]
+) -> None:
+    indexed = [keyspace.status(status.value, payment_id) for status in PaymentStatus]
+    data, *named = (await store.read([keyspace.payment(payment_id), *indexed])).values
+    if data is not None:
+        payments[payment_id] = codec.decode_payment(data)
+    statuses.pop(payment_id, None)
+    for status, value in zip(PaymentStatus, named, strict=True):
+        if value is not None:
+            statuses[payment_id] = status.value
+
+
+async def _opens(store: SqliteStore) -> dict[str, OpenOperation]:
+    return {
+        opened.operation_id: opened
+        for opened in (codec.decode_open(value) for _, value in await _rows(store, ("open",), keyspace.LAST))
+    }
+
+
+async def _rows(store: SqliteStore, prefix: Key, last: str) -> list[tuple[Key, bytes]]:
+    found: list[tuple[Key, bytes]] = []
+    begin = prefix
+    while True:
+        rows = (await store.read((), [Range(begin, (*prefix, last), _ROWS_AT_ONCE)])).ranges[0]
+        found += [(row.key, row.value) for row in rows]
+        if len(rows) < _ROWS_AT_ONCE:
+            return found
+        begin = (*rows[-1].key, "")
+
+
+def main() -> None:
+    """Audit a cell and print the report."""
+    parser = argparse.ArgumentParser(description="Audit the books of one cell against its journals and its acquirer.")
+    parser.add_argument("--folder", type=Path, required=True, help="the cell's data folder")
+    parser.add_argument("--acquirer-url", required=True, help="where the acquirer tells its own record")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    try:
+        report = asyncio.run(audit_cell(options.folder, options.acquirer_url))
+    except AuditError as error:
+        sys.stderr.write(f"The audit could not be made: {error}\n")
+        sys.exit(2)
+    if options.json:
+        sys.stdout.write(orjson.dumps(report).decode() + "\n")
+    else:
+        for partner in report["partners"]:
+            verdict = "agrees" if partner["ok"] else "DISAGREES"
+            figures = f"{partner['payments']} payments, {partner['operations']} operations"
+            sys.stdout.write(f"{partner['partner']}: {verdict} ({figures}, {partner['in_doubt']} in doubt)\n")
+            sys.stdout.writelines(f"  {difference}\n" for difference in partner["differences"])
+    sys.exit(0 if report["ok"] else 1)
+
+
+if __name__ == "__main__":
+    main()
