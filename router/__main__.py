@@ -1,0 +1,96 @@
+"""Starts one router process: `python -m router --config FILE`. Only the process's own affairs stand here."""
+
+import argparse
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from cells.api import logs
+from router import limits
+from router.app import create_app
+from router.server import BoundedProtocol
+from router.settings import Settings, SettingsError, read_settings
+
+log = structlog.get_logger()
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT; 0 after an orderly end, 2 where the settings can't be used."""
+    parser = argparse.ArgumentParser(prog="python -m router", description="The front door of Bulkhead.")
+    parser.add_argument("--config", type=Path, required=True, help="settings, as JSON")
+    try:
+        settings = read_settings(parser.parse_args().config)
+        logs.configure(settings.log_file, process=settings.name)
+        app = create_app(settings)
+    except SettingsError as error:
+        sys.stderr.write(f"router: {error}\n")
+        return 2
+    _raise_open_files()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            # Warnings are one a malformed request: a flood of these must not flood the log.
+            log_level="error",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=limits.KEEP_ALIVE_S,
+            timeout_graceful_shutdown=limits.SHUTDOWN_S,
+        )
+    )
+    # uvicorn raises the signal again when it has ended in good order; then it should do nothing.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        listener = _listen(settings)
+    except OSError as error:
+        sys.stderr.write(f"router: {settings.host}:{settings.port} can't be listened on: {error}\n")
+        return 2
+    host, port = listener.getsockname()[:2]
+    log.info("router_starts", host=host, port=port)
+    server.run(sockets=[listener])
+    log.info("router_ends")
+    return 0
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Listen, at once after an earlier process too (SO_REUSEADDR).
+
+    SO_REUSEPORT is off: a second router on the same port fails instead of taking half of the connections.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.set_inheritable(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _raise_open_files() -> None:
+    """Let as many files be open as the bound on connections needs, where the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.CONNECTIONS_MAX + 1_024
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning("open_files_few", allowed=allowed, wanted=wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

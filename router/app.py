@@ -1,0 +1,158 @@
+"""The FastAPI application: routes from the table of endpoints, the process's own pages, its start and end."""
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import orjson
+import structlog
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from router import openapi
+from router.cells_client import CellsClient
+from router.directory import Directory
+from router.directory_file import DirectoryWatcher
+from router.edge import BareRoute, Edge
+from router.endpoints import ENDPOINTS, Endpoint
+from router.gateway import Gateway
+from router.log_budget import LogBudget
+from router.metrics import Metrics
+from router.settings import Settings, read_secret
+
+log = structlog.get_logger()
+
+_LATENESS_INTERVAL_S: Final = 0.5
+
+
+def create_app(settings: Settings) -> Edge:
+    """Build the application. Raises SettingsError where a secret can't be read.
+
+    FastAPI routes and describes. Its stack of middleware (errors, exit stacks, telemetry: 40 microseconds a request) is
+    left out: the edge stands straight before the router, answers every exception and has its own metrics.
+    """
+    metrics = Metrics()
+    budget = LogBudget()
+    cells = CellsClient({name: read_secret(path) for name, path in settings.cell_key_files.items()})
+
+    async def changed(held: Directory) -> None:
+        await cells.use(held.cells.values())
+
+    watcher = DirectoryWatcher(settings.directory_file, settings.data_folder, changed)
+    gateway = Gateway(watcher, cells, read_secret(settings.pepper_file), metrics, budget)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await watcher.load()
+        tasks = [asyncio.create_task(watcher.watch()), asyncio.create_task(_measure_lateness(metrics))]
+        for task in tasks:
+            task.add_done_callback(_end_if_failed)
+        # What lives until the end is not looked through at each collection.
+        gc.collect()
+        gc.freeze()
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await cells.aclose()
+
+    app = FastAPI(
+        title="Bulkhead", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan
+    )
+    app.router.route_class = BareRoute
+    for endpoint in ENDPOINTS:
+        _add(app, endpoint, gateway)
+    _add_own_pages(app, watcher, cells, gateway, metrics)
+    return Edge(app, metrics, budget)
+
+
+def _add(app: FastAPI, endpoint: Endpoint, gateway: Gateway) -> None:
+    async def handle(request: Request) -> Response:
+        return await gateway.serve(endpoint, request)
+
+    app.add_api_route(
+        endpoint.path,
+        handle,
+        methods=[endpoint.method],
+        name=endpoint.name,
+        operation_id=endpoint.name,
+        summary=endpoint.summary,
+        status_code=next(iter(endpoint.answers)),
+        response_model=None,
+        responses=openapi.responses(endpoint),
+        openapi_extra=openapi.takes(endpoint),
+    )
+
+
+def _add_own_pages(
+    app: FastAPI, watcher: DirectoryWatcher, cells: CellsClient, gateway: Gateway, metrics: Metrics
+) -> None:
+    """Add what operators and tools ask: these know no partner and need no key."""
+    document = orjson.dumps(openapi.document(app))
+
+    async def describe(_: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    async def is_alive(_: Request) -> Response:
+        return Response(b'{"status":"alive"}', media_type="application/json")
+
+    async def is_ready(_: Request) -> Response:
+        held = watcher.current
+        connected = cells.connected()
+        is_ready = held is not None and any(connected.values())
+        state = {
+            "status": "ready" if is_ready else "not_ready",
+            "directory": None
+            if held is None
+            else {
+                "version": held.version,
+                "age_seconds": round(watcher.age_s, 3),
+                "cells": len(held.cells),
+                "partners": len(held.partners),
+            },
+            "cells": {name: {"connected": is_up} for name, is_up in sorted(connected.items())},
+        }
+        return Response(orjson.dumps(state), 200 if is_ready else 503, media_type="application/json")
+
+    async def measure(_: Request) -> Response:
+        held = watcher.current
+        metrics.running.set(gateway.admission.running)
+        metrics.directory_version.set(-1 if held is None else held.version)
+        metrics.directory_age.set(watcher.age_s)
+        metrics.directory_rejected.set(watcher.rejected)
+        metrics.remembered.set(len(gateway.remembered))
+        metrics.resent.set(cells.resent)
+        for name, is_up in cells.connected().items():
+            metrics.cell_connected.labels(name).set(is_up)
+        return Response(await metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    for path, page in (
+        ("/livez", is_alive),
+        ("/readyz", is_ready),
+        ("/metrics", measure),
+        ("/openapi.json", describe),
+    ):
+        app.add_api_route(path, page, methods=["GET"], include_in_schema=False, response_model=None)
+
+
+async def _measure_lateness(metrics: Metrics) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _LATENESS_INTERVAL_S
+        await asyncio.sleep(_LATENESS_INTERVAL_S)
+        metrics.loop_late.set(max(0.0, loop.time() - due))
+
+
+def _end_if_failed(task: asyncio.Task[None]) -> None:
+    """End the process if a task that should run for ever does not: better started again than blind to revoked keys."""
+    if task.cancelled():
+        return
+    error = task.exception()
+    log.error("background_task_ended", error="no error" if error is None else type(error).__name__)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,154 @@
+"""The way to the cells: one connection each, and a command sent again under its own id when a connection breaks."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from cells.api import limits as wire
+from cells.api.connection import Peer, PeerLostError, PeerTimeoutError, PeerUnavailableError
+from cells.api.messages import (
+    Answer,
+    Command,
+    MessageError,
+    Refusal,
+    RefusalCode,
+    Refused,
+    decode_answer,
+    encode_command,
+)
+from router import limits
+from router.directory import Cell
+
+log = structlog.get_logger()
+
+ROLE: Final = "router"
+_DEADLINE_MS: Final = limits.actor_limits.COMMAND_DEADLINE_MS
+
+
+@dataclass(slots=True)
+class _Link:
+    peer: Peer
+    cell: Cell
+    absent_since: float | None  # monotonic; None: connected
+
+
+class CellsClient:
+    """One Peer per cell of the directory."""
+
+    def __init__(self, keys: Mapping[str, bytes], now: Callable[[], float] = time.monotonic) -> None:
+        self._keys = keys
+        self._now = now
+        self._links: dict[str, _Link] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self.resent = 0
+
+    async def use(self, cells: Iterable[Cell]) -> None:
+        """Connect to these cells. A connection that is no longer named serves out what it carries."""
+        wanted = {cell.name: cell for cell in cells}
+        for name, link in list(self._links.items()):
+            cell = wanted.get(name)
+            if cell is None or (cell.host, cell.port) != (link.cell.host, link.cell.port):
+                del self._links[name]
+                self._retire(link)
+        for name, cell in wanted.items():
+            if name in self._links:
+                continue
+            key = self._keys.get(name)
+            if key is None:
+                log.error("cell_key_missing", cell=name)
+                continue
+            peer = Peer(cell.host, cell.port, ROLE, key, functools.partial(self._changed, cell))
+            self._links[name] = _Link(peer, cell, self._now())
+            await peer.start()
+
+    def connected(self) -> dict[str, bool]:
+        """Say of each cell whether it can be asked now."""
+        return {name: link.peer.connected for name, link in self._links.items()}
+
+    async def ask(self, cell: str, partner_id: str, method: str, command: Command, *, writes: bool) -> Answer | Refused:
+        """Send the command and give what the cell says; never raises for what a cell or connection does.
+
+        A command that was sent and not answered is sent again under the same command id, at most COMMAND_SENDS_MAX
+        times in all and until its deadline. After that the outcome of a write is unknown (DESIGN 4.1).
+        """
+        deadline = self._now() + _DEADLINE_MS / 1000
+        body = encode_command(command)
+        sends = 0
+        while sends < wire.COMMAND_SENDS_MAX:
+            left_ms = int((deadline - self._now()) * 1000)
+            link = self._links.get(cell)
+            if link is None or left_ms <= 0 or self._is_long_gone(link):
+                break
+            if not link.peer.connected:
+                if not await link.peer.wait_connected(min(left_ms, limits.CELL_WAIT_MS)):
+                    await asyncio.sleep(limits.CELL_WAIT_PAUSE_MS / 1000)
+                continue
+            sends += 1
+            if sends > 1:
+                self.resent += 1
+            try:
+                return decode_answer(await link.peer.request(method, partner_id, body, left_ms))
+            except PeerLostError:
+                continue
+            except PeerUnavailableError:
+                # Connected and yet not sent: the connection carries all it may. Waiting would make it worse.
+                sends -= 1
+                break
+            except PeerTimeoutError:
+                break
+            except MessageError as error:
+                log.error(  # noqa: TRY400 - the trace tells no more
+                    "cell_answer_unreadable", cell=cell, error=str(error), command_id=command.command_id
+                )
+                break
+        return _unanswered(sent=sends > 0, writes=writes)
+
+    async def aclose(self) -> None:
+        """End all connections."""
+        for task in self._closing:
+            task.cancel()
+        links, self._links = list(self._links.values()), {}
+        await asyncio.gather(*self._closing, *(link.peer.aclose() for link in links), return_exceptions=True)
+
+    def _is_long_gone(self, link: _Link) -> bool:
+        return (
+            link.absent_since is not None
+            and not link.peer.connected
+            and (self._now() - link.absent_since) * 1000 > limits.CELL_ABSENT_MS_MAX
+        )
+
+    def _changed(self, cell: Cell, up: bool) -> None:
+        link = self._links.get(cell.name)
+        if link is None or link.cell is not cell:
+            return  # a connection that is being retired
+        link.absent_since = None if up else self._now()
+        log.info("cell_connected" if up else "cell_lost", cell=cell.name, host=cell.host, port=cell.port)
+
+    def _retire(self, link: _Link) -> None:
+        async def close_later() -> None:
+            try:
+                await asyncio.sleep(_DEADLINE_MS / 1000)  # nothing that it carries is older
+            finally:
+                await link.peer.aclose()
+
+        task = asyncio.create_task(close_later())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _unanswered(*, sent: bool, writes: bool) -> Refused:
+    if writes and sent:
+        code = RefusalCode.OUTCOME_UNKNOWN
+        detail = (
+            "The request was sent to the partner's cell and no answer came. It may have been carried out: "
+            "send it again with the same Idempotency-Key, or look for it with GET /v1/payments."
+        )
+    else:
+        code = RefusalCode.PARTNER_UNAVAILABLE
+        detail = "The partner's cell gives no answer now. Nothing was changed."
+    return Refused(Refusal(code, detail, retry_after_ms=limits.RETRY_AFTER_DEFAULT_MS))

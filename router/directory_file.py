@@ -1,0 +1,166 @@
+"""The directory's files: written so that no reader ever sees half of one, watched, and kept as last known good."""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from router import directory, limits
+from router.directory import Directory, DirectoryError
+
+log = structlog.get_logger()
+
+LAST_KNOWN_GOOD: Final = "directory.json"
+_Signature = tuple[int, int, int]  # inode, time of change, bytes
+
+
+def write_atomically(path: Path, raw: bytes) -> None:
+    """Replace a file as a whole, durably: write beside it, fsync, rename, fsync the folder. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(path: Path) -> tuple[bytes, Directory]:
+    """Read and check a directory's file. Raises OSError, DirectoryError."""
+    with path.open("rb") as file:
+        raw = file.read(limits.DIRECTORY_BYTES_MAX + 1)
+    return raw, directory.decode(raw)
+
+
+class DirectoryWatcher:
+    """Holds the newest directory that this router ever saw: never an older one, never a corrupt one."""
+
+    def __init__(
+        self,
+        published: Path,
+        own_folder: Path,
+        on_change: Callable[[Directory], Awaitable[None]],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._published = published
+        self._kept = own_folder / LAST_KNOWN_GOOD
+        self._on_change = on_change
+        self._now = now
+        self._seen: _Signature | None = None
+        self._trusted = False
+        self._raw = b""
+        self._kept_version = -1
+        self._keep_again_at = 0.0
+        self.current: Directory | None = None
+        self.confirmed_at = now()
+        self.rejected = 0
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the published file was last found to be what is held."""
+        return self._now() - self.confirmed_at
+
+    async def load(self) -> None:
+        """Start: take the newest of what was kept and what is published."""
+        try:
+            raw, kept = read(self._kept)
+        except FileNotFoundError:
+            log.info("directory_none_kept")
+        except (OSError, DirectoryError) as error:
+            log.error("directory_kept_unusable", error=str(error))  # noqa: TRY400 - the trace tells no more
+        else:
+            self._kept_version = kept.version
+            await self._take(raw, kept, "last known good")
+        await self._judge(*self._read_published())
+        self._keep()
+
+    async def poll(self) -> None:
+        """Look once; take what is new. Files are read and written in a thread, the exchange itself is not."""
+        if self._signature() != self._seen:
+            await self._judge(*await asyncio.to_thread(self._read_published))
+        elif self._trusted:
+            self.confirmed_at = self._now()
+        held = self.current
+        if held is not None and held.version != self._kept_version and self._now() >= self._keep_again_at:
+            await asyncio.to_thread(self._keep)
+
+    async def watch(self) -> None:
+        """Look every DIRECTORY_POLL_MS until cancelled."""
+        while True:
+            await asyncio.sleep(limits.DIRECTORY_POLL_MS / 1000)
+            await self.poll()
+
+    def _signature(self) -> _Signature | None:
+        try:
+            status = self._published.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def _read_published(self) -> tuple[_Signature | None, bytes, Directory | str]:
+        # The signature is taken first: a file that is replaced meanwhile differs from it at the next look.
+        signature = self._signature()
+        try:
+            return signature, *read(self._published)
+        except (OSError, DirectoryError) as error:
+            return signature, b"", str(error)
+
+    async def _judge(self, signature: _Signature | None, raw: bytes, found: Directory | str) -> None:
+        self._seen = signature
+        self._trusted = False
+        held = self.current
+        if isinstance(found, str):
+            self.rejected += 1
+            log.error("directory_unusable", error=found, held=None if held is None else held.version)
+        elif held is None or found.version > held.version:
+            await self._take(raw, found, "published")
+        elif found.version < held.version:
+            self.rejected += 1
+            log.error("directory_older", version=found.version, held=held.version)
+        elif found.checksum != held.checksum:
+            self.rejected += 1
+            log.error("directory_same_version_differs", version=found.version)
+        else:
+            self._trusted = True
+            self.confirmed_at = self._now()
+
+    async def _take(self, raw: bytes, found: Directory, source: str) -> None:
+        self._raw = raw
+        self._trusted = True
+        self.current = found
+        self.confirmed_at = self._now()
+        log.info(
+            "directory_taken",
+            version=found.version,
+            source=source,
+            cells=len(found.cells),
+            partners=len(found.partners),
+        )
+        await self._on_change(found)
+
+    def _keep(self) -> None:
+        held = self.current
+        if held is None or held.version == self._kept_version:
+            return
+        try:
+            write_atomically(self._kept, self._raw)
+        except OSError as error:
+            # The router serves on; it only could not start again without the published file.
+            log.error("directory_not_kept", error=str(error))  # noqa: TRY400 - the trace tells no more
+            self._keep_again_at = self._now() + limits.DIRECTORY_KEEP_RETRY_MS / 1000
+            return
+        self._kept_version = held.version

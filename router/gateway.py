@@ -1,0 +1,164 @@
+"""One request of a partner, from its key to its answer: authenticate, admit, read, ask the cell, answer.
+
+The order is a promise: no body is read for a caller who is not known, and no cell is asked for what has no form.
+"""
+
+import re
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cells.api.messages import Answer, Command, Method, RefusalCode, Refused
+from router import keys, models, problems, reading
+from router.admission import Admission
+from router.cells_client import CellsClient
+from router.directory import Directory, Partner
+from router.directory_file import DirectoryWatcher
+from router.edge import KEY, Exchange, respond
+from router.endpoints import Endpoint
+from router.log_budget import LogBudget
+from router.metrics import Metrics
+from router.problems import EdgeCode, ProblemError
+from router.remembered import RememberedRefusals
+
+_JSON: Final = "application/json"
+
+
+class Gateway:
+    """What the handlers of all endpoints share."""
+
+    def __init__(
+        self,
+        watcher: DirectoryWatcher,
+        cells: CellsClient,
+        pepper: bytes,
+        metrics: Metrics,
+        budget: LogBudget,
+    ) -> None:
+        self._watcher = watcher
+        self._cells = cells
+        self._pepper = pepper
+        self._metrics = metrics
+        self._budget = budget
+        self.admission = Admission()
+        self.remembered = RememberedRefusals()
+
+    async def serve(self, endpoint: Endpoint, request: Request) -> Response:
+        """Answer one request."""
+        exchange: Exchange = request.scope[KEY]
+        try:
+            return await self._serve(endpoint, request, exchange)
+        except ProblemError as error:
+            if isinstance(error, keys.UnauthorizedError):
+                self._budget.warning(
+                    "authentication_failed",
+                    reason=error.reason,
+                    partner=error.partner_id,
+                    request_id=exchange.request_id,
+                    client=(request.scope.get("client") or ("unknown",))[0],
+                )
+            return respond(error.problem, exchange)
+
+    async def _serve(self, endpoint: Endpoint, request: Request, exchange: Exchange) -> Response:
+        held = self._watcher.current
+        if held is None:
+            raise problems.fail(EdgeCode.NOT_READY, "The partners are not known here yet. Try again.")
+        partner_id, partner = keys.authenticate(
+            exchange.head.values(b"authorization"), held, self._pepper, datetime.now(UTC)
+        )
+        exchange.partner_id = partner_id
+        exchange.api_version = partner.api_version
+        if endpoint.writes and partner.status != "active":
+            raise problems.fail(RefusalCode.PARTNER_SUSPENDED, "The partner is suspended: it can read, not write.")
+        if endpoint.command == Method.CREATE_PAYMENT:
+            remembered = self.remembered.recall(partner_id, partner.profile_version)
+            if remembered is not None:
+                self._metrics.answered_from_memory.inc()
+                raise ProblemError(problems.of_refused(remembered))
+        with self.admission.partner(partner_id):
+            command = await _read(endpoint, request, exchange)
+            if endpoint.command is None:
+                return Response(_account(partner_id, partner), media_type=_JSON)
+            outcome = await self._ask(endpoint, partner_id, command, held, exchange)
+        if isinstance(outcome, Refused):
+            if endpoint.command == Method.CREATE_PAYMENT:
+                self.remembered.remember(partner_id, partner.profile_version, outcome)
+            raise ProblemError(problems.of_refused(outcome))
+        return _answer(outcome)
+
+    async def _ask(
+        self, endpoint: Endpoint, partner_id: str, command: Command, held: Directory, exchange: Exchange
+    ) -> Answer | Refused:
+        assert endpoint.command is not None
+        cell = held.cell_of(partner_id)
+        if cell is None:
+            raise problems.fail(RefusalCode.PARTNER_UNAVAILABLE, "The partner has no cell now. Nothing was changed.")
+        exchange.cell = cell.name
+        with self.admission.cell(cell.name, len(held.cells)):
+            return await self._cells.ask(cell.name, partner_id, endpoint.command, command, writes=endpoint.writes)
+
+
+async def _read(endpoint: Endpoint, request: Request, exchange: Exchange) -> Command:
+    """Read the request as the command that it is. Raises ProblemError."""
+    head = exchange.head
+    arguments: dict[str, Any] = {}
+    if endpoint.path_id is not None:
+        given = request.path_params["id"]
+        if re.fullmatch(endpoint.path_id.pattern, given) is None:
+            raise problems.fail(endpoint.path_id.not_found, "The id in the path has not the form of one.")
+        arguments[endpoint.path_id.argument] = given
+    query_string = request.scope["query_string"]
+    if query_string or endpoint.query is not models.NoQuery:
+        arguments.update(reading.read_query(endpoint.query, query_string).model_dump())
+    if not endpoint.writes:
+        return Command(exchange.command_id, exchange.request_id, arguments)
+    assert endpoint.body is not None
+    key = reading.read_idempotency_key(head)
+    canonical = b"{}"
+    body = b""
+    if head.announces_body:
+        reading.check_content_type(head)
+        body = await reading.read_body(head, request.receive)
+    fields: dict[str, Any] = {}
+    if body or not endpoint.body_optional:
+        fields, canonical = reading.parse_json(body)
+    arguments.update(reading.validate_body(endpoint.body, fields).model_dump())
+    fingerprint = reading.fingerprint(endpoint.method, request.scope["path"], canonical)
+    return Command(exchange.command_id, exchange.request_id, arguments, key, fingerprint)
+
+
+def _answer(answer: Answer) -> Response:
+    assert 200 <= answer.status <= 299, "a cell answers with a success or refuses"
+    headers: dict[str, str] = {}
+    if answer.rate is not None:
+        headers.update(problems.rate_headers(answer.rate))
+    if answer.replayed:
+        headers["idempotent-replayed"] = "true"
+    return Response(answer.body, answer.status, headers, _JSON)
+
+
+def _account(partner_id: str, partner: Partner) -> bytes:
+    return orjson.dumps(
+        {
+            "id": partner_id,
+            "object": "partner",
+            "name": partner.name,
+            "status": partner.status,
+            "mode": partner.mode,
+            "api_version": partner.api_version,
+            "limits": {
+                "rate_per_second": partner.rate_per_second,
+                "rate_burst": partner.rate_burst,
+                "in_flight_max": partner.in_flight_max,
+            },
+            "created_at": partner.created_at,
+            "keys": [
+                {"id": key.id, "hint": key.hint, "created_at": key.created_at, "expires_at": key.expires_at}
+                for key in partner.keys
+            ],
+        },
+        option=orjson.OPT_UTC_Z,
+    )

@@ -1,0 +1,73 @@
+"""API keys on the wire: the Authorization header read (RFC 6750) and held against the directory. Pure."""
+
+import hmac
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from router import directory, problems
+from router.directory import Directory, Partner
+from router.problems import EdgeCode, ProblemError
+
+_REALM: Final = 'Bearer realm="bulkhead"'
+# What a key is held against where its partner is not known, so that both take as long.
+_NOBODY: Final = "0" * 64
+
+
+class UnauthorizedError(ProblemError):
+    """A 401, with what the log may know: why, and the partner where there is one of that name."""
+
+    def __init__(self, reason: str, detail: str, partner_id: str | None = None, *, error: str | None = None) -> None:
+        challenge = _REALM if error is None else f'{_REALM}, error="{error}", error_description="{detail}"'
+        super().__init__(problems.Problem(EdgeCode.UNAUTHORIZED, detail, headers={"www-authenticate": challenge}))
+        self.reason = reason
+        self.partner_id = partner_id
+
+
+def read_bearer(values: Sequence[bytes]) -> str:
+    """Give the token of the Authorization headers that came. Raises ProblemError (400, 401)."""
+    if not values:
+        raise UnauthorizedError("no_key", "Send the API key as Authorization: Bearer sk_...")
+    if len(values) > 1:
+        raise problems.fail(
+            EdgeCode.AUTHORIZATION_MALFORMED,
+            "There is more than one Authorization header.",
+            headers={"www-authenticate": f'{_REALM}, error="invalid_request"'},
+        )
+    scheme, _, token = values[0].partition(b" ")
+    if scheme.lower() != b"bearer":
+        raise UnauthorizedError("other_scheme", "Send the API key as Authorization: Bearer sk_...")
+    try:
+        return token.strip(b" ").decode("ascii")
+    except UnicodeDecodeError:
+        return ""  # no key has such characters: refused as any unknown one
+
+
+def authenticate(values: Sequence[bytes], held: Directory, pepper: bytes, now: datetime) -> tuple[str, Partner]:
+    """Give the partner whose key came. Raises ProblemError (400, 401).
+
+    The answer is the same for a key that never was, was revoked or has expired; the reason goes to the log only.
+    """
+    token = read_bearer(values)
+    named = directory.parse_key(token)
+    mode, partner_id = named or ("", "")
+    partner = held.partners.get(partner_id)
+    presented = directory.hash_key(pepper, token)
+    reason = "malformed_key" if named is None else "unknown_partner" if partner is None else "unknown_key"
+    if partner is None:
+        hmac.compare_digest(presented, _NOBODY)
+    else:
+        for key in partner.keys:
+            if hmac.compare_digest(presented, key.hash):
+                if key.expires_at is not None and key.expires_at <= now:
+                    reason = "expired_key"
+                elif mode != partner.mode:
+                    reason = "other_mode"
+                else:
+                    return partner_id, partner
+    raise UnauthorizedError(
+        reason,
+        "The API key is not valid.",
+        None if partner is None else partner_id,
+        error="invalid_token",
+    )

@@ -1,0 +1,53 @@
+"""Every bound of the router, named with its unit, and how the bounds relate. The wire's stand in `cells.api.limits`."""
+
+from typing import Final
+
+from cells.api import limits as wire
+
+# The bounds of what partners may send stand with the actor; the wire's limits pass them on.
+actor_limits = wire.actor_limits  # type: ignore[attr-defined]  # mypy takes the import there for a private one
+
+# What one request may be.
+HEAD_BYTES_MAX: Final = 16_384
+HEAD_TIMEOUT_MS: Final = 10_000
+BODY_BYTES_MAX: Final = 65_536
+BODY_TIMEOUT_MS: Final = 10_000
+# Of a body that nobody wants any more so much is thrown away, for at most BODY_TIMEOUT_MS: closing at once would
+# reset the connection, and its sender would never see the answer (RFC 9112, 9.6).
+DISCARDED_BYTES_MAX: Final = 4 * 1_048_576
+QUERY_PARAMETERS_MAX: Final = 16
+PROBLEM_ERRORS_MAX: Final = 20
+PROBLEM_POINTER_CHARACTERS_MAX: Final = 200
+# A text with more digit runs than this that begin like a card's number is refused without looking at the rest.
+CARD_CANDIDATES_MAX: Final = 256
+
+# What runs at once, in one router process. A cell's share is REQUESTS_MAX over the number of cells.
+CONNECTIONS_MAX: Final = 8_192
+REQUESTS_MAX: Final = 4_000
+PARTNER_REQUESTS_MAX: Final = 512
+KEEP_ALIVE_S: Final = 75
+SHUTDOWN_S: Final = 5
+
+# Cells. While one is away its requests wait for it; away for longer than this they are refused at once.
+CELL_ABSENT_MS_MAX: Final = 10_000
+CELL_WAIT_MS: Final = 1_000
+CELL_WAIT_PAUSE_MS: Final = 20
+RETRY_AFTER_DEFAULT_MS: Final = 1_000
+REMEMBERED_PARTNERS_MAX: Final = 10_000
+
+# The directory.
+DIRECTORY_BYTES_MAX: Final = 64 * 1_048_576
+DIRECTORY_POLL_MS: Final = 100
+DIRECTORY_KEEP_RETRY_MS: Final = 5_000
+PARTNER_KEYS_MAX: Final = 32
+
+# Lines a second of one kind of event; what is left out is counted in the next line.
+LOG_LINES_PER_SECOND_MAX: Final = 20
+
+assert BODY_BYTES_MAX < wire.FRAME_BYTES_MAX // 2, "any body that is let in fits into a frame"
+assert actor_limits.COMMAND_DEADLINE_MS < actor_limits.CLIENT_DEADLINE_MS
+assert PARTNER_REQUESTS_MAX < REQUESTS_MAX, "one hanging partner can't use up the router"
+assert PARTNER_REQUESTS_MAX >= wire.DOOR_PARTNER_COMMANDS_MAX, "the door's own bound is met first"
+assert REQUESTS_MAX <= wire.CONNECTION_REQUESTS_MAX
+assert REQUESTS_MAX < CONNECTIONS_MAX
+assert CELL_WAIT_PAUSE_MS < CELL_WAIT_MS < actor_limits.COMMAND_DEADLINE_MS

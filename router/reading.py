@@ -1,0 +1,247 @@
+"""Reads what a request holds: head, body, query string, idempotency key. What is bad becomes a ProblemError.
+
+Nothing is asked of a cell here, and nothing of what a client sent but names of fields goes into a problem.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from router import limits, problems
+from router.card_data import holds_card_number
+from router.limits import actor_limits
+from router.problems import EdgeCode, ProblemError
+
+Receive = Callable[[], Awaitable[Any]]
+Model = TypeVar("Model", bound=BaseModel)
+
+_NAMES: Final = frozenset(
+    {
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"idempotency-key",
+        b"transfer-encoding",
+    }
+)
+_NONE: Final[tuple[bytes, ...]] = ()
+_JSON: Final = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*"?utf-8"?[ \t]*)?', re.IGNORECASE)
+_VISIBLE: Final = re.compile(rb"[\x21-\x7e]+")
+# A string in the terms of structured fields (RFC 9651), which the draft on Idempotency-Key asks for.
+_QUOTED: Final = re.compile(rb'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
+
+
+class Head:
+    """The headers that the router looks at, found in one pass. `size`: bytes of the whole head."""
+
+    __slots__ = ("found", "size")
+
+    def __init__(self, scope: Any) -> None:
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        found: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            size += len(name) + len(value) + 4
+            if name in _NAMES:
+                found.setdefault(name, []).append(value)
+        self.size = size
+        self.found = found
+
+    def values(self, name: bytes) -> list[bytes] | tuple[bytes, ...]:
+        """Give each value of the header, in the order they came."""
+        return self.found.get(name, _NONE)
+
+    @property
+    def announces_body(self) -> bool:
+        """Whether a body of more than no bytes is on its way."""
+        return b"transfer-encoding" in self.found or any(v.strip(b"0") for v in self.values(b"content-length"))
+
+    @property
+    def is_body_too_large(self) -> bool:
+        """Whether the body is announced to be more than BODY_BYTES_MAX; a chunked one announces nothing."""
+        if b"transfer-encoding" in self.found:
+            return False
+        return any(not v.isdigit() or int(v[:20]) > limits.BODY_BYTES_MAX for v in self.values(b"content-length"))
+
+
+def check_content_type(head: Head) -> None:
+    """Let pass application/json in UTF-8, not compressed. Raises ProblemError (415)."""
+    types = head.values(b"content-type")
+    if len(types) != 1 or _JSON.fullmatch(types[0].strip()) is None:
+        raise problems.fail(
+            EdgeCode.UNSUPPORTED_MEDIA_TYPE,
+            "Send the body as application/json.",
+            headers={"accept-post": "application/json"},
+        )
+    if head.values(b"content-encoding"):
+        raise problems.fail(EdgeCode.UNSUPPORTED_MEDIA_TYPE, "Send the body without Content-Encoding.")
+
+
+async def read_body(head: Head, receive: Receive) -> bytes:
+    """Take in the body, of at most BODY_BYTES_MAX, within BODY_TIMEOUT_MS. Raises ProblemError (400, 408, 413)."""
+    if head.is_body_too_large:
+        raise _too_large()
+    try:
+        async with asyncio.timeout(limits.BODY_TIMEOUT_MS / 1000):
+            return await _receive_all(receive)
+    except TimeoutError as error:
+        raise problems.fail(
+            EdgeCode.BODY_TIMEOUT,
+            f"The body did not arrive within {limits.BODY_TIMEOUT_MS} ms.",
+            headers={"connection": "close"},
+        ) from error
+
+
+async def _receive_all(receive: Receive) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise problems.fail(EdgeCode.BODY_INVALID, "The connection ended before the body did.")
+        body += message.get("body", b"")
+        if len(body) > limits.BODY_BYTES_MAX:
+            raise _too_large()
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def parse_json(body: bytes) -> tuple[dict[str, Any], bytes]:
+    """Give the JSON object and its canonical bytes (sorted keys). Raises ProblemError (400, 422).
+
+    Strict RFC 8259: no NaN, no lone surrogates, UTF-8 only, nesting bounded. A card number anywhere in it, in names,
+    strings or numbers, ends it here, before any problem could repeat a field's name.
+    """
+    try:
+        parsed = orjson.loads(body)
+        canonical = orjson.dumps(parsed, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONDecodeError as error:
+        # The position is safe to tell; the parser's words may quote the body.
+        raise problems.fail(
+            EdgeCode.BODY_INVALID, f"The body is no valid JSON (RFC 8259) at line {error.lineno}, column {error.colno}."
+        ) from None
+    except (orjson.JSONEncodeError, RecursionError):
+        raise problems.fail(EdgeCode.BODY_INVALID, "The body is nested too deeply.") from None
+    refuse_card_data(canonical.decode())
+    if not isinstance(parsed, dict):
+        raise problems.fail(EdgeCode.VALIDATION_FAILED, "The body is not a JSON object.", pointer="")
+    return parsed, canonical
+
+
+def validate_body(model: type[Model], fields: dict[str, Any]) -> Model:
+    """Hold the body's fields against the model. Raises ProblemError (422) that lists what is wrong."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error, "pointer") from None
+
+
+def read_query(model: type[Model], query_string: bytes) -> Model:
+    """Read the query string by the model. Raises ProblemError (422): unknown, repeated or unreadable parameters too."""
+    fields: dict[str, str] = {}
+    if query_string:
+        try:
+            pairs = parse_qsl(
+                query_string.decode("ascii"),
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=limits.QUERY_PARAMETERS_MAX,
+            )
+        except ValueError:
+            raise problems.fail(EdgeCode.VALIDATION_FAILED, "The query string can't be read.") from None
+        for name, value in pairs:
+            refuse_card_data(f"{name}={value}")
+            if name in fields:
+                raise problems.fail(
+                    EdgeCode.VALIDATION_FAILED,
+                    "A query parameter is there more than once.",
+                    errors=({"parameter": _shortened(name), "detail": "is there more than once"},),
+                )
+            fields[name] = value
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error, "parameter") from None
+
+
+def read_idempotency_key(head: Head) -> str | None:
+    """Give the Idempotency-Key: 1 to 255 visible ASCII characters, bare or as a quoted string.
+
+    draft-ietf-httpapi-idempotency-key-header-07 makes it a structured field string; most clients send it bare. `"abc"`
+    and `abc` are the same key. Raises ProblemError (400, 422).
+    """
+    values = head.values(b"idempotency-key")
+    if not values:
+        return None
+    if len(values) > 1:
+        raise _bad_key("is there more than once")
+    value = values[0].strip(b" \t")
+    if value[:1] == b'"':
+        quoted = _QUOTED.fullmatch(value)
+        if quoted is None:
+            raise _bad_key("opens with a quote and is no quoted string")
+        value = re.sub(rb"\\(.)", rb"\1", quoted[1])
+    if len(value) > actor_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX or _VISIBLE.fullmatch(value) is None:
+        raise _bad_key(f"should have 1 to {actor_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX} visible ASCII characters")
+    key = value.decode("ascii")
+    refuse_card_data(key)
+    return key
+
+
+def fingerprint(method: str, path: str, canonical_body: bytes) -> bytes:
+    """Give the digest that tells the same request from another one under the same idempotency key."""
+    return hashlib.sha256(b"\n".join((method.encode(), path.encode(), canonical_body))).digest()
+
+
+def refuse_card_data(text: str) -> None:
+    """Let pass a text without card numbers. Raises ProblemError (422) otherwise."""
+    if holds_card_number(text):
+        raise problems.fail(
+            EdgeCode.CARD_DATA_REFUSED,
+            "The request holds what looks like a card number. It was not kept. Send a token instead.",
+        )
+
+
+def _too_large() -> ProblemError:
+    return problems.fail(EdgeCode.BODY_TOO_LARGE, f"A body has at most {limits.BODY_BYTES_MAX} bytes.")
+
+
+def _bad_key(what: str) -> ProblemError:
+    return problems.fail(
+        EdgeCode.IDEMPOTENCY_KEY_INVALID,
+        f"The Idempotency-Key {what}.",
+        errors=({"header": "Idempotency-Key", "detail": what},),
+    )
+
+
+def _invalid(error: ValidationError, place: str) -> ProblemError:
+    """Name what is wrong and where; the values themselves are left out."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    errors = tuple(
+        {
+            place: _pointer(entry["loc"]) if place == "pointer" else _shortened(str(entry["loc"][0])),
+            "detail": entry["msg"].removeprefix("Value error, "),
+        }
+        for entry in found[: limits.PROBLEM_ERRORS_MAX]
+    )
+    more = len(found) - len(errors)
+    detail = f"{len(found)} of its parts are wrong." if len(found) > 1 else "One of its parts is wrong."
+    if more:
+        detail += f" The first {len(errors)} are listed."
+    return problems.fail(EdgeCode.VALIDATION_FAILED, detail, pointer=errors[0].get("pointer"), errors=errors)
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """Give the JSON pointer (RFC 6901). pydantic marks a map's bad name by a last step `[key]`: left out."""
+    steps = location[:-1] if location and location[-1] == "[key]" else location
+    return _shortened("".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps))
+
+
+def _shortened(name: str) -> str:
+    bound = limits.PROBLEM_POINTER_CHARACTERS_MAX
+    return name if len(name) <= bound else f"{name[:bound]}..."

@@ -1,0 +1,51 @@
+"""The router's settings, as its supervisor writes them; and the secrets that they point to."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SECRET_BYTES: Final = 32
+
+
+class SettingsError(ValueError):
+    """The settings or a file that they name can't be used; the message says which and why."""
+
+
+class Settings(BaseModel):
+    """One router process. `data_folder` is its own, `directory_file` is published by the control plane."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern="^[a-z0-9-]{1,40}$")]
+    host: str
+    port: Annotated[int, Field(ge=0, le=65_535)]
+    directory_file: Path
+    data_folder: Path
+    pepper_file: Path
+    cell_key_files: dict[str, Path]
+    log_file: str | None = None
+
+
+def read_settings(path: Path) -> Settings:
+    """Read the settings. Raises SettingsError."""
+    try:
+        return Settings.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"the settings can't be read: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors(include_input=False)
+        )
+        raise SettingsError(f"{path}: {wrong}") from error
+
+
+def read_secret(path: Path) -> bytes:
+    """Read a secret of 32 raw bytes. Raises SettingsError."""
+    try:
+        secret = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"a secret can't be read: {error}") from error
+    if len(secret) != SECRET_BYTES:
+        raise SettingsError(f"{path}: a secret has {SECRET_BYTES} bytes, this has {len(secret)}")
+    return secret

@@ -1,0 +1,160 @@
+"""The server's own bounds, over real sockets: heads that are too large or never end, and too many connections."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from router import limits
+from router.server import BoundedProtocol
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n"
+
+
+async def answer_with_nothing(scope: Any, receive: Any, send: Any) -> None:
+    while scope["type"] == "http" and (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.fixture
+def application(request: pytest.FixtureRequest) -> Any:
+    return getattr(request, "param", answer_with_nothing)
+
+
+@pytest.fixture
+async def port(application: Any) -> AsyncIterator[int]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(application, http=BoundedProtocol, lifespan="off", log_config=None, log_level="error")
+    )
+    serving = asyncio.create_task(server._serve([listener]))
+    async with asyncio.timeout(5):
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.005)
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    await serving
+
+
+async def exchange(port: int, *parts: bytes) -> bytes:
+    """Send the parts as parts and give all that came until the connection ended."""
+    loop = asyncio.get_running_loop()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        text = b""
+        # A server that ends what it did not read resets the connection, after its answer.
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            for part in parts:
+                await loop.sock_sendall(client, part)
+                await asyncio.sleep(0.01)
+        with contextlib.suppress(ConnectionResetError):
+            async with asyncio.timeout(5):
+                while chunk := await loop.sock_recv(client, 65_536):
+                    text += chunk
+        return text
+
+
+async def test_a_request_in_parts_is_served(port: int) -> None:
+    text = await exchange(port, b"GET / HT", b"TP/1.1\r\nhost: x\r\n", b"connection: close\r\n", b"\r\n")
+    assert text.startswith(b"HTTP/1.1 204")
+
+
+async def test_a_head_that_does_not_end_is_cut_at_its_bound(port: int) -> None:
+    text = await exchange(port, REQUEST, *(b"x-%d: %s\r\n" % (n, b"y" * 4_000) for n in range(6)))
+    assert text.startswith(b"HTTP/1.1 431")
+    assert b"urn:bulkhead:problem:head_too_large" in text
+
+
+async def test_a_head_that_is_too_slow_is_ended(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_MS", 100)
+    text = await exchange(port, REQUEST, b"x: y\r\n")
+    assert text.startswith(b"HTTP/1.1 408")
+
+
+async def test_a_connection_that_says_nothing_is_ended(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_MS", 100)
+    assert (await exchange(port)).startswith(b"HTTP/1.1 408")
+
+
+async def test_a_second_head_on_a_connection_has_its_bounds_too(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_MS", 200)
+    text = await exchange(port, REQUEST + b"\r\n", REQUEST)
+    assert text.startswith(b"HTTP/1.1 204")
+    assert b"HTTP/1.1 408" in text
+
+
+async def test_a_kept_connection_is_not_ended_by_the_head_s_time(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_MS", 50)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(REQUEST + b"\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+    await asyncio.sleep(0.12)
+    writer.write(REQUEST + b"connection: close\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_connection_too_many_hears_so(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(REQUEST + b"\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    text = await exchange(port)
+    assert text.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1" in text
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET /\xc3\xa9 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GARBAGE / HTTP/1.1\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\nhost: x\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_a_bad_request(port: int, garbage: bytes) -> None:
+    text = await exchange(port, garbage)
+    assert text.startswith(b"HTTP/1.1 400") or text == b""
+
+
+async def refuse_at_once(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("application", [refuse_at_once], indirect=True)
+async def test_a_trickle_of_an_unwanted_body_is_ended(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODY_TIMEOUT_MS", 100)
+    text = await exchange(port, REQUEST + b"content-length: 60000\r\n\r\n", *[b"x"] * 40)
+    assert text.startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize("application", [refuse_at_once], indirect=True)
+async def test_an_unwanted_body_is_thrown_away_up_to_a_bound(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "DISCARDED_BYTES_MAX", 20_000)
+    head = REQUEST + b"content-length: 60000\r\n\r\n"
+    assert (await exchange(port, head, *[b"x" * 5_000] * 12)).count(b"HTTP/1.1") == 1
+    monkeypatch.setattr(limits, "DISCARDED_BYTES_MAX", 80_000)
+    again = REQUEST + b"connection: close\r\n\r\n"
+    assert (await exchange(port, head, *[b"x" * 5_000] * 12, again)).count(b"HTTP/1.1 401") == 2
+
+
+@pytest.mark.parametrize("application", [refuse_at_once], indirect=True)
+async def test_who_waits_for_100_continue_in_vain_is_not_left_waiting(port: int) -> None:
+    text = await exchange(port, REQUEST + b"content-length: 60000\r\nexpect: 100-continue\r\n\r\n")
+    assert text.startswith(b"HTTP/1.1 401")
