@@ -7,6 +7,7 @@ BulkheadError
  |    +-- CommitUnknownError       it may or may not have been written: acquire again before anything else
  |    +-- StoreLimitError          larger than FoundationDB allows; nothing was written
  |    +-- StoreUnavailableError    nothing was written: disk full, time-out before commit, file locked
+ |    +-- StoreExistsError         a book is there already; onboarding never writes over one
  |    +-- StoreMissingError        the partner's book is not where it should be; never made anew
  |    +-- StoreCorruptError        the book can't be trusted: a person is needed
  +-- AcquirerUnknownError          no final answer: the acquirer may or may not have done it
@@ -40,6 +41,10 @@ class StoreLimitError(StoreError):
 
 class StoreUnavailableError(StoreError):
     """The store can't serve now (full disk, lock, time-out before the commit); nothing was written."""
+
+
+class StoreExistsError(StoreError):
+    """A book is there already; onboarding never writes over one."""
 
 
 class StoreMissingError(StoreError):

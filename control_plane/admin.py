@@ -1,0 +1,248 @@
+"""The admin API: what the `bulkhead` command asks, over a Unix socket that only this user can open.
+
+It reads and checks requests and calls the control plane's parts; no decision about a partner is made here.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict
+from typing import Annotated, Any, Final, Literal
+
+import structlog
+import uvicorn
+from fastapi import APIRouter, FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from cells.api import limits as wire_limits
+from control_plane import limits
+from control_plane.api_keys import make_partner_id
+from control_plane.doors import Doors
+from control_plane.errors import ControlPlaneError, SettingsError
+from control_plane.partners import Changed, NewPartner, Partners
+from control_plane.registry import Partner, Registry
+from router.directory import PARTNER_ID
+
+log = structlog.get_logger()
+
+OPERATOR_HEADER: Final = "X-Operator"
+
+Rate = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_PER_SECOND_MAX)]
+Burst = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_BURST_MAX)]
+InFlight = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_IN_FLIGHT_MAX)]
+PartnerName = Annotated[
+    str, Field(min_length=1, max_length=limits.PARTNER_NAME_CHARACTERS_MAX, pattern=r"^[^\x00-\x1f]+$")
+]
+Operator = Annotated[str, Header(alias=OPERATOR_HEADER, min_length=1, max_length=100)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CreatePartner(_Body):
+    """A partner to onboard; an id is made where none is given."""
+
+    id: Annotated[str, Field(pattern=f"^{PARTNER_ID}$")] | None = None
+    name: PartnerName | None = None
+    mode: Literal["test", "live"] = "test"
+    rate_per_second: Rate = wire_limits.PARTNER_RATE_PER_SECOND_DEFAULT
+    rate_burst: Burst = wire_limits.PARTNER_RATE_BURST_DEFAULT
+    in_flight_max: InFlight = wire_limits.PARTNER_IN_FLIGHT_DEFAULT
+
+
+class SetLimits(_Body):
+    """Limits to change; those left out stay."""
+
+    rate_per_second: Rate | None = None
+    rate_burst: Burst | None = None
+    in_flight_max: InFlight | None = None
+
+
+class RotateKey(_Body):
+    """How long the older keys stay good."""
+
+    grace_s: Annotated[int, Field(ge=0, le=limits.KEY_GRACE_S_MAX)] = limits.KEY_GRACE_S_DEFAULT
+
+
+class Resolve(_Body):
+    """What a person found out about an operation."""
+
+    partner: Annotated[str, Field(pattern=f"^{PARTNER_ID}$")]
+    outcome: Literal["succeeded", "failed"]
+    note: Annotated[str, Field(min_length=1, max_length=limits.NOTE_CHARACTERS_MAX)]
+
+
+def make_app(
+    registry: Registry, partners: Partners, doors: Doors, status: Callable[[], Awaitable[dict[str, Any]]]
+) -> FastAPI:
+    """Make the application."""
+    app = FastAPI(title="Bulkhead control plane", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(ControlPlaneError, _explain)
+    app.add_exception_handler(RequestValidationError, _explain_invalid)
+    app.add_exception_handler(sqlite3.Error, _explain_registry)
+    app.include_router(_partner_routes(registry, partners))
+    app.include_router(_unknown_routes(registry, doors))
+
+    @app.get("/status")
+    async def get_status() -> dict[str, Any]:
+        return await status()
+
+    return app
+
+
+def _partner_routes(registry: Registry, partners: Partners) -> APIRouter:
+    routes = APIRouter(prefix="/partners")
+
+    @routes.get("")
+    async def list_partners() -> dict[str, Any]:
+        found = await asyncio.to_thread(registry.partners)
+        return {"partners": [asdict(partner) for partner in found]}
+
+    @routes.post("", status_code=201)
+    async def create_partner(body: CreatePartner, operator: Operator) -> dict[str, Any]:
+        partner_id = body.id or make_partner_id()
+        wanted = NewPartner(
+            id=partner_id,
+            name=body.name or partner_id,
+            mode=body.mode,
+            rate_per_second=body.rate_per_second,
+            rate_burst=body.rate_burst,
+            in_flight_max=body.in_flight_max,
+        )
+        return _changed(await partners.create(wanted, operator))
+
+    @routes.get("/{partner_id}")
+    async def show_partner(partner_id: str) -> dict[str, Any]:
+        partner = await asyncio.to_thread(registry.partner, partner_id)
+        keys = await asyncio.to_thread(registry.keys, partner_id)
+        changes = await asyncio.to_thread(registry.changes, partner_id)
+        return {
+            "partner": asdict(partner),
+            # A hash is of no use to an operator, and of some to a thief.
+            "keys": [{name: value for name, value in asdict(key).items() if name != "hash"} for key in keys],
+            "changes": [asdict(change) for change in changes],
+        }
+
+    @routes.post("/{partner_id}/suspend")
+    async def suspend_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.set_status(partner_id, "suspended", operator))
+
+    @routes.post("/{partner_id}/resume")
+    async def resume_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.set_status(partner_id, "active", operator))
+
+    @routes.patch("/{partner_id}/limits")
+    async def set_limits(partner_id: str, body: SetLimits, operator: Operator) -> dict[str, Any]:
+        changed = body.model_dump(exclude_none=True)
+        if not changed:
+            raise SettingsError("no limit was named", hint="name --rate, --burst or --in-flight")
+        return _changed(await partners.set_limits(partner_id, changed, operator))
+
+    @routes.post("/{partner_id}/keys", status_code=201)
+    async def rotate_key(partner_id: str, body: RotateKey, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.rotate_key(partner_id, body.grace_s, operator))
+
+    @routes.delete("/{partner_id}/keys/{key_id}")
+    async def revoke_key(partner_id: str, key_id: str, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.revoke_key(partner_id, key_id, operator))
+
+    return routes
+
+
+def _unknown_routes(registry: Registry, doors: Doors) -> APIRouter:
+    routes = APIRouter(prefix="/unknown")
+
+    @routes.get("")
+    async def list_unknown(partner: str | None = None) -> dict[str, Any]:
+        if partner is not None:
+            return await _list_unknown(doors, [await asyncio.to_thread(registry.partner, partner)])
+        return await _list_unknown(doors, await asyncio.to_thread(registry.partners))
+
+    @routes.post("/{operation_id}/resolve")
+    async def resolve(operation_id: str, body: Resolve, operator: Operator) -> dict[str, Any]:
+        partner = await asyncio.to_thread(registry.partner, body.partner)
+        result = await doors.resolve_operation(
+            partner.cell, partner.id, operation_id, outcome=body.outcome, operator=operator, note=body.note
+        )
+        detail = {"operation": operation_id, "outcome": body.outcome, "note": body.note}
+        await asyncio.to_thread(registry.note, operator, "operation_resolved", partner.id, detail)
+        return {"operation_id": operation_id, "partner": partner.id, "outcome": body.outcome, "answer": result}
+
+    return routes
+
+
+class AdminServer(uvicorn.Server):
+    """A uvicorn that leaves the signals to the supervisor, in whose process it runs."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def make_server(app: FastAPI) -> AdminServer:
+    """Make the server; `serve(sockets=[...])` runs it, `should_exit = True` ends it."""
+    return AdminServer(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+    )
+
+
+async def _list_unknown(doors: Doors, partners: list[Partner]) -> dict[str, Any]:
+    slots = asyncio.Semaphore(limits.LIST_UNKNOWN_AT_ONCE_MAX)
+
+    async def one(partner: Partner) -> tuple[list[dict[str, Any]], dict[str, str] | None]:
+        if partner.status == "onboarding":
+            return [], None
+        try:
+            async with slots:
+                found = await doors.list_unknown(partner.cell, partner.id)
+        except ControlPlaneError as error:
+            return [], {"partner": partner.id, "error": error.what}
+        return [{"partner": partner.id, **operation.model_dump()} for operation in found], None
+
+    answers = await asyncio.gather(*(one(partner) for partner in partners))
+    return {
+        "operations": [operation for found, _ in answers for operation in found],
+        "not_asked": [error for _, error in answers if error is not None],
+    }
+
+
+def _changed(changed: Changed) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "partner": asdict(changed.partner),
+        "routers_behind": list(changed.routers_behind),
+        "door_behind": changed.door_behind,
+    }
+    if changed.key is not None:
+        fields["key"] = {"id": changed.key.id, "hint": changed.key.hint, "api_key": changed.key.text}
+    return fields
+
+
+async def _explain(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ControlPlaneError)
+    fields = {
+        "kind": type(error).code,
+        "code": error.code,  # a door's refusals keep their own
+        "what": error.what,
+        "where": error.where,
+        "hint": error.hint,
+    }
+    return JSONResponse(fields, status_code=error.http_status)
+
+
+async def _explain_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
+    return await _explain(request, SettingsError(problems, where="the options given", hint="see --help"))
+
+
+async def _explain_registry(request: Request, error: Exception) -> JSONResponse:
+    log.error("registry_failed", error=str(error))
+    failed = ControlPlaneError(
+        f"the registry can't be used: {error}", where="registry.sqlite", hint="is the disk full or read-only?"
+    )
+    return await _explain(request, failed)

@@ -1,0 +1,134 @@
+"""`bulkhead audit`: has every cell's books recomputed and compared, and merges what they say with the registry.
+
+The comparing is cells.audit's, run as a process a cell; a partner whose book no cell found is itself a disagreement.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from control_plane import limits
+from control_plane.data_folder import DataFolder
+from control_plane.errors import ControlPlaneError
+from control_plane.registry import Partner, read_partners
+from control_plane.settings import Settings
+
+
+class PartnerAudit(BaseModel):
+    """One partner's books, as cells.audit found them. `in_doubt`: open intents, which are not wrong."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    partner: str
+    ok: bool
+    differences: list[str] = []
+    payments: int = 0
+    operations: int = 0
+    in_doubt: int = 0
+    balances: dict[str, Any] = {}
+
+
+class CellAudit(BaseModel):
+    """One cell's books."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    partners: list[PartnerAudit]
+    extra_at_acquirer: list[Any] = []
+
+
+async def run(settings: Settings, folder: DataFolder) -> dict[str, Any]:
+    """Audit all cells; give the merged report with `ok`. Raises ControlPlaneError where a cell can't be audited."""
+    registered = read_partners(folder.registry_file)
+    slots = asyncio.Semaphore(limits.AUDITS_AT_ONCE_MAX)
+
+    async def one(cell: str) -> CellAudit:
+        async with slots:
+            return await _audit_cell(settings, folder, cell)
+
+    audits = await asyncio.gather(*(one(cell) for cell in settings.cell_names))
+    return merge(dict(zip(settings.cell_names, audits, strict=True)), registered)
+
+
+def merge(audits: dict[str, CellAudit], registered: Sequence[Partner]) -> dict[str, Any]:
+    """Put the cells' audits together and compare whose books there are with the registry."""
+    rows: list[dict[str, Any]] = []
+    found: set[tuple[str, str]] = set()
+    known = {partner.id: partner for partner in registered}
+    for cell, audit in audits.items():
+        for book in audit.partners:
+            found.add((cell, book.partner))
+            differences = list(book.differences)
+            partner = known.get(book.partner)
+            if partner is None:
+                differences.append("the registry knows no such partner")
+            elif partner.cell != cell:
+                differences.append(f"the registry says that its book is in {partner.cell}")
+            row = {"cell": cell, **book.model_dump(), "differences": differences}
+            rows.append({**row, "ok": book.ok and not differences})
+    for partner in registered:
+        if partner.status != "onboarding" and (partner.cell, partner.id) not in found:
+            missing = PartnerAudit(partner=partner.id, ok=False, differences=[f"its book is missing in {partner.cell}"])
+            rows.append({"cell": partner.cell, **missing.model_dump()})
+    rows.sort(key=lambda row: (row["partner"], row["cell"]))
+    extra = [entry for audit in audits.values() for entry in audit.extra_at_acquirer]
+    return {
+        "ok": all(row["ok"] for row in rows) and not extra,
+        "partners": rows,
+        "extra_at_acquirer": extra,
+        "payments": sum(row["payments"] for row in rows),
+        "operations": sum(row["operations"] for row in rows),
+        "in_doubt": sum(row["in_doubt"] for row in rows),
+    }
+
+
+async def _audit_cell(settings: Settings, folder: DataFolder, cell: str) -> CellAudit:
+    arguments = ("--folder", str(folder.cell_folder(cell)), "--acquirer-url", settings.acquirer, "--json")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        "cells.audit",
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(limits.AUDIT_TIMEOUT_MS / 1000):
+            output, errors = await process.communicate()
+    except TimeoutError as error:
+        raise ControlPlaneError(
+            f"{cell}'s audit took longer than {limits.AUDIT_TIMEOUT_MS // 1000} s",
+            where=str(folder.cell_folder(cell)),
+            hint="does the acquirer answer? Try `curl` on its /livez",
+        ) from error
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    audit = _read_report(process.returncode, output)
+    if audit is not None:
+        return audit
+    said = errors.decode(errors="replace").strip().splitlines()
+    raise ControlPlaneError(
+        f"{cell}'s books can't be audited (exit code {process.returncode})" + (f": {said[-1]}" if said else ""),
+        where=str(folder.cell_folder(cell)),
+        hint=f"is the acquirer at {settings.acquirer} up? The audit compares with its record",
+    )
+
+
+def _read_report(exit_code: int | None, output: bytes) -> CellAudit | None:
+    """Read a report; None where it can't be, or where it and the exit code (0: all agree, 1: not) contradict."""
+    try:
+        audit = CellAudit.model_validate(json.loads(output))
+    except (ValueError, ValidationError):
+        return None
+    agreed = all(partner.ok for partner in audit.partners) and not audit.extra_at_acquirer
+    return audit if exit_code == (0 if agreed else 1) else None

@@ -1,0 +1,351 @@
+"""The `bulkhead` command: reads options, asks the control plane, shows what it says. Decides nothing itself.
+
+Exit codes: 0 done, 1 failed or the books disagree, 2 wrong usage or refused, 3 the control plane isn't running.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Final, ParamSpec, TypeVar
+from urllib.parse import quote
+
+import typer
+
+from control_plane import audit as audits
+from control_plane import client, limits, screen, settings, status, up
+from control_plane.data_folder import DataFolder
+from control_plane.errors import EXIT_FAILED, EXIT_OK, ControlPlaneError, NotRunningError, SettingsError
+from control_plane.settings import Settings
+
+app = typer.Typer(
+    name="bulkhead",
+    help="A payment gateway in which no partner can sink another.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+partner_app = typer.Typer(help="Partners: onboard, limit, suspend, and their keys.", no_args_is_help=True)
+cell_app = typer.Typer(help="Cells.", no_args_is_help=True)
+unknown_app = typer.Typer(help="Operations whose outcome at the acquirer is not known.", no_args_is_help=True)
+app.add_typer(partner_app, name="partner")
+app.add_typer(cell_app, name="cell")
+app.add_typer(unknown_app, name="unknown")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+PartnerId = Annotated[str, typer.Argument(help="The partner's id.")]
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What all commands share: which installation is meant."""
+
+    settings_file: Path | None
+    data_folder: Path | None
+
+    def load(self, **options: Any) -> Settings:
+        """Read the settings as `up` wants them."""
+        return settings.load(self.settings_file, {"data_folder": self.data_folder, **options})
+
+    def folder(self) -> DataFolder:
+        """Give the data folder that is meant."""
+        return DataFolder(self.load().data_folder)
+
+    def of_last_up(self) -> tuple[Settings, DataFolder]:
+        """Read the settings that the last `up` on this data folder ran with, its options included."""
+        folder = self.folder()
+        try:
+            return Settings(**json.loads(folder.settings_file.read_bytes())), folder
+        except FileNotFoundError as error:
+            raise NotRunningError(
+                "no Bulkhead was ever started on this data folder", where=str(folder.root), hint="start it: bulkhead up"
+            ) from error
+        except ValueError as error:
+            raise SettingsError(
+                f"the settings of the last `up` can't be read: {error}",
+                where=str(folder.settings_file),
+                hint="start it again: bulkhead up",
+            ) from error
+
+
+def _explained(command: Callable[P, R]) -> Callable[P, R]:
+    """Show what went wrong as what, where and what to do, and end with its exit code."""
+
+    @wraps(command)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return command(*arguments, **options)
+        except ControlPlaneError as error:
+            screen.show_error(error)
+            raise typer.Exit(error.exit_code) from error
+
+    return run
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    settings_file: Annotated[
+        Path | None,
+        typer.Option("--settings", help=f"The settings file; else {settings.FILE_VARIABLE}, ./{settings.FILE_NAME}."),
+    ] = None,
+    data_folder: Annotated[
+        Path | None, typer.Option(help="The data folder, over BULKHEAD_DATA_FOLDER and the settings file.")
+    ] = None,
+) -> None:
+    """Set which installation is meant."""
+    context.obj = Where(settings_file, data_folder)
+
+
+@app.command("up")
+@_explained
+def start(  # noqa: PLR0913 - one for each option
+    context: typer.Context,
+    *,
+    cells: Annotated[int | None, typer.Option(help="How many cells.")] = None,
+    routers: Annotated[int | None, typer.Option(help="How many routers, each on a port of its own.")] = None,
+    spares_per_cell: Annotated[int | None, typer.Option(help="Warm workers that wait to take over.")] = None,
+    http_host: Annotated[str | None, typer.Option(help="Where routers listen.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Port of the first router.")] = None,
+    door_port: Annotated[int | None, typer.Option(help="Port of the first cell's door.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of the first door's metrics.")] = None,
+    ray_port: Annotated[int | None, typer.Option(help="Port of the first cell's Ray.")] = None,
+    acquirer_port: Annotated[int | None, typer.Option(help="Port of the acquirer simulator.")] = None,
+    acquirer_url: Annotated[str | None, typer.Option(help="An acquirer; the simulator isn't started then.")] = None,
+) -> None:
+    """Start everything and keep it running; Ctrl-C stops it. A second `up` on the same data goes on."""
+    options = {name: value for name, value in locals().items() if name != "context"}
+    raise typer.Exit(up.run(_where(context).load(**options), screen.console()))
+
+
+@app.command("status")
+@_explained
+def show_status(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Show every process: role, cell, partner, pid, endpoint, epoch and health."""
+    installation, folder = _where(context).of_last_up()
+    try:
+        found = client.ask(folder, "GET", "/status")
+    except NotRunningError as error:
+        found = asyncio.run(status.collect_directly(installation, folder, up.version()))
+        if not as_json:
+            screen.show_error(error)
+    if as_json:
+        screen.show_json(found)
+    else:
+        screen.show_status(found)
+    raise typer.Exit(EXIT_OK if found["control_plane"]["running"] else NotRunningError.exit_code)
+
+
+@partner_app.command("create")
+@_explained
+def create_partner(
+    context: typer.Context,
+    *,
+    name: Annotated[str | None, typer.Option(help="A name for people; else the id.")] = None,
+    partner_id: Annotated[str | None, typer.Option("--id", help="Its id, a-z 0-9 _; else one is made.")] = None,
+    mode: Annotated[str, typer.Option(help="test or live.")] = "test",
+    rate: Annotated[int | None, typer.Option(help="Requests a second that it may go on with.")] = None,
+    burst: Annotated[int | None, typer.Option(help="Requests that it may send at once.")] = None,
+    in_flight: Annotated[int | None, typer.Option(help="Payments that may be open at once.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Onboard a partner and show its key, once. Repeat it after a failure: it goes on where it stopped."""
+    body = {
+        "id": partner_id,
+        "name": name,
+        "mode": mode,
+        "rate_per_second": rate,
+        "rate_burst": burst,
+        "in_flight_max": in_flight,
+    }
+    given = {field: value for field, value in body.items() if value is not None}
+    _show_changed(client.ask(_where(context).folder(), "POST", "/partners", given), "onboarded", as_json=as_json)
+
+
+@partner_app.command("list")
+@_explained
+def list_partners(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """List all partners."""
+    found = client.ask(_where(context).folder(), "GET", "/partners")
+    if as_json:
+        screen.show_json(found)
+    else:
+        screen.show_partners(found["partners"])
+
+
+@partner_app.command("show")
+@_explained
+def show_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+    """Show a partner, its keys (never the keys themselves) and its latest changes."""
+    found = client.ask(_where(context).folder(), "GET", _path(partner))
+    if as_json:
+        screen.show_json(found)
+    else:
+        screen.show_partner(found)
+
+
+@partner_app.command("suspend")
+@_explained
+def suspend_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+    """Turn a partner's requests away from now on."""
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/suspend")
+    _show_changed(found, "suspended", as_json=as_json)
+
+
+@partner_app.command("resume")
+@_explained
+def resume_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+    """Let a suspended partner in again."""
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/resume")
+    _show_changed(found, "active", as_json=as_json)
+
+
+@partner_app.command("set-limits")
+@_explained
+def set_limits(
+    context: typer.Context,
+    partner: PartnerId,
+    *,
+    rate: Annotated[int | None, typer.Option(help="Requests a second that it may go on with.")] = None,
+    burst: Annotated[int | None, typer.Option(help="Requests that it may send at once.")] = None,
+    in_flight: Annotated[int | None, typer.Option(help="Payments that may be open at once.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a partner's limits; what isn't named stays."""
+    body = {"rate_per_second": rate, "rate_burst": burst, "in_flight_max": in_flight}
+    given = {field: value for field, value in body.items() if value is not None}
+    found = client.ask(_where(context).folder(), "PATCH", f"{_path(partner)}/limits", given)
+    _show_changed(found, "limited anew", as_json=as_json)
+
+
+@partner_app.command("rotate-key")
+@_explained
+def rotate_key(
+    context: typer.Context,
+    partner: PartnerId,
+    *,
+    grace: Annotated[str, typer.Option(help="How long older keys stay good: 30m, 24h, 7d; 0: not at all.")] = "24h",
+    as_json: AsJson = False,
+) -> None:
+    """Make a new key and show it, once."""
+    body = {"grace_s": parse_duration_s(grace)}
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/keys", body)
+    _show_changed(found, "given a new key", as_json=as_json)
+
+
+@partner_app.command("revoke-key")
+@_explained
+def revoke_key(
+    context: typer.Context,
+    partner: PartnerId,
+    key: Annotated[str, typer.Argument(help="The key's id, key_…, as `partner show` lists it.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """End one key at once."""
+    found = client.ask(_where(context).folder(), "DELETE", f"{_path(partner)}/keys/{quote(key, safe='')}")
+    _show_changed(found, f"rid of {key}", as_json=as_json)
+
+
+@cell_app.command("list")
+@_explained
+def list_cells(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """List the cells and what is in them."""
+    found = client.ask(_where(context).folder(), "GET", "/status")["cells"]
+    if as_json:
+        screen.show_json({"cells": found})
+    else:
+        screen.show_cells(found)
+
+
+@unknown_app.command("list")
+@_explained
+def list_unknown(
+    context: typer.Context,
+    *,
+    partner: Annotated[str | None, typer.Option(help="Of this partner only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List operations whose outcome is not known; most settle by themselves."""
+    query = "" if partner is None else f"?partner={quote(partner, safe='')}"
+    found = client.ask(_where(context).folder(), "GET", f"/unknown{query}")
+    if as_json:
+        screen.show_json(found)
+    else:
+        screen.show_unknown(found)
+    raise typer.Exit(EXIT_FAILED if found["not_asked"] else EXIT_OK)
+
+
+@unknown_app.command("resolve")
+@_explained
+def resolve_unknown(
+    context: typer.Context,
+    operation: Annotated[str, typer.Argument(help="The operation's id.")],
+    *,
+    partner: Annotated[str, typer.Option(help="The partner whose operation it is.")],
+    outcome: Annotated[str, typer.Option(help="What it became at the acquirer: succeeded or failed.")],
+    note: Annotated[str, typer.Option(help="How you know: stays in the partner's journal.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write down what a person found out at the acquirer. It is final."""
+    body = {"partner": partner, "outcome": outcome, "note": note}
+    found = client.ask(_where(context).folder(), "POST", f"/unknown/{quote(operation, safe='')}/resolve", body)
+    if as_json:
+        screen.show_json(found)
+    else:
+        screen.say(f"{operation} of {partner} is {outcome} from now on")
+
+
+@app.command("audit")
+@_explained
+def audit(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Recompute every partner's books and compare them with balances and the acquirer's record."""
+    installation, folder = _where(context).of_last_up()
+    report = asyncio.run(audits.run(installation, folder))
+    if as_json:
+        screen.show_json(report)
+    else:
+        screen.show_audit(report)
+    raise typer.Exit(EXIT_OK if report["ok"] else EXIT_FAILED)
+
+
+@app.command("version")
+def show_version() -> None:
+    """Show the version."""
+    screen.say(up.version())
+
+
+def parse_duration_s(text: str) -> int:
+    """Read `30m`, `24h`, `7d`, `90s` or plain seconds. Raises SettingsError."""
+    match = re.fullmatch(r"(\d{1,9})([smhd]?)", text.strip())
+    if match is None:
+        raise SettingsError(f"{text!r} is no time", where="option --grace", hint="write it as 90s, 30m, 24h, 7d or 0")
+    seconds = int(match[1]) * _UNITS.get(match[2], 1)
+    if seconds > limits.KEY_GRACE_S_MAX:
+        raise SettingsError(
+            f"{text} is longer than {limits.KEY_GRACE_S_MAX // 86_400} days", where="option --grace", hint="name less"
+        )
+    return seconds
+
+
+def _where(context: typer.Context) -> Where:
+    assert isinstance(context.obj, Where)
+    return context.obj
+
+
+def _path(partner: str) -> str:
+    return f"/partners/{quote(partner, safe='')}"
+
+
+def _show_changed(found: dict[str, Any], what: str, *, as_json: bool) -> None:
+    if as_json:
+        screen.show_json(found)
+    else:
+        screen.show_changed(found, what)

@@ -1,0 +1,67 @@
+"""The command line's way to a running control plane: HTTP over its Unix socket."""
+
+import getpass
+import json
+import os
+import socket
+from typing import Any, Final
+
+import httpx
+
+from control_plane import limits
+from control_plane.admin import OPERATOR_HEADER
+from control_plane.data_folder import DataFolder, short_socket_path
+from control_plane.errors import ERRORS_BY_CODE, ControlPlaneError, NotRunningError
+
+_HINT: Final = "start it: bulkhead up (with the same --settings or --data-folder)"
+
+
+def ask(folder: DataFolder, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Ask the control plane. Raises NotRunningError, and whatever it refuses with."""
+    if not folder.control_socket.exists():
+        raise NotRunningError("no control plane runs on this data folder", where=str(folder.control_socket), hint=_HINT)
+    try:
+        with short_socket_path(folder.control_socket) as short:
+            with socket.socket(socket.AF_UNIX) as probe:  # httpcore leaks its own where nobody listens
+                probe.connect(short)
+            transport = httpx.HTTPTransport(uds=short)
+            with httpx.Client(transport=transport, timeout=limits.CONTROL_TIMEOUT_MS / 1000) as client:
+                answer = client.request(
+                    method, f"http://control{path}", json=body, headers={OPERATOR_HEADER: operator()}
+                )
+    except (ConnectionRefusedError, FileNotFoundError, httpx.ConnectError) as error:
+        raise NotRunningError(
+            f"the control plane does not listen (any more): {error}", where=str(folder.control_socket), hint=_HINT
+        ) from error
+    except (httpx.HTTPError, OSError) as error:
+        raise ControlPlaneError(
+            f"the control plane gave no answer: {error or type(error).__name__}. It may have done what was asked",
+            where=str(folder.control_socket),
+            hint="see how it is with `bulkhead status`, then ask again: nothing is done twice",
+        ) from error
+    return _read(answer, folder)
+
+
+def operator() -> str:
+    """Name who asks, for the operators' log. The socket lets only this user in, so it is a name, not a proof."""
+    user = os.environ.get("SUDO_USER") or getpass.getuser()
+    return f"{user}@{socket.gethostname()}"[:100]
+
+
+def _read(answer: httpx.Response, folder: DataFolder) -> dict[str, Any]:
+    try:
+        fields = answer.json()
+    except json.JSONDecodeError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise ControlPlaneError(
+            f"the control plane answered with status {answer.status_code} and no JSON object",
+            where=str(folder.control_socket),
+            hint=f"its words stand in {folder.log_file('control_plane')}",
+        )
+    if answer.is_success:
+        return fields
+    kind = ERRORS_BY_CODE.get(str(fields.get("kind")), ControlPlaneError)
+    error = kind(str(fields.get("what", "")), where=str(fields.get("where", "")), hint=str(fields.get("hint", "")))
+    error.code = str(fields.get("code", kind.code))
+    raise error

@@ -1,0 +1,326 @@
+"""The data folder: where everything lies, who may use it, and the secrets in it. Books of partners are the cells'.
+
+lock              held by the one `bulkhead up` that uses the folder (flock: ends with its process)
+instance.json     what this folder is; written last at the first start
+registry.sqlite   partners, hashes of keys, operators' changes
+control.sock      the control plane, for this user only
+secrets/          pepper, cells' secrets, routers' keys, Ray's tokens; 0600 in a folder of 0700
+directory/        what routers read          routers/<name>/   what each router last knew
+cells/<name>/     the partners' books        acquirer/         the simulator's own record
+run/              configurations and records of processes       logs/
+
+A folder or secret that is missing is made at the first start only; later its absence is an error, never a fresh one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock, Timeout
+
+from cells.api.frames import role_key
+from control_plane.errors import FolderError
+from control_plane.settings import Settings
+from router.directory_file import write_atomically
+
+FORMAT: Final = 1
+SECRET_BYTES: Final = 32
+_OURS: Final = frozenset(
+    {
+        "lock",
+        "instance.json",
+        "registry.sqlite",
+        "registry.sqlite-wal",
+        "registry.sqlite-shm",
+        "control.sock",
+        "secrets",
+        "directory",
+        "routers",
+        "cells",
+        "acquirer",
+        "run",
+        "logs",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One installation. `id` (16 hex characters) marks its processes.
+
+    The id is made of a random seed and the folder's place, so that a copied folder is another installation: it
+    must not take the processes of the first for its own.
+    """
+
+    id: str
+    seed: str
+    cells: int
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataFolder:
+    """The paths in a data folder."""
+
+    root: Path
+
+    @property
+    def lock_file(self) -> Path:
+        """Held while an `up` runs."""
+        return self.root / "lock"
+
+    @property
+    def instance_file(self) -> Path:
+        """What this folder is."""
+        return self.root / "instance.json"
+
+    @property
+    def registry_file(self) -> Path:
+        """The control plane's own store."""
+        return self.root / "registry.sqlite"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the control plane listens."""
+        return self.root / "control.sock"
+
+    @property
+    def secrets(self) -> Path:
+        """Folder of the secrets."""
+        return self.root / "secrets"
+
+    @property
+    def pepper_file(self) -> Path:
+        """The key of the keys' hashes."""
+        return self.secrets / "api_key_pepper"
+
+    def cell_secret_file(self, cell: str) -> Path:
+        """Give the secret from which each role's key of a cell comes."""
+        return self.secrets / f"{cell}.secret"
+
+    def router_key_file(self, cell: str) -> Path:
+        """Give what routers know of a cell's secret."""
+        return self.secrets / f"{cell}.router.key"
+
+    def ray_token_file(self, cell: str) -> Path:
+        """Give the token of a cell's Ray cluster."""
+        return self.secrets / f"{cell}.ray_token"
+
+    @property
+    def directory_file(self) -> Path:
+        """The directory as published."""
+        return self.root / "directory" / "directory.json"
+
+    def router_folder(self, router: str) -> Path:
+        """Give a router's own folder."""
+        return self.root / "routers" / router
+
+    def cell_folder(self, cell: str) -> Path:
+        """Give a cell's own folder."""
+        return self.root / "cells" / cell
+
+    @property
+    def acquirer_folder(self) -> Path:
+        """The simulator's own folder."""
+        return self.root / "acquirer"
+
+    @property
+    def run(self) -> Path:
+        """Configurations and records of processes."""
+        return self.root / "run"
+
+    @property
+    def settings_file(self) -> Path:
+        """The settings that the last `up` ran with, for the other commands."""
+        return self.run / "settings.json"
+
+    @property
+    def control_record_file(self) -> Path:
+        """Who holds the lock, for those who find it held."""
+        return self.run / "control_plane.json"
+
+    @property
+    def logs(self) -> Path:
+        """What each process has to say."""
+        return self.root / "logs"
+
+    def log_file(self, process: str) -> Path:
+        """Give a process's structured log."""
+        return self.logs / f"{process}.log"
+
+
+@contextlib.contextmanager
+def locked(folder: DataFolder) -> Iterator[None]:
+    """Make the folder where needed and hold its lock. Raises FolderError where another `up` holds it."""
+    root = folder.root
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        strange = {entry.name for entry in root.iterdir()} - _OURS
+        if strange and not folder.instance_file.exists():
+            raise FolderError(
+                f"the folder holds other things already, such as {min(strange)!r}",
+                where=str(root),
+                hint="name an empty or a new folder as data_folder",
+            )
+        lock = FileLock(folder.lock_file, mode=0o600)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FolderError(
+            "another `bulkhead up` uses this data folder" + _name_holder(folder),
+            where=str(folder.lock_file),
+            hint="stop that one first (Ctrl-C there), or give this one another data_folder and other ports",
+        ) from error
+    except OSError as error:
+        raise FolderError(f"the data folder can't be used: {error}", where=str(root), hint="mend that") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def prepare(folder: DataFolder, settings: Settings) -> Instance:
+    """Make what is missing at a first start; at a later one check that the data fits. Raises FolderError.
+
+    Call it with the lock held. `finish_first_start` ends a first start.
+    """
+    instance = read_instance(folder)
+    if instance is not None and instance.cells != settings.cells:
+        raise FolderError(
+            f"this data was made with {instance.cells} cells, the settings say {settings.cells}: "
+            "partners would have to move between cells, and moves don't exist yet",
+            where=str(folder.instance_file),
+            hint=f"set cells = {instance.cells}, or start with another data_folder",
+        )
+    folders = [folder.secrets, folder.directory_file.parent, folder.acquirer_folder, folder.run, folder.logs]
+    folders += [folder.cell_folder(cell) for cell in settings.cell_names]
+    folders += [folder.router_folder(router) for router in settings.router_names]
+    for path in folders:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.secrets.chmod(0o700)
+    _make_secrets(folder, settings, first_start=instance is None)
+    if instance is not None:
+        return instance
+    seed = secrets.token_hex(16)
+    return Instance(_identity(seed, folder), seed, settings.cells, timestamp())
+
+
+def finish_first_start(folder: DataFolder, instance: Instance) -> None:
+    """Write down that the folder is whole, where it isn't yet. From then on nothing missing is made anew."""
+    if folder.instance_file.exists():
+        return
+    fields = {"format": FORMAT, "seed": instance.seed, "cells": instance.cells, "created_at": instance.created_at}
+    write_atomically(folder.instance_file, json.dumps(fields, indent=2).encode())
+
+
+def read_instance(folder: DataFolder) -> Instance | None:
+    """Read what the folder is, None before its first start is whole. Raises FolderError."""
+    try:
+        fields = json.loads(folder.instance_file.read_bytes())
+        if fields["format"] != FORMAT:
+            raise FolderError(
+                f"this data has format {fields['format']}, this version knows {FORMAT}",
+                where=str(folder.instance_file),
+                hint="run the version of Bulkhead that wrote it, or a newer one",
+            )
+        seed = str(fields["seed"])
+        return Instance(_identity(seed, folder), seed, int(fields["cells"]), str(fields["created_at"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(
+            f"the file that says what this folder is can't be read: {error}",
+            where=str(folder.instance_file),
+            hint="restore it from a backup; it holds format, seed, cells and created_at",
+        ) from error
+
+
+def read_secret(path: Path) -> bytes:
+    """Read one secret. Raises FolderError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FolderError(f"a secret can't be read: {error}", where=str(path), hint=_SECRETS_HINT) from error
+
+
+def secrets_digest(folder: DataFolder, settings: Settings) -> str:
+    """Give a digest of all secrets, so that processes that hold other ones are not adopted."""
+    digest = hashlib.sha256()
+    for path, _ in _secret_files(folder, settings):
+        digest.update(hashlib.sha256(read_secret(path)).digest())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def short_socket_path(path: Path) -> Iterator[str]:
+    """Give a name of a Unix socket's file that fits into 107 bytes (unix(7)), however deep the folder lies."""
+    descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{path.name}"
+    finally:
+        os.close(descriptor)
+
+
+def listen_on(path: Path) -> socket.socket:
+    """Listen on a Unix socket that only this user may use. The lock must be held: a stale file is replaced."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        with short_socket_path(path) as short:
+            listener.bind(short)
+    finally:
+        os.umask(mask)
+    listener.listen()
+    return listener
+
+
+def timestamp(moment: datetime | None = None) -> str:
+    """Give a moment (now) as RFC 3339 in UTC with milliseconds."""
+    return (moment or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_SECRETS_HINT: Final = "restore the secrets folder from a backup; secrets are made at the first start only"
+
+
+def _identity(seed: str, folder: DataFolder) -> str:
+    return hashlib.sha256(f"{seed} {folder.root.resolve()}".encode()).hexdigest()[:16]
+
+
+def _secret_files(folder: DataFolder, settings: Settings) -> list[tuple[Path, str]]:
+    files = [(folder.pepper_file, "bytes")]
+    for cell in settings.cell_names:
+        files.append((folder.cell_secret_file(cell), "bytes"))
+        files.append((folder.ray_token_file(cell), "text"))
+    return files
+
+
+def _make_secrets(folder: DataFolder, settings: Settings, *, first_start: bool) -> None:
+    for path, kind in _secret_files(folder, settings):
+        if path.exists():
+            path.chmod(0o600)
+            continue
+        if not first_start:
+            raise FolderError(f"the secret {path.name} is missing", where=str(path), hint=_SECRETS_HINT)
+        content = secrets.token_bytes(SECRET_BYTES)
+        write_atomically(path, content.hex().encode() if kind == "text" else content)
+    for cell in settings.cell_names:
+        key = role_key(read_secret(folder.cell_secret_file(cell)), "router")
+        file = folder.router_key_file(cell)
+        if not file.exists() or file.read_bytes() != key:  # it can always be derived again
+            write_atomically(file, key)
+
+
+def _name_holder(folder: DataFolder) -> str:
+    try:
+        record: dict[str, Any] = json.loads(folder.control_record_file.read_bytes())
+        return f" (pid {record['pid']}, since {record['started_at']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # it holds the lock but hasn't got so far as to write its record

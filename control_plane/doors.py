@@ -1,0 +1,213 @@
+"""The way to the cells' doors, in the role "control": profiles out, status and open questions back.
+
+What a door answers is read into types here; no decision is made here.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import msgpack
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ulid import ULID
+
+from cells.api.connection import Peer, PeerError, PeerUnavailableError
+from cells.api.frames import role_key
+from cells.api.messages import (
+    Answer,
+    Command,
+    MessageError,
+    Method,
+    Profile,
+    Refused,
+    decode_answer,
+    encode_command,
+    encode_profile,
+)
+from control_plane import limits
+from control_plane.data_folder import DataFolder, read_secret
+from control_plane.errors import DoorError, RefusedError
+from control_plane.settings import LOOPBACK, Settings
+
+ROLE: Final = "control"
+_T = TypeVar("_T", bound=BaseModel)
+
+
+class _Read(BaseModel):
+    # Doors of a newer version may say more.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class WorkerStatus(_Read):
+    """One worker as its door sees it."""
+
+    worker: str
+    pid: int | None = None
+    endpoint: str | None = None
+    partners: list[str] = []
+    spare: bool = False
+    healthy: bool = False
+    heartbeat_age_ms: int | None = None
+
+
+class PartnerStatus(_Read):
+    """One partner as its door sees it. State: active, activating, unavailable, suspended."""
+
+    partner: str
+    profile_version: int = 0
+    status: str = ""
+    state: str = ""
+    why: str = ""
+    breaker: str = ""
+    epoch: int | None = None
+    worker: str | None = None
+    in_flight: int = 0
+    unknowns: int = 0
+    takeovers: int = 0
+
+
+class CellStatus(_Read):
+    """One cell as its door tells it."""
+
+    cell: str
+    door_epoch: int | None = None
+    started_at_ms: int | None = None
+    workers: list[WorkerStatus] = []
+    partners: list[PartnerStatus] = []
+
+
+class UnknownOperation(_Read):
+    """One operation whose outcome is not known."""
+
+    operation_id: str
+    payment_id: str
+    kind: str
+    amount: int
+    currency: str
+    age_ms: int = 0
+    attempts: int = 0
+    needs_person: bool = False
+
+
+class _UnknownList(_Read):
+    data: list[UnknownOperation]
+
+
+@dataclass(frozen=True, slots=True)
+class CellAddress:
+    """Where a cell's door listens."""
+
+    name: str
+    host: str
+    port: int
+
+
+class Doors:
+    """One connection to each cell's door, kept up in the background."""
+
+    def __init__(self, peers: Mapping[str, Peer]) -> None:
+        self._peers = dict(peers)
+
+    @classmethod
+    async def connect(cls, addresses: list[CellAddress], folder: DataFolder) -> "Doors":
+        """Begin to connect to every door."""
+        peers: dict[str, Peer] = {}
+        for address in addresses:
+            key = role_key(read_secret(folder.cell_secret_file(address.name)), ROLE)
+            peers[address.name] = Peer(address.host, address.port, ROLE, key)
+            await peers[address.name].start()
+        return cls(peers)
+
+    async def aclose(self) -> None:
+        """End all connections."""
+        for peer in self._peers.values():
+            await peer.aclose()
+
+    async def wait_connected(self) -> None:
+        """Give all doors a moment to be connected; those that are not then answer with DoorError."""
+        await asyncio.gather(*(peer.wait_connected(limits.CELL_STATUS_TIMEOUT_MS) for peer in self._peers.values()))
+
+    async def cell_status(self, cell: str) -> CellStatus:
+        """Ask a door for everything it knows. Raises DoorError."""
+        answer = await self._ask(cell, Method.CELL_STATUS, "", msgpack.packb({}), limits.CELL_STATUS_TIMEOUT_MS)
+        return _read(CellStatus, cell, _unrefused(cell, answer))
+
+    async def onboard(self, cell: str, profile: Profile) -> None:
+        """Make the partner's book where there is none yet, and serve it. Raises DoorError, RefusedError."""
+        body = msgpack.packb({"profile": encode_profile(profile)})
+        await self._wait(cell)
+        _unrefused(cell, await self._ask(cell, Method.ONBOARD, profile.partner_id, body, limits.ONBOARD_TIMEOUT_MS))
+
+    async def configure(self, cell: str, profile: Profile) -> None:
+        """Hand a profile to the door; never makes a book. Raises DoorError, RefusedError."""
+        body = msgpack.packb({"profile": encode_profile(profile)})
+        _unrefused(cell, await self._ask(cell, Method.CONFIGURE, profile.partner_id, body, limits.CONFIGURE_TIMEOUT_MS))
+
+    async def list_unknown(self, cell: str, partner_id: str) -> list[UnknownOperation]:
+        """Ask for a partner's operations without a known outcome. Raises DoorError, RefusedError."""
+        command = Command(command_id=str(ULID()), request_id=f"req_{ULID()}", arguments={})
+        body = encode_command(command)
+        await self._wait(cell)
+        answer = await self._ask(cell, Method.LIST_UNKNOWN, partner_id, body, limits.LIST_UNKNOWN_TIMEOUT_MS)
+        return _read(_UnknownList, cell, _unrefused(cell, answer)).data
+
+    async def resolve_operation(
+        self, cell: str, partner_id: str, operation_id: str, *, outcome: str, operator: str, note: str
+    ) -> dict[str, Any]:
+        """Let a person decide what an operation became. Raises DoorError, RefusedError."""
+        arguments = {"operation_id": operation_id, "outcome": outcome, "operator": operator, "note": note}
+        command = Command(command_id=str(ULID()), request_id=f"req_{ULID()}", arguments=arguments)
+        body = encode_command(command)
+        await self._wait(cell)
+        answer = await self._ask(cell, Method.RESOLVE_OPERATION, partner_id, body, limits.COMMAND_TIMEOUT_MS)
+        fields = orjson.loads(_unrefused(cell, answer).body)
+        return fields if isinstance(fields, dict) else {}
+
+    async def _wait(self, cell: str) -> None:
+        """Give a door that is just starting a moment."""
+        await self._peers[cell].wait_connected(limits.DOOR_CONNECT_TIMEOUT_MS)
+
+    async def _ask(self, cell: str, method: str, partner_id: str, body: bytes, budget_ms: int) -> Answer | Refused:
+        peer = self._peers[cell]
+        where = f"{cell}'s door at {peer.host}:{peer.port}"
+        try:
+            return decode_answer(await peer.request(method, partner_id, body, budget_ms))
+        except PeerUnavailableError as error:
+            raise DoorError(
+                f"{cell}'s door can't be reached: {error}", where=where, hint="see its state: bulkhead status"
+            ) from error
+        except (PeerError, MessageError) as error:
+            raise DoorError(
+                f"{cell}'s door gave no answer to {method}: {error}. It may have done it",
+                where=where,
+                hint="see its state with `bulkhead status` and its log, then ask again: nothing is done twice",
+            ) from error
+
+
+def cell_addresses(settings: Settings) -> list[CellAddress]:
+    """Give where each cell's door listens."""
+    return [CellAddress(name, LOOPBACK, settings.door_port + index) for index, name in enumerate(settings.cell_names)]
+
+
+def _unrefused(cell: str, answer: Answer | Refused) -> Answer:
+    if isinstance(answer, Refused):
+        refusal = answer.refusal
+        error = RefusedError(f"{refusal.detail} ({refusal.code.value})", where=f"{cell}'s door")
+        error.code = refusal.code.value
+        raise error
+    if answer.status >= 400:
+        raise DoorError(f"{cell}'s door answered with status {answer.status}", where=f"{cell}'s door")
+    return answer
+
+
+def _read(kind: type[_T], cell: str, answer: Answer) -> _T:
+    try:
+        return kind.model_validate_json(answer.body)
+    except ValidationError as error:
+        raise DoorError(
+            f"{cell}'s door answered what can't be read: {error.errors()[0]['msg']}",
+            where=f"{cell}'s door",
+            hint="run the same version of Bulkhead everywhere",
+        ) from error

@@ -1,0 +1,90 @@
+"""What can go wrong in the control plane, as one tree. Each says what, where and what to do about it.
+
+ControlPlaneError
+ +-- SettingsError        a setting is missing, misspelt or out of range
+ +-- FolderError          the data folder can't be used: locked, of another shape, damaged
+ +-- RefusedError         what was asked can't be done as things stand
+ |    +-- NotFoundError   it names something that isn't there
+ +-- DoorError            a cell's door did not answer; what was asked may have been done
+ +-- NotRunningError      no control plane listens on this data folder
+"""
+
+from typing import Final
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOT_RUNNING: Final = 3
+
+
+class ControlPlaneError(Exception):
+    """Root of them all. `what` happened, `where`, and the `hint`: what to do."""
+
+    code = "failed"
+    http_status = 500
+    exit_code = EXIT_FAILED
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+
+class SettingsError(ControlPlaneError):
+    """A setting is missing, misspelt or out of range."""
+
+    code = "settings_invalid"
+    http_status = 400
+    exit_code = EXIT_USAGE
+
+
+class FolderError(ControlPlaneError):
+    """The data folder can't be used."""
+
+    code = "data_folder_unusable"
+    exit_code = EXIT_USAGE
+
+
+class RefusedError(ControlPlaneError):
+    """What was asked can't be done as things stand."""
+
+    code = "refused"
+    http_status = 409
+    exit_code = EXIT_USAGE
+
+
+class NotFoundError(RefusedError):
+    """What was named isn't there."""
+
+    code = "not_found"
+    http_status = 404
+
+
+class DoorError(ControlPlaneError):
+    """A cell's door did not answer, or not as it should."""
+
+    code = "door_unavailable"
+    http_status = 503
+
+
+class NotRunningError(ControlPlaneError):
+    """No control plane listens on this data folder."""
+
+    code = "not_running"
+    http_status = 503
+    exit_code = EXIT_NOT_RUNNING
+
+
+ERRORS_BY_CODE: Final[dict[str, type[ControlPlaneError]]] = {
+    kind.code: kind
+    for kind in (
+        ControlPlaneError,
+        SettingsError,
+        FolderError,
+        RefusedError,
+        NotFoundError,
+        DoorError,
+        NotRunningError,
+    )
+}

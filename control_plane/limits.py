@@ -1,0 +1,72 @@
+"""Every bound of the control plane, named with its unit, and how the bounds relate."""
+
+from typing import Final
+
+# What an installation may hold.
+CELLS_MAX: Final = 64
+ROUTERS_MAX: Final = 32
+SPARES_PER_CELL_MAX: Final = 8
+PARTNERS_MAX: Final = 10_000
+KEYS_PER_PARTNER_MAX: Final = 8
+PARTNER_NAME_CHARACTERS_MAX: Final = 100
+NOTE_CHARACTERS_MAX: Final = 500
+HISTORY_ROWS_SHOWN_MAX: Final = 20
+
+# Keys. An old key stays good for this long after a rotation, unless the operator says otherwise.
+KEY_GRACE_S_DEFAULT: Final = 24 * 3_600
+KEY_GRACE_S_MAX: Final = 90 * 24 * 3_600
+
+# Memory, measured: a dedicated worker is a process of its own, a cell is a Ray head and a door.
+WORKER_MEMORY_BYTES: Final = 60_000_000
+CELL_MEMORY_BYTES: Final = 400_000_000
+
+# Supervised processes.
+START_TIMEOUT_MS: Final = 90_000
+# How long a process waits for those that it needs before it is started all the same.
+NEEDS_TIMEOUT_MS: Final = 60_000
+PROBE_INTERVAL_MS: Final = 1_000
+PROBE_INTERVAL_WAITING_MS: Final = 100
+PROBE_TIMEOUT_MS: Final = 1_500
+# A process that answered once and then is silent for this long is killed and started again.
+UNRESPONSIVE_MS_MAX: Final = 8_000
+# The same where the kernel says that it is stopped (SIGSTOP): no load explains that.
+STOPPED_MS_MAX: Final = 1_000
+# A supervisor that finds itself this late accuses nobody.
+SUPERVISOR_LATE_MS: Final = 500
+RESTART_DELAY_MS_MIN: Final = 200
+RESTART_DELAY_MS_MAX: Final = 10_000
+HEALTHY_MS_TO_RESET_DELAY: Final = 30_000
+STOP_TIMEOUT_MS: Final = 5_000
+KILL_TIMEOUT_MS: Final = 2_000
+SWEEP_ROUNDS_MAX: Final = 20
+OUTPUT_FILE_BYTES_MAX: Final = 10_000_000
+TRIM_INTERVAL_MS: Final = 30_000
+
+# Asking doors and routers.
+# Longer than a door waits for a stopped worker of its own.
+CELL_STATUS_TIMEOUT_MS: Final = 1_500
+DOOR_CONNECT_TIMEOUT_MS: Final = 5_000
+ONBOARD_TIMEOUT_MS: Final = 30_000
+CONFIGURE_TIMEOUT_MS: Final = 10_000
+COMMAND_TIMEOUT_MS: Final = 8_000
+LIST_UNKNOWN_TIMEOUT_MS: Final = 3_000
+LIST_UNKNOWN_AT_ONCE_MAX: Final = 16
+# How long a change waits to see each router hold the new directory before it says which ones don't.
+DIRECTORY_TAKEN_TIMEOUT_MS: Final = 1_000
+DIRECTORY_TAKEN_POLL_MS: Final = 20
+RECONCILE_INTERVAL_MS: Final = 4_000
+CONFIGURES_AT_ONCE_MAX: Final = 8
+# A partner that its door can't configure is tried again after a delay that doubles up to this.
+CONFIGURE_RETRY_DELAY_MS_MAX: Final = 60_000
+
+# The command line.
+CONTROL_TIMEOUT_MS: Final = 60_000
+AUDIT_TIMEOUT_MS: Final = 600_000
+AUDITS_AT_ONCE_MAX: Final = 2
+
+REGISTRY_BUSY_TIMEOUT_MS: Final = 5_000
+
+assert PROBE_INTERVAL_MS + PROBE_TIMEOUT_MS < UNRESPONSIVE_MS_MAX, "one lost probe kills nobody"
+assert RESTART_DELAY_MS_MIN <= RESTART_DELAY_MS_MAX < HEALTHY_MS_TO_RESET_DELAY
+assert NEEDS_TIMEOUT_MS <= START_TIMEOUT_MS
+assert DOOR_CONNECT_TIMEOUT_MS + ONBOARD_TIMEOUT_MS < CONTROL_TIMEOUT_MS, "the command line outwaits an onboarding"

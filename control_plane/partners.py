@@ -1,0 +1,270 @@
+"""Partners from onboarding on: each change is a row of idempotent steps that resume after a crash at any of them.
+
+    create    registry: onboarding -> door: ONBOARD (makes the book) -> registry: active -> registry: key
+              -> directory published -> the key is shown
+    change    registry -> directory published -> door: CONFIGURE (now, else by the reconciler)
+
+A book is made while its partner is `onboarding` and never after: a book that is missing later was lost, and must not
+be replaced by an empty one. So nothing here sends ONBOARD for a partner that is active or suspended.
+"""
+
+import asyncio
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from cells.api.messages import Profile
+from control_plane import api_keys, limits
+from control_plane.api_keys import ApiKey
+from control_plane.data_folder import timestamp
+from control_plane.doors import Doors, PartnerStatus
+from control_plane.errors import ControlPlaneError, DoorError, RefusedError
+from control_plane.publishing import Publisher
+from control_plane.registry import Partner, Registry, end_of_grace
+
+log = structlog.get_logger()
+
+# A new partner is pinned to the newest version of the API.
+API_VERSION: Final = "2026-11-22"
+
+
+@dataclass(frozen=True, slots=True)
+class NewPartner:
+    """A partner as an operator wants it."""
+
+    id: str
+    name: str
+    mode: str
+    rate_per_second: int
+    rate_burst: int
+    in_flight_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A partner after a change, and who has not taken it yet; both will, without being asked again."""
+
+    partner: Partner
+    key: ApiKey | None = None
+    routers_behind: tuple[str, ...] = ()
+    door_behind: str = ""  # why, in words
+
+
+@dataclass(slots=True)
+class _Retry:
+    """A partner whose door did not take its profile: when to try again (monotonic seconds)."""
+
+    not_before: float
+    delay_ms: int
+
+
+class Partners:
+    """All changes to partners, one at a time for each partner, side by side for different ones."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        doors: Doors,
+        publisher: Publisher,
+        pepper: bytes,
+        *,
+        require_room: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._doors = doors
+        self._publisher = publisher
+        self._pepper = pepper
+        self._require_room = require_room
+        self._monotonic = monotonic
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._retries: dict[str, _Retry] = {}
+
+    async def create(self, wanted: NewPartner, who: str) -> Changed:
+        """Onboard a partner and give its first key. Repeating it after a failure goes on where it stopped.
+
+        Raises RefusedError where the partner has a key already, DoorError where its cell can't be reached.
+        """
+        async with self._alone(wanted.id):
+            row = Partner(
+                id=wanted.id,
+                name=wanted.name,
+                status="onboarding",
+                mode=wanted.mode,
+                cell=self._publisher.place(wanted.id),
+                rate_per_second=wanted.rate_per_second,
+                rate_burst=wanted.rate_burst,
+                in_flight_max=wanted.in_flight_max,
+                api_version=API_VERSION,
+                profile_version=1,
+                created_at=timestamp(),
+            )
+            # A key may exist only of a partner that is active; so where there is one, all steps were taken.
+            if await asyncio.to_thread(self._registry.keys, wanted.id):
+                raise RefusedError(
+                    f"partner {wanted.id!r} exists already",
+                    hint=f"if its key never reached you: bulkhead partner rotate-key {wanted.id} --grace 0",
+                )
+            self._require_room()
+            found = await asyncio.to_thread(self._registry.begin_onboarding, row, who)
+            _require_same(found, wanted)
+            if found.status == "onboarding":
+                found = await self._finish_onboarding(found, who)
+            key = api_keys.make(self._pepper, found.mode, found.id)
+            await asyncio.to_thread(self._registry.add_key, found.id, key, who)
+            behind = await self._publish()
+            log.info("partner_created", partner=found.id, cell=found.cell)
+            return Changed(found, key, behind)
+
+    async def set_status(self, partner_id: str, status: str, who: str) -> Changed:
+        """Suspend (`suspended`) or resume (`active`) a partner. Raises NotFoundError, RefusedError."""
+        return await self._change(partner_id, lambda: self._registry.set_status(partner_id, status, who))
+
+    async def set_limits(self, partner_id: str, changed: dict[str, int], who: str) -> Changed:
+        """Set some of a partner's limits. Raises NotFoundError, RefusedError."""
+        return await self._change(partner_id, lambda: self._registry.set_limits(partner_id, changed, who))
+
+    async def rotate_key(self, partner_id: str, grace_s: int, who: str) -> Changed:
+        """Give a new key; the older ones end after the grace. Raises NotFoundError, RefusedError."""
+        async with self._alone(partner_id):
+            partner = await self._onboarded(partner_id)
+            key = api_keys.make(self._pepper, partner.mode, partner.id)
+            end = end_of_grace(grace_s)
+            await asyncio.to_thread(self._registry.add_key, partner_id, key, who, others_end_at=end)
+            return Changed(partner, key, await self._publish())
+
+    async def revoke_key(self, partner_id: str, key_id: str, who: str) -> Changed:
+        """End a key at once. Raises NotFoundError."""
+        async with self._alone(partner_id):
+            partner = await asyncio.to_thread(self._registry.partner, partner_id)
+            await asyncio.to_thread(self._registry.revoke_key, partner_id, key_id, who)
+            return Changed(partner, None, await self._publish())
+
+    async def reconcile(self) -> None:
+        """Bring doors and directory to what the registry says, once. Raises nothing that a later round may mend."""
+        partners = await asyncio.to_thread(self._registry.partners)
+        self._retries = {partner.id: self._retries[partner.id] for partner in partners if partner.id in self._retries}
+        cells: dict[str, list[Partner]] = {}
+        for partner in partners:
+            cells.setdefault(partner.cell, []).append(partner)
+        await asyncio.gather(*(self._reconcile_cell(cell, of_cell) for cell, of_cell in cells.items()))
+        await asyncio.to_thread(self._publisher.publish)  # nothing is written where nothing changed
+
+    # Inside.
+
+    async def _reconcile_cell(self, cell: str, partners: list[Partner]) -> None:
+        try:
+            status = await self._doors.cell_status(cell)
+        except ControlPlaneError as error:
+            log.debug("cell_not_reconciled", cell=cell, error=error.what)
+            return  # the supervisor sees to it that the door comes back
+        reported = {partner.partner: partner for partner in status.partners}
+        slots = asyncio.Semaphore(limits.CONFIGURES_AT_ONCE_MAX)
+
+        async def one(partner: Partner) -> None:
+            async with slots:
+                await self._reconcile_partner(partner, reported.get(partner.id))
+
+        await asyncio.gather(*(one(partner) for partner in partners if self._may_try(partner.id)))
+
+    async def _reconcile_partner(self, partner: Partner, reported: PartnerStatus | None) -> None:
+        known = -1 if reported is None else reported.profile_version
+        if partner.status != "onboarding" and known == partner.profile_version:
+            self._retries.pop(partner.id, None)
+            return
+        try:
+            async with self._alone(partner.id):
+                current = await asyncio.to_thread(self._registry.partner, partner.id)
+                if current.status == "onboarding":
+                    await self._finish_onboarding(current, "reconciler")
+                    return
+                if known > current.profile_version:
+                    # The registry came back from a backup: its word counts again once its version is the newest.
+                    log.warning("profile_version_was_behind", partner=current.id, version=current.profile_version)
+                    current = await asyncio.to_thread(self._registry.raise_profile_version, current.id, known)
+                if known < current.profile_version:
+                    await self._doors.configure(current.cell, to_profile(current))
+                    log.info("partner_configured", partner=current.id, version=current.profile_version)
+        except ControlPlaneError as error:
+            self._put_off(partner.id)
+            log.warning("partner_not_reconciled", partner=partner.id, cell=partner.cell, error=error.what)
+        else:
+            self._retries.pop(partner.id, None)
+
+    async def _finish_onboarding(self, partner: Partner, who: str) -> Partner:
+        assert partner.status == "onboarding"
+        try:
+            # The profile says what the partner is about to be; its registry row follows.
+            await self._doors.onboard(partner.cell, to_profile(partner))
+        except DoorError as error:
+            raise DoorError(
+                f"{partner.id!r} is not onboarded yet: {error.what}",
+                where=error.where,
+                hint="it will be, by itself, once the door answers; the same command then gives its key",
+            ) from error
+        return await asyncio.to_thread(self._registry.activate, partner.id, who)
+
+    async def _change(self, partner_id: str, write: Callable[[], Partner]) -> Changed:
+        async with self._alone(partner_id):
+            await self._onboarded(partner_id)
+            partner = await asyncio.to_thread(write)
+            behind = await self._publish()  # routers first: a suspended partner is refused at the edge
+            try:
+                await self._doors.configure(partner.cell, to_profile(partner))
+            except ControlPlaneError as error:
+                return Changed(partner, None, behind, door_behind=error.what)
+            return Changed(partner, None, behind)
+
+    async def _onboarded(self, partner_id: str) -> Partner:
+        partner = await asyncio.to_thread(self._registry.partner, partner_id)
+        if partner.status == "onboarding":
+            raise RefusedError(
+                f"partner {partner_id!r} is still being onboarded",
+                where=partner.cell,
+                hint="see whether its cell is up: bulkhead status",
+            )
+        return partner
+
+    async def _publish(self) -> tuple[str, ...]:
+        version = await asyncio.to_thread(self._publisher.publish)
+        return tuple(await self._publisher.wait_taken(version))
+
+    def _alone(self, partner_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(partner_id, asyncio.Lock())
+
+    def _may_try(self, partner_id: str) -> bool:
+        retry = self._retries.get(partner_id)
+        return retry is None or self._monotonic() >= retry.not_before
+
+    def _put_off(self, partner_id: str) -> None:
+        retry = self._retries.get(partner_id)
+        delay_ms = limits.RECONCILE_INTERVAL_MS if retry is None else retry.delay_ms * 2
+        delay_ms = min(delay_ms, limits.CONFIGURE_RETRY_DELAY_MS_MAX)
+        self._retries[partner_id] = _Retry(self._monotonic() + delay_ms / 1000, delay_ms)
+
+
+def to_profile(partner: Partner) -> Profile:
+    """Give what the partner's cell needs to know of it."""
+    return Profile(
+        partner_id=partner.id,
+        version=partner.profile_version,
+        status="suspended" if partner.status == "suspended" else "active",
+        mode=partner.mode,
+        rate_per_second=partner.rate_per_second,
+        rate_burst=partner.rate_burst,
+        in_flight_max=partner.in_flight_max,
+    )
+
+
+def _require_same(found: Partner, wanted: NewPartner) -> None:
+    """Only the same partner is resumed: what an operator asks for is what an operator gets."""
+    for name in ("name", "mode", "rate_per_second", "rate_burst", "in_flight_max"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise RefusedError(
+                f"partner {wanted.id!r} is there already with another {name}: {getattr(found, name)!r}",
+                hint="give the same options to go on with it, or choose another --id",
+            )

@@ -1,0 +1,206 @@
+"""Which processes an installation has, from its settings alone. Pure: nothing is read, written or started here."""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from control_plane.data_folder import DataFolder
+from control_plane.process_table import MARKER
+from control_plane.settings import LOOPBACK, Settings
+
+# Stopped in the reverse of this order: who asks before who is asked.
+STAGE_FOUNDATIONS: Final = 0
+STAGE_DOORS: Final = 1
+STAGE_ROUTERS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """One process as it should run.
+
+    `needs` names what must answer before it is started, and without which it is started anew. `scratch` is a folder
+    of its own that is emptied before each start.
+    """
+
+    name: str
+    role: str  # acquirer, ray, door, router
+    cell: str | None
+    stage: int
+    argv: tuple[str, ...]
+    config: dict[str, Any]
+    config_file: Path
+    environment: dict[str, str]
+    host: str
+    port: int
+    fingerprint: str  # what must be equal for a running process to be adopted
+    needs: tuple[str, ...] = ()
+    scratch: Path | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Where it listens."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def marker(self) -> str:
+        """What it and its descendants carry in their environment."""
+        return self.environment[MARKER]
+
+
+def plan(
+    settings: Settings, folder: DataFolder, instance_id: str, version: str, secrets_digest: str
+) -> tuple[ProcessSpec, ...]:
+    """Give all processes, in the order of their start."""
+    planned: list[_Planned] = [*_plan_acquirer(settings, folder)]
+    for index, cell in enumerate(settings.cell_names):
+        planned.append(_plan_ray_head(settings, folder, index, cell, ray_folder(instance_id) / str(index)))
+    for index, cell in enumerate(settings.cell_names):
+        planned.append(_plan_door(settings, folder, index, cell))
+    for index, name in enumerate(settings.router_names):
+        planned.append(_plan_router(settings, folder, index, name))
+    specs: list[ProcessSpec] = []
+    for process in planned:
+        config_file = folder.run / f"{process.name}.config.json"
+        # -P: what lies in the working folder is never imported.
+        argv = (sys.executable, "-P", "-m", process.module, "--config", str(config_file))
+        identity = json.dumps([argv, process.config, version, secrets_digest], sort_keys=True)
+        specs.append(
+            ProcessSpec(
+                name=process.name,
+                role=process.role,
+                cell=process.cell,
+                stage=process.stage,
+                argv=argv,
+                config=process.config,
+                config_file=config_file,
+                environment={
+                    MARKER: f"{instance_id}/{process.name}",
+                    # Ray's processes give themselves titles, which must not overwrite the marker (setproctitle).
+                    "SPT_NOENV": "1",
+                    "PYTHONUNBUFFERED": "1",
+                },
+                host=process.host,
+                port=process.port,
+                fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+                needs=process.needs,
+                scratch=process.scratch,
+            )
+        )
+    return tuple(specs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    name: str
+    role: str
+    module: str
+    stage: int
+    port: int
+    config: dict[str, Any]
+    host: str = LOOPBACK
+    cell: str | None = None
+    needs: tuple[str, ...] = ()
+    scratch: Path | None = None
+
+
+def _plan_acquirer(settings: Settings, folder: DataFolder) -> list[_Planned]:
+    if not settings.starts_simulator:
+        return []
+    config = {
+        "host": LOOPBACK,
+        "port": settings.acquirer_port,
+        "record_file": str(folder.acquirer_folder / "record.sqlite"),
+        "log_file": str(folder.log_file("acquirer")),
+    }
+    return [
+        _Planned(
+            name="acquirer",
+            role="acquirer",
+            module="acquirer_simulator",
+            stage=STAGE_FOUNDATIONS,
+            port=settings.acquirer_port,
+            config=config,
+        )
+    ]
+
+
+def _plan_ray_head(settings: Settings, folder: DataFolder, index: int, cell: str, scratch: Path) -> _Planned:
+    name = f"{cell}.ray"
+    config = {
+        "cell": cell,
+        "ray_port": settings.ray_port + index,
+        "temp_folder": str(scratch),
+        "token_file": str(folder.ray_token_file(cell)),
+        "log_file": str(folder.log_file(name)),
+    }
+    return _Planned(
+        name=name,
+        role="ray",
+        module="cells.ray_head",
+        cell=cell,
+        stage=STAGE_FOUNDATIONS,
+        port=settings.ray_port + index,
+        config=config,
+        scratch=scratch,
+    )
+
+
+def _plan_door(settings: Settings, folder: DataFolder, index: int, cell: str) -> _Planned:
+    name = f"{cell}.door"
+    config = {
+        "cell": cell,
+        "host": LOOPBACK,
+        "port": settings.door_port + index,
+        "metrics_port": settings.metrics_port + index,
+        "ray_address": f"{LOOPBACK}:{settings.ray_port + index}",
+        "token_file": str(folder.ray_token_file(cell)),
+        "secret_file": str(folder.cell_secret_file(cell)),
+        "folder": str(folder.cell_folder(cell)),
+        "spares": settings.spares_per_cell,
+        "acquirer_url": settings.acquirer,
+        "log_file": str(folder.log_file(name)),
+        "logs_folder": str(folder.logs),
+    }
+    return _Planned(
+        name=name,
+        role="door",
+        module="cells.door",
+        cell=cell,
+        stage=STAGE_DOORS,
+        port=settings.door_port + index,
+        config=config,
+        needs=(f"{cell}.ray",),
+    )
+
+
+def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) -> _Planned:
+    config = {
+        "name": name,
+        "host": settings.http_host,
+        "port": settings.http_port + index,
+        "directory_file": str(folder.directory_file),
+        "data_folder": str(folder.router_folder(name)),
+        "pepper_file": str(folder.pepper_file),
+        "cell_key_files": {cell: str(folder.router_key_file(cell)) for cell in settings.cell_names},
+        "log_file": str(folder.log_file(name)),
+    }
+    return _Planned(
+        name=name,
+        role="router",
+        module="router",
+        stage=STAGE_ROUTERS,
+        host=settings.http_host,
+        port=settings.http_port + index,
+        config=config,
+    )
+
+
+def ray_folder(instance_id: str) -> Path:
+    """Give the folder of the cells' Ray sessions.
+
+    Short, because Unix sockets' names are limited to 107 bytes (unix(7)) and Ray appends about 70 of its own.
+    """
+    return Path("/tmp") / f"bulkhead-{instance_id[:8]}"  # noqa: S108 - made with 0700 and checked, see supervisor

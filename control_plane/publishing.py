@@ -1,0 +1,155 @@
+"""Publishes the directory: what the registry says, as routers read it. Its format stands in router.directory.
+
+A version is taken in the registry before its file is written, so that no version is ever used twice; one that a crash
+kept from being written is skipped.
+"""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from control_plane import limits
+from control_plane.data_folder import DataFolder
+from control_plane.doors import CellAddress
+from control_plane.errors import ControlPlaneError
+from control_plane.registry import Key, Partner, Registry
+from router import directory, directory_file
+
+log = structlog.get_logger()
+
+
+class Publisher:
+    """The one writer of the directory's file. `publish` is safe for several threads."""
+
+    def __init__(
+        self, registry: Registry, folder: DataFolder, cells: Sequence[CellAddress], routers: Sequence[str]
+    ) -> None:
+        self._registry = registry
+        self._file = folder.directory_file
+        self._cells = tuple(directory.Cell(name=cell.name, host=cell.host, port=cell.port) for cell in cells)
+        self._kept_files = {name: folder.router_folder(name) / directory_file.LAST_KNOWN_GOOD for name in routers}
+        self._lock = threading.Lock()
+        self._published = _read(self._file)
+
+    def place(self, partner_id: str) -> str:
+        """Give the cell in which a new partner's book is to be made."""
+        cell = directory.rendezvous(partner_id, self._cells)
+        assert cell is not None, "there is always a cell, and each has a weight"
+        return cell
+
+    def publish(self) -> int:
+        """Publish what the registry says now, where it differs from what is published; give the version that holds.
+
+        Raises ControlPlaneError where the file can't be written.
+        """
+        with self._lock:
+            payload = self._payload(datetime.now(UTC))
+            held = self._published
+            if held is not None and held.payload == payload and self._file.exists():
+                return held.version
+            # Routers never take an older version. Where registry and file were lost, their own copies still tell.
+            known = [held, *(_read(file) for file in self._kept_files.values())]
+            above = max((found.version for found in known if found is not None), default=0)
+            version = self._registry.take_directory_version(above)
+            raw = directory.encode(version, payload)
+            try:
+                directory_file.write_atomically(self._file, raw)
+            except OSError as error:
+                raise ControlPlaneError(
+                    f"the directory can't be written: {error}. Routers go on with the one they have",
+                    where=str(self._file),
+                    hint="mend that (is the disk full?); it is then published by itself",
+                ) from error
+            self._published = directory.decode(raw)
+            log.info("directory_published", version=version, partners=len(payload.partners))
+            return version
+
+    async def wait_taken(self, version: int) -> list[str]:
+        """Wait until each router holds this version or a newer one; give the names of those that don't in time."""
+        behind = dict(self._kept_files)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limits.DIRECTORY_TAKEN_TIMEOUT_MS / 1000
+        seen: dict[str, tuple[int, int]] = {}
+        while True:
+            for name, file in list(behind.items()):
+                signature = _signature(file)
+                if signature == seen.get(name):
+                    continue
+                if signature is not None:
+                    seen[name] = signature
+                found = await asyncio.to_thread(_read, file)
+                if found is not None and found.version >= version:
+                    del behind[name]
+            if not behind or loop.time() >= deadline:
+                return sorted(behind)
+            await asyncio.sleep(limits.DIRECTORY_TAKEN_POLL_MS / 1000)
+
+    @property
+    def version(self) -> int:
+        """The version that is published, 0 where none is."""
+        return 0 if self._published is None else self._published.version
+
+    def _payload(self, now: datetime) -> directory.Payload:
+        keys: dict[str, list[Key]] = {}
+        for key in self._registry.all_keys():
+            if key.is_good(now):
+                keys.setdefault(key.partner_id, []).append(key)
+        return directory.Payload(
+            cells=self._cells,
+            partners={
+                partner.id: self._record(partner, keys.get(partner.id, []))
+                for partner in self._registry.partners()
+                if partner.status != "onboarding"
+            },
+        )
+
+    def _record(self, partner: Partner, keys: Sequence[Key]) -> directory.Partner:
+        home = self.place(partner.id)
+        return directory.Partner.model_validate(
+            {
+                "name": partner.name,
+                "status": partner.status,
+                "mode": partner.mode,
+                "api_version": partner.api_version,
+                "profile_version": partner.profile_version,
+                # A partner stays where its book is, whatever the hash says.
+                "cell": None if home == partner.cell else partner.cell,
+                "rate_per_second": partner.rate_per_second,
+                "rate_burst": partner.rate_burst,
+                "in_flight_max": partner.in_flight_max,
+                "created_at": partner.created_at,
+                "keys": tuple(
+                    {
+                        "id": key.id,
+                        "hash": key.hash,
+                        "hint": key.hint,
+                        "created_at": key.created_at,
+                        "expires_at": key.expires_at,
+                    }
+                    for key in keys
+                ),
+            }
+        )
+
+
+def _read(path: Path) -> directory.Directory | None:
+    try:
+        _, found = directory_file.read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, directory.DirectoryError) as error:
+        log.warning("directory_unusable", file=str(path), error=str(error))
+        return None
+    return found
+
+
+def _signature(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns

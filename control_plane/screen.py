@@ -1,0 +1,228 @@
+"""What a person sees: tables, errors, the summary of `up`. Only shows; asks nobody and changes nothing."""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.table import Table
+
+from control_plane.data_folder import DataFolder
+from control_plane.errors import ControlPlaneError
+from control_plane.processes import ProcessSpec
+from control_plane.settings import Settings
+from control_plane.up import Console
+
+log = structlog.get_logger()
+
+# A file or pipe has no width of its own; tables must not be cut there.
+_WIDTH_ELSEWHERE: Final = 220
+_GOOD: Final = frozenset({"ready", "active", "ok"})
+
+
+def _make_console(*, stderr: bool = False) -> RichConsole:
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return RichConsole(stderr=stderr, width=None if terminal else _WIDTH_ELSEWHERE, highlight=False)
+
+
+def say(text: str) -> None:
+    """Print one plain line."""
+    _make_console().print(escape(text), soft_wrap=True)
+
+
+def show_json(value: Any) -> None:
+    """Print JSON, as it is, for programs."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def show_error(error: ControlPlaneError) -> None:
+    """Print what went wrong, where, and what to do."""
+    out = _make_console(stderr=True)
+    out.print(f"[bold red]error:[/] {escape(error.what)}", soft_wrap=True)
+    if error.where:
+        out.print(f"[dim]where:[/] {escape(error.where)}", soft_wrap=True)
+    if error.hint:
+        out.print(f"[dim]to do:[/] {escape(error.hint)}", soft_wrap=True)
+
+
+def console() -> Console:
+    """Give what `up` tells a person through. It goes on where nobody listens any more (`bulkhead up | head`)."""
+    terminal = sys.stdout.isatty()
+
+    def write(text: str, *, markup: bool = True) -> None:
+        # Not printed by rich itself, which would end this process where the other end of a pipe has gone.
+        rendered = io.StringIO()
+        out = RichConsole(file=rendered, force_terminal=terminal, width=_WIDTH_ELSEWHERE, highlight=False)
+        out.print(text, markup=markup, soft_wrap=True)
+        try:
+            sys.stdout.write(rendered.getvalue())
+            sys.stdout.flush()
+        except OSError as error:
+            sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until this process ends
+            log.warning("nobody_listens", error=str(error))
+
+    def tell_process(spec: ProcessSpec, what: str) -> None:
+        style = "green" if what in _GOOD else "yellow"
+        write(f"[{style}]{escape(spec.name):>14}[/]  {escape(what)}")
+
+    def tell_ready(settings: Settings, folder: DataFolder, pid: int) -> None:
+        base = f"http://{settings.http_host}:{settings.http_port}"
+        write("\n[bold green]Bulkhead is ready[/]\n")
+        # No frame around it and no colours in it: the lines are there to be copied.
+        write("\n".join(_summary(settings, folder, pid, base)), markup=False)
+
+    return Console(lambda text: write(text, markup=False), tell_process, tell_ready)
+
+
+def _summary(settings: Settings, folder: DataFolder, pid: int, base: str) -> list[str]:
+    bulkhead = "bulkhead"
+    if folder.root.name != "data":
+        bulkhead += f" --data-folder {folder.root}"
+    others = "".join(
+        f", http://{settings.http_host}:{settings.http_port + index}" for index in range(1, settings.routers)
+    )
+    doors = ", ".join(f"http://127.0.0.1:{settings.metrics_port + index}/metrics" for index in range(settings.cells))
+    simulated = " (the simulator)" if settings.starts_simulator else ""
+    return [
+        f"payments   {base}/v1/payments{others}",
+        f"OpenAPI    {base}/docs",
+        f"metrics    {base}/metrics, {doors}",
+        f"acquirer   {settings.acquirer}{simulated}",
+        f"data       {folder.root}, pid {pid}",
+        "",
+        "A partner, and its first payment:",
+        "",
+        f"  {bulkhead} partner create --id acme",
+        "  KEY=sk_test_acme_...   # as it was just shown",
+        f"  curl {base}/v1/payments -H \"Authorization: Bearer $KEY\" -H 'Content-Type: application/json' \\",
+        '    -d \'{"amount": 1999, "currency": "EUR", "payment_method": "tok_approve"}\'',
+        "",
+        f"See everything: {bulkhead} status. Ctrl-C stops it all.",
+    ]
+
+
+def show_status(found: dict[str, Any]) -> None:
+    """Show every process, then how the partners are."""
+    out = _make_console()
+    table = _table("process", "role", "cell", "partner", "pid", "endpoint", "epoch", "health", "restarts")
+    for row in found["processes"]:
+        names = ("process", "role", "cell", "partner", "pid", "endpoint", "epoch")
+        table.add_row(*(_text(row[name]) for name in names), _health(row["health"]), _text(row["restarts"] or None))
+    out.print(table)
+    states: dict[str, int] = {}
+    for partner in found["partners"]:
+        states[partner["state"]] = states.get(partner["state"], 0) + 1
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none yet"
+    unknowns = sum(partner.get("unknowns", 0) for partner in found["partners"])
+    out.print(f"partners: {escape(counted)}; operations of unknown outcome: {unknowns}", soft_wrap=True)
+    for partner in found["partners"]:
+        if partner["state"] in {"unavailable", "absent"}:
+            why = f": {partner['why']}" if partner.get("why") else ""
+            what = f"{partner['partner']} in {partner['cell']} is {partner['state']}{why}"
+            out.print(f"[red]{escape(what)}[/]", soft_wrap=True)
+
+
+def show_partners(partners: Sequence[dict[str, Any]]) -> None:
+    """Show all partners."""
+    table = _table("partner", "name", "status", "mode", "cell", "rate/s", "burst", "in flight", "created")
+    for row in partners:
+        names = ("id", "name", "status", "mode", "cell", "rate_per_second", "rate_burst", "in_flight_max", "created_at")
+        table.add_row(*(_text(row[name]) for name in names))
+    _make_console().print(table if partners else "no partners yet: bulkhead partner create --name NAME")
+
+
+def show_partner(found: dict[str, Any]) -> None:
+    """Show one partner with its keys and latest changes."""
+    out = _make_console()
+    for name, value in found["partner"].items():
+        out.print(f"{name.replace('_', ' '):>16}  {escape(str(value))}", soft_wrap=True)
+    keys = _table("key", "ends in", "created", "expires", "revoked")
+    for key in found["keys"]:
+        keys.add_row(*(_text(key[name]) for name in ("id", "hint", "created_at", "expires_at", "revoked_at")))
+    out.print(keys)
+    changes = _table("when", "who", "what", "detail")
+    for change in found["changes"]:
+        changes.add_row(change["at"], escape(change["who"]), change["what"], escape(json.dumps(change["detail"])))
+    out.print(changes)
+
+
+def show_changed(found: dict[str, Any], what: str) -> None:
+    """Show that a partner was changed, its new key where there is one, and who will take it later."""
+    out = _make_console()
+    partner = found["partner"]
+    out.print(f"{escape(partner['id'])} in {escape(partner['cell'])} is {escape(what)}", soft_wrap=True)
+    if "key" in found:
+        out.print(f"\n  {escape(found['key']['api_key'])}\n", soft_wrap=True)
+        out.print("Keep this key now: it is not stored and can't be shown again.", soft_wrap=True)
+    if found["routers_behind"]:
+        names = ", ".join(found["routers_behind"])
+        out.print(f"[yellow]not yet taken by {escape(names)}: they take it once they run[/]", soft_wrap=True)
+    if found["door_behind"]:
+        out.print(f"[yellow]not yet taken by its cell, which is asked again: {escape(found['door_behind'])}[/]")
+
+
+def show_cells(cells: Sequence[dict[str, Any]]) -> None:
+    """Show all cells."""
+    table = _table("cell", "door", "epoch", "workers", "spares", "partners", "unknowns")
+    for cell in cells:
+        door = "[green]answers[/]" if cell["answers"] else f"[red]{escape(cell['error'])}[/]"
+        names = ("door_epoch", "workers", "spares", "partners", "unknowns")
+        table.add_row(cell["cell"], door, *(_text(cell.get(name)) for name in names))
+    _make_console().print(table)
+
+
+def show_unknown(found: dict[str, Any]) -> None:
+    """Show the operations of unknown outcome, and whom nobody could ask."""
+    out = _make_console()
+    table = _table("operation", "partner", "payment", "kind", "amount", "age", "attempts", "")
+    for row in found["operations"]:
+        table.add_row(
+            *(_text(row[name]) for name in ("operation_id", "partner", "payment_id", "kind")),
+            f"{row['amount']} {row['currency']}",
+            f"{row['age_ms'] / 1000:.0f} s",
+            _text(row["attempts"]),
+            "[red]needs a person[/]" if row["needs_person"] else "settles by itself",
+        )
+    out.print(table if found["operations"] else "no operation of unknown outcome")
+    for error in found["not_asked"]:
+        out.print(f"[red]{escape(error['partner'])} could not be asked: {escape(error['error'])}[/]", soft_wrap=True)
+
+
+def show_audit(report: dict[str, Any]) -> None:
+    """Show every partner's books and what disagrees."""
+    out = _make_console()
+    table = _table("partner", "cell", "payments", "operations", "in doubt", "books")
+    for row in report["partners"]:
+        names = ("partner", "cell", "payments", "operations", "in_doubt")
+        table.add_row(*(_text(row[name]) for name in names), _health("ok" if row["ok"] else "DISAGREE"))
+    out.print(table)
+    for row in report["partners"]:
+        for difference in row["differences"]:
+            out.print(f"[red]{escape(row['partner'])}:[/] {escape(difference)}", soft_wrap=True)
+    for extra in report["extra_at_acquirer"]:
+        out.print(f"[red]only the acquirer knows:[/] {escape(json.dumps(extra))}", soft_wrap=True)
+    verdict = "[green]all books agree[/]" if report["ok"] else "[bold red]the books disagree[/]"
+    out.print(
+        f"{verdict}: {report['payments']} payments, {report['operations']} operations, {report['in_doubt']} in doubt"
+    )
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else escape(str(value))
+
+
+def _health(health: str) -> str:
+    return f"[{'green' if health in _GOOD else 'red'}]{escape(health)}[/]"

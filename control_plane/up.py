@@ -1,0 +1,293 @@
+"""`bulkhead up`: puts the parts together, runs them until told to stop, and stops them. Decides nothing itself."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import version as distribution_version
+from typing import Any
+
+import httpx
+import structlog
+
+from cells.api import logs
+from control_plane import admin, data_folder, limits, memory, status
+from control_plane.data_folder import DataFolder, Instance
+from control_plane.doors import Doors, cell_addresses
+from control_plane.errors import ControlPlaneError, FolderError, RefusedError
+from control_plane.partners import Partners
+from control_plane.processes import ProcessSpec, plan
+from control_plane.publishing import Publisher
+from control_plane.registry import Registry
+from control_plane.settings import Settings
+from control_plane.supervisor import Supervisor
+from router.directory_file import write_atomically
+
+log = structlog.get_logger()
+
+# Settings, data folder, instance id, version, digest of the secrets; as processes.plan.
+Planner = Callable[[Settings, DataFolder, str, str, str], tuple[ProcessSpec, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """What a person is told: single lines while it runs, and the summary once everything is ready."""
+
+    tell: Callable[[str], None]
+    tell_process: Callable[[ProcessSpec, str], None]
+    tell_ready: Callable[[Settings, DataFolder, int], None]
+
+
+def version() -> str:
+    """Give the version of this installation of Bulkhead."""
+    return distribution_version("bulkhead-gateway")
+
+
+def run(settings: Settings, console: Console, make_plan: Planner = plan) -> int:
+    """Run until SIGINT, SIGTERM or SIGHUP; give the exit code. Raises ControlPlaneError where it can't start."""
+    folder = DataFolder(settings.data_folder)
+    with data_folder.locked(folder):
+        first_start = data_folder.read_instance(folder) is None
+        try:
+            instance = data_folder.prepare(folder, settings)
+            _write_settings(folder, settings)
+            logs.configure(str(folder.log_file("control_plane")), process="control_plane")
+        except OSError as error:
+            raise FolderError(
+                f"the data folder can't be written: {error}", where=str(folder.root), hint="mend that, then try again"
+            ) from error
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each probe
+        registry = Registry(folder.registry_file, create=first_start)
+        try:
+            data_folder.finish_first_start(folder, instance)
+            return asyncio.run(_Up(settings, folder, instance, registry, console, make_plan).run())
+        finally:
+            registry.close()
+
+
+def _write_settings(folder: DataFolder, settings: Settings) -> None:
+    """Leave for the other commands what this run was started with, and who it is."""
+    write_atomically(folder.settings_file, settings.model_dump_json(indent=2).encode())
+    record = {"pid": os.getpid(), "started_at": data_folder.timestamp()}
+    write_atomically(folder.control_record_file, json.dumps(record).encode())
+
+
+class _Up:
+    """One run of the control plane."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: DataFolder,
+        instance: Instance,
+        registry: Registry,
+        console: Console,
+        make_plan: Planner,
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._instance = instance
+        self._registry = registry
+        self._console = console
+        self._make_plan = make_plan
+        self._started_at = data_folder.timestamp()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self) -> int:
+        self._watch_signals()
+        self._require_memory()
+        addresses = cell_addresses(self._settings)
+        publisher = Publisher(self._registry, self._folder, addresses, self._settings.router_names)
+        publisher.publish()
+        doors = await Doors.connect(addresses, self._folder)
+        try:
+            async with httpx.AsyncClient(timeout=limits.PROBE_TIMEOUT_MS / 1000) as client:
+                probe = _make_probe(client)
+                supervisor = Supervisor(
+                    self._plan(), self._folder, self._instance.id, probe, self._console.tell_process
+                )
+                _require_free_ports(await supervisor.take_over())
+                return await self._supervise(supervisor, doors, publisher)
+        finally:
+            await doors.aclose()
+
+    async def _supervise(self, supervisor: Supervisor, doors: Doors, publisher: Publisher) -> int:
+        partners = Partners(
+            self._registry,
+            doors,
+            publisher,
+            data_folder.read_secret(self._folder.pepper_file),
+            require_room=lambda: memory.require_room_for_one(memory.available_bytes()),
+        )
+
+        async def collect() -> dict[str, Any]:
+            return status.build(
+                control_plane=self._describe(),
+                states=supervisor.states,
+                answers=await status.ask_cells(doors, self._settings.cell_names),
+                partners=await asyncio.to_thread(self._registry.partners),
+                directory_version=publisher.version,
+            )
+
+        app = admin.make_app(self._registry, partners, doors, collect)
+        async with (
+            self._serving(app),
+            _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
+            _repeating(supervisor.trim_outputs, limits.TRIM_INTERVAL_MS),
+        ):
+            supervisor.start()
+            announcing = asyncio.create_task(self._announce(supervisor))
+            try:
+                failure = await self._wait_stopped(supervisor)
+            finally:
+                announcing.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await announcing
+            if failure is not None:
+                # A bug of ours. Payments need no supervisor, so the processes stay; the next `up` adopts them.
+                log.error("supervisor_failed", exc_info=failure)
+                raise ControlPlaneError(
+                    f"the supervisor failed: {failure!r}; the processes go on without it",
+                    where=str(self._folder.log_file("control_plane")),
+                    hint="start it again: bulkhead up",
+                )
+            self._console.tell("stopping: routers first, then doors, then the rest (Ctrl-C again: at once)")
+            await supervisor.stop(self._hurry)
+        self._console.tell("stopped; nothing is left running")
+        return 0
+
+    async def _wait_stopped(self, supervisor: Supervisor) -> BaseException | None:
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limits.PROBE_INTERVAL_MS / 1000):
+                    await self._stop.wait()
+            failure = supervisor.failed()
+            if failure is not None:
+                return failure
+        return None
+
+    async def _announce(self, supervisor: Supervisor) -> None:
+        not_ready = await supervisor.wait_ready(limits.START_TIMEOUT_MS)
+        while not_ready:
+            log.error("not_ready", processes=not_ready)
+            self._console.tell(
+                f"not ready yet: {', '.join(not_ready)}. What ends is started again; why stands in {self._folder.logs}"
+            )
+            not_ready = await supervisor.wait_ready(limits.START_TIMEOUT_MS)
+        log.info("all_ready")
+        self._console.tell_ready(self._settings, self._folder, os.getpid())
+
+    def _plan(self) -> tuple[ProcessSpec, ...]:
+        return self._make_plan(
+            self._settings,
+            self._folder,
+            self._instance.id,
+            version(),
+            data_folder.secrets_digest(self._folder, self._settings),
+        )
+
+    def _require_memory(self) -> None:
+        memory.require_room(
+            partners=len(self._registry.partners()),
+            spares=self._settings.spares_per_cell * self._settings.cells,
+            cells=self._settings.cells,
+            available=memory.available_bytes() + memory.bytes_of_instance(self._instance.id),
+        )
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "running": True,
+            "pid": os.getpid(),
+            "version": version(),
+            "data_folder": str(self._folder.root),
+            "endpoint": str(self._folder.control_socket),
+            "started_at": self._started_at,
+        }
+
+    def _watch_signals(self) -> None:
+        def told() -> None:
+            if self._stop.is_set():
+                self._hurry.set()  # a second Ctrl-C: don't wait for anybody
+            self._stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started with nohup: the end of the terminal is not ours
+            asyncio.get_running_loop().add_signal_handler(number, told)
+
+    @contextlib.asynccontextmanager
+    async def _serving(self, app: Any) -> AsyncIterator[None]:
+        server = admin.make_server(app)
+        listener = data_folder.listen_on(self._folder.control_socket)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await task
+            listener.close()
+            self._folder.control_socket.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def _repeating(work: Callable[[], Any], interval_ms: int) -> AsyncIterator[None]:
+    """Do some work again and again beside the rest. A failure is logged and tried again: others depend on the rest."""
+
+    async def repeat() -> None:
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("repeated_work_failed", work=getattr(work, "__qualname__", str(work)))
+            await asyncio.sleep(interval_ms / 1000)
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def _make_probe(client: httpx.AsyncClient) -> Callable[[ProcessSpec], Awaitable[bool]]:
+    """Give what asks a process whether it is well, in the cheapest way that needs its event loop to turn."""
+
+    async def probe(spec: ProcessSpec) -> bool:
+        try:
+            if spec.role in {"door", "ray"}:
+                reader, writer = await asyncio.open_connection(spec.host, spec.port)
+                try:
+                    # A door speaks first, with a challenge; of Ray a connection is all that is asked.
+                    return spec.role == "ray" or bool(await reader.read(1))
+                finally:
+                    writer.close()
+            answer = await client.get(f"http://{spec.endpoint}/livez")
+        except (OSError, httpx.HTTPError):
+            return False
+        return answer.status_code == httpx.codes.OK
+
+    return probe
+
+
+def _require_free_ports(specs: list[ProcessSpec]) -> None:
+    """Say it now where a port is taken, rather than by a process that ends again and again. Raises RefusedError."""
+    wanted = [(spec, port) for spec in specs for port in {spec.port, spec.config.get("metrics_port", spec.port)}]
+    for spec, port in wanted:
+        with socket.socket(socket.AF_INET6 if ":" in spec.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((spec.host, port))
+            except OSError as error:
+                raise RefusedError(
+                    f"{spec.name} can't listen on {spec.host}:{port}: {error.strerror}",
+                    where="the ports in the settings",
+                    hint="end what listens there, or move the port: http_port, door_port, metrics_port, ray_port, "
+                    "acquirer_port",
+                ) from error

@@ -1,0 +1,126 @@
+"""A stand-in for a cell's door, and an installation over such doors whose control plane can be made anew."""
+
+import json
+from typing import Any
+
+import msgpack
+
+from cells.api.connection import FrameServer, Request
+from cells.api.frames import role_key
+from cells.api.messages import (
+    Answer,
+    Method,
+    Profile,
+    Refusal,
+    RefusalCode,
+    Refused,
+    decode_command,
+    decode_profile,
+    encode_answer,
+)
+from control_plane import data_folder
+from control_plane.data_folder import DataFolder
+from control_plane.doors import CellAddress, Doors
+from control_plane.partners import Partners
+from control_plane.publishing import Publisher
+from control_plane.registry import Registry
+from control_plane.settings import Settings
+
+
+class StandInDoor:
+    """Answers as a door does, from memory. `books` outlive it as files would; `profiles` are what it was told."""
+
+    def __init__(self, cell: str) -> None:
+        self.cell = cell
+        self.books: list[str] = []
+        self.profiles: dict[str, Profile] = {}
+        self.asked: list[tuple[str, str]] = []
+        self.refuse: RefusalCode | None = None
+        self.unknown: list[dict[str, Any]] = []
+        self.resolved: list[dict[str, Any]] = []
+
+    def count(self, method: str) -> int:
+        return sum(asked == method for asked, _ in self.asked)
+
+    async def handle(self, request: Request) -> bytes:
+        assert request.role == "control"
+        self.asked.append((request.method, request.partner_id))
+        if request.method == Method.CELL_STATUS:
+            return self._status()
+        if self.refuse is not None:
+            return encode_answer(Refused(Refusal(self.refuse, "The stand-in was told to refuse.")))
+        if request.method == Method.LIST_UNKNOWN:
+            return _answer({"object": "list", "data": self.unknown})
+        if request.method == Method.RESOLVE_OPERATION:
+            self.resolved.append(decode_command(request.body).arguments)
+            return _answer({"object": "operation"})
+        profile = decode_profile(msgpack.unpackb(request.body)["profile"])
+        assert profile.partner_id == request.partner_id
+        if request.method == Method.ONBOARD:
+            if profile.partner_id not in self.books:
+                self.books.append(profile.partner_id)
+            self.profiles.setdefault(profile.partner_id, profile)
+            return _answer({"ok": True})
+        assert request.method == Method.CONFIGURE
+        if profile.partner_id not in self.profiles:
+            return encode_answer(Refused(Refusal(RefusalCode.PARTNER_MOVED, "It is not of this cell.")))
+        if profile.version > self.profiles[profile.partner_id].version:
+            self.profiles[profile.partner_id] = profile
+        return _answer({"ok": True})
+
+    def _status(self) -> bytes:
+        partners = [
+            {"partner": name, "profile_version": profile.version, "status": profile.status, "state": "active"}
+            for name, profile in self.profiles.items()
+        ]
+        return _answer({"cell": self.cell, "door_epoch": 1, "workers": [], "partners": partners})
+
+
+def _answer(fields: dict[str, Any]) -> bytes:
+    return encode_answer(Answer(200, json.dumps(fields).encode()))
+
+
+class Installation:
+    """A data folder with stand-in doors, and a control plane over it that can be made anew, as after a crash."""
+
+    def __init__(self, folder: DataFolder, doors: dict[str, StandInDoor]) -> None:
+        self.folder = folder
+        self.doors = doors
+        self.settings = Settings(data_folder=folder.root, cells=len(doors))
+        self.servers: list[FrameServer] = []
+        self.addresses: list[CellAddress] = []
+        self._registries: list[Registry] = []
+        self._clients: list[Doors] = []
+        self.now = 0.0
+
+    async def start(self) -> None:
+        with data_folder.locked(self.folder):
+            instance = data_folder.prepare(self.folder, self.settings)
+            Registry(self.folder.registry_file, create=True).close()
+            data_folder.finish_first_start(self.folder, instance)
+        for name, door in self.doors.items():
+            key = role_key(self.folder.cell_secret_file(name).read_bytes(), "control")
+            server = FrameServer({"control": key}, door.handle)
+            port = await server.start("127.0.0.1", 0)
+            self.servers.append(server)
+            self.addresses.append(CellAddress(name, "127.0.0.1", port))
+
+    async def control_plane(self) -> tuple[Partners, Registry, Doors, Publisher]:
+        """Make the parts from what is on disk, as a new process would."""
+        registry = Registry(self.folder.registry_file, create=False)
+        client = await Doors.connect(self.addresses, self.folder)
+        await client.wait_connected()
+        self._registries.append(registry)
+        self._clients.append(client)
+        publisher = Publisher(registry, self.folder, self.addresses, routers=())
+        pepper = self.folder.pepper_file.read_bytes()
+        partners = Partners(registry, client, publisher, pepper, require_room=lambda: None, monotonic=lambda: self.now)
+        return partners, registry, client, publisher
+
+    async def aclose(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+        for server in self.servers:
+            await server.aclose()
+        for registry in self._registries:
+            registry.close()

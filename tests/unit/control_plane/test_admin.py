@@ -1,0 +1,179 @@
+"""The admin API over a stand-in door, in process; the socket itself is in tests/integration/test_supervisor.py."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from cells.api.messages import RefusalCode
+from control_plane import admin, limits, status
+from tests.stand_in_door import Installation
+
+ACME = {"id": "acme", "name": "Acme"}
+
+
+@pytest.fixture
+async def client(installation: Installation) -> AsyncIterator[httpx.AsyncClient]:
+    control, registry, doors, publisher = await installation.control_plane()
+
+    async def collect() -> dict[str, Any]:
+        return status.build(
+            control_plane={"running": True, "pid": 1, "endpoint": "control.sock", "started_at": "now"},
+            states=[],
+            answers=await status.ask_cells(doors, installation.settings.cell_names),
+            partners=registry.partners(),
+            directory_version=publisher.version,
+        )
+
+    transport = httpx.ASGITransport(admin.make_app(registry, control, doors, collect))
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://control", headers={admin.OPERATOR_HEADER: "ann@host"}
+    ) as made:
+        yield made
+
+
+async def test_a_key_is_shown_once_and_no_hash_ever(client: httpx.AsyncClient) -> None:
+    created = await client.post("/partners", json=ACME)
+    assert created.status_code == 201
+    key = created.json()["key"]
+    assert key["api_key"].startswith("sk_test_acme_")
+    shown = await client.get("/partners/acme")
+    assert key["api_key"] not in shown.text
+    assert "hash" not in shown.text
+    assert shown.json()["keys"][0]["hint"] == key["api_key"][-4:]
+    assert [change["who"] for change in shown.json()["changes"]] == ["ann@host"] * 3
+
+
+async def test_an_id_is_made_where_none_is_given(client: httpx.AsyncClient) -> None:
+    created = (await client.post("/partners", json={})).json()["partner"]
+    assert created["id"].startswith("partner_")
+    assert created["name"] == created["id"]
+    assert [partner["id"] for partner in (await client.get("/partners")).json()["partners"]] == [created["id"]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"id": "ACME"},
+        {"id": "a" * 41},
+        {"id": "a/b"},
+        {"mode": "prod"},
+        {"rate_per_second": 0},
+        {"rate_per_second": 10**9},
+        {"name": "two\nlines"},
+        {"colour": "red"},
+    ],
+)
+async def test_a_wrong_option_is_named(client: httpx.AsyncClient, body: dict[str, object]) -> None:
+    answer = await client.post("/partners", json=body)
+    assert answer.status_code == 400
+    (name,) = body
+    assert answer.json()["kind"] == "settings_invalid"
+    assert answer.json()["what"].startswith(f"{name}: ")
+
+
+async def test_who_asks_must_be_said(client: httpx.AsyncClient) -> None:
+    del client.headers[admin.OPERATOR_HEADER]
+    assert (await client.post("/partners", json=ACME)).status_code == 400
+
+
+async def test_a_partner_that_is_not_there_is_an_error_with_a_hint(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/partners/nobody/suspend")
+    assert answer.status_code == 404
+    assert answer.json()["what"] == "there is no partner 'nobody'"
+    assert "partner list" in answer.json()["hint"]
+
+
+async def test_limits_that_name_nothing_are_refused(client: httpx.AsyncClient) -> None:
+    await client.post("/partners", json=ACME)
+    assert (await client.patch("/partners/acme/limits", json={})).status_code == 400
+    changed = await client.patch("/partners/acme/limits", json={"in_flight_max": 9})
+    assert changed.json()["partner"]["in_flight_max"] == 9
+    assert changed.json()["partner"]["rate_burst"] == 100
+
+
+async def test_keys_rotate_and_are_revoked(client: httpx.AsyncClient) -> None:
+    first = (await client.post("/partners", json=ACME)).json()["key"]
+    second = (await client.post("/partners/acme/keys", json={"grace_s": 0})).json()["key"]
+    assert first["api_key"] != second["api_key"]
+    assert (await client.delete(f"/partners/acme/keys/{second['id']}")).status_code == 200
+    keys = (await client.get("/partners/acme")).json()["keys"]
+    assert [key["revoked_at"] is not None for key in keys] == [False, True]
+    assert keys[0]["expires_at"] is not None
+    too_long = await client.post("/partners/acme/keys", json={"grace_s": limits.KEY_GRACE_S_MAX + 1})
+    assert too_long.status_code == 400
+
+
+async def test_unknown_operations_are_listed_over_all_partners(
+    client: httpx.AsyncClient, installation: Installation
+) -> None:
+    for index in range(6):
+        await client.post("/partners", json={"id": f"p{index}"})
+    operation = {
+        "operation_id": "op_1",
+        "payment_id": "pay_1",
+        "kind": "capture",
+        "amount": 5,
+        "currency": "EUR",
+        "age_ms": 61_000,
+        "attempts": 3,
+        "needs_person": True,
+    }
+    for door in installation.doors.values():
+        door.unknown = [operation]
+    found = (await client.get("/unknown")).json()
+    assert [row["partner"] for row in found["operations"]] == [f"p{index}" for index in range(6)]
+    assert found["operations"][0] == {"partner": "p0", **operation}
+    assert len((await client.get("/unknown", params={"partner": "p3"})).json()["operations"]) == 1
+    installation.doors["cell-0"].refuse = RefusalCode.PARTNER_UNAVAILABLE
+    found = (await client.get("/unknown")).json()
+    assert len(found["operations"]) + len(found["not_asked"]) == 6
+    assert found["not_asked"], "what could not be asked is said, not left out"
+
+
+async def test_an_operation_is_resolved_with_who_and_why(client: httpx.AsyncClient, installation: Installation) -> None:
+    await client.post("/partners", json=ACME)
+    body = {"partner": "acme", "outcome": "succeeded", "note": "the bank's statement of 22 November says so"}
+    answer = await client.post("/unknown/op_1/resolve", json=body)
+    assert answer.status_code == 200
+    (resolved,) = [arguments for door in installation.doors.values() for arguments in door.resolved]
+    assert resolved == {
+        "operation_id": "op_1",
+        "outcome": "succeeded",
+        "operator": "ann@host",
+        "note": body["note"],
+    }
+    changes = (await client.get("/partners/acme")).json()["changes"]
+    assert changes[0]["what"] == "operation_resolved"
+    assert (await client.post("/unknown/op_1/resolve", json={**body, "outcome": "maybe"})).status_code == 400
+    assert (await client.post("/unknown/op_1/resolve", json={**body, "note": ""})).status_code == 400
+
+
+async def test_a_doors_refusal_keeps_its_code(client: httpx.AsyncClient, installation: Installation) -> None:
+    await client.post("/partners", json=ACME)
+    for door in installation.doors.values():
+        door.refuse = RefusalCode.OPERATION_FINAL
+    answer = await client.post(
+        "/unknown/op_1/resolve", json={"partner": "acme", "outcome": "failed", "note": "asked the bank"}
+    )
+    assert answer.status_code == 409
+    assert answer.json()["code"] == "operation_final"
+    changes = json.dumps((await client.get("/partners/acme")).json()["changes"])
+    assert "operation_resolved" not in changes
+
+
+async def test_status_tells_a_door_that_does_not_answer_from_one_that_does(
+    client: httpx.AsyncClient, installation: Installation
+) -> None:
+    for index in range(6):
+        await client.post("/partners", json={"id": f"p{index}"})
+    await installation.servers[0].aclose()
+    found = (await client.get("/status")).json()
+    assert [cell["answers"] for cell in found["cells"]] == [False, True]
+    assert {row["state"] for row in found["partners"] if row["cell"] == "cell-1"} == {"active"}
+    assert {row["state"] for row in found["partners"] if row["cell"] == "cell-0"} == {"not known"}
+    installation.doors["cell-1"].profiles.clear()
+    found = (await client.get("/status")).json()
+    assert {row["state"] for row in found["partners"] if row["cell"] == "cell-1"} == {"absent"}

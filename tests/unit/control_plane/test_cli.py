@@ -1,0 +1,229 @@
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from control_plane import audit, cli, client, screen
+from control_plane.data_folder import DataFolder
+from control_plane.errors import DoorError, RefusedError, SettingsError
+from control_plane.registry import Partner
+from control_plane.settings import Settings
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("partner", "list"),
+        ("partner", "create", "--name", "Acme"),
+        ("partner", "suspend", "acme"),
+        ("partner", "rotate-key", "acme", "--grace", "0"),
+        ("cell", "list"),
+        ("unknown", "list"),
+        ("status",),
+        ("audit",),
+    ],
+)
+def test_each_command_says_that_nothing_runs_and_how_to_start_it(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    result = run("--data-folder", str(tmp_path / "none"), *arguments)
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    assert "error: no " in result.stderr
+    assert f"where: {tmp_path / 'none'}" in result.stderr
+    assert "bulkhead up" in result.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_wrong_setting_ends_with_2_and_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "bulkhead.toml").write_text("cels = 3\n")
+    result = run("partner", "list")
+    assert result.exit_code == 2
+    assert "error: cels: there is no such setting" in result.stderr
+    assert "where: bulkhead.toml" in result.stderr
+    assert "to do: known settings: acquirer_port" in result.stderr
+
+
+def test_wrong_usage_ends_with_2() -> None:
+    assert run("partner", "show").exit_code == 2
+    assert run("nonsense").exit_code == 2
+    assert run("unknown", "resolve", "op_1", "--partner", "acme").exit_code == 2
+
+
+def test_up_explains_options_that_do_not_fit() -> None:
+    result = run("up", "--http-port", "8101")
+    assert result.exit_code == 2
+    assert "want port 8101" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("90", 90), ("90s", 90), ("30m", 1_800), ("24h", 86_400), ("7d", 604_800)]
+)
+def test_times_are_read(text: str, seconds: int) -> None:
+    assert cli.parse_duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1", "1.5h", "a day", "91d", "99999999d"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(SettingsError):
+        cli.parse_duration_s(text)
+
+
+CHANGED = {
+    "partner": {"id": "acme", "cell": "cell-0"},
+    "routers_behind": [],
+    "door_behind": "",
+    "key": {"id": "key_1", "hint": "wxyz", "api_key": "sk_test_acme_" + "k" * 43},
+}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    requests: list[tuple[Any, ...]] = []
+
+    def ask(_folder: object, *request: Any) -> dict[str, Any]:
+        requests.append(request)
+        return CHANGED
+
+    monkeypatch.setattr(client, "ask", ask)
+    return requests
+
+
+def test_create_sends_what_was_given_and_shows_the_key(asked: list[tuple[Any, ...]]) -> None:
+    result = run("partner", "create", "--id", "acme", "--mode", "live", "--rate", "5", "--in-flight", "3")
+    assert result.exit_code == 0
+    body = {"id": "acme", "mode": "live", "rate_per_second": 5, "in_flight_max": 3}
+    assert asked == [("POST", "/partners", body)]
+    assert result.stdout.count(CHANGED["key"]["api_key"]) == 1  # type: ignore[index]
+    assert "can't be shown again" in result.stdout
+
+
+def test_json_is_whole_and_alone_on_standard_output(asked: list[tuple[Any, ...]]) -> None:
+    assert json.loads(run("partner", "rotate-key", "acme", "--json").stdout) == CHANGED
+    assert asked == [("POST", "/partners/acme/keys", {"grace_s": 86_400})]
+
+
+def test_names_are_quoted_into_paths(asked: list[tuple[Any, ...]]) -> None:
+    run("partner", "revoke-key", "../x", "a/b?c")
+    assert asked == [("DELETE", "/partners/..%2Fx/keys/a%2Fb%3Fc")]
+
+
+@pytest.mark.parametrize(("error", "code"), [(RefusedError("no"), 2), (DoorError("away"), 1)])
+def test_errors_end_with_their_code(monkeypatch: pytest.MonkeyPatch, error: Exception, code: int) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(client, "ask", refuse)
+    assert run("partner", "list").exit_code == code
+
+
+def partner(partner_id: str, cell: str = "cell-0", status: str = "active") -> Partner:
+    return Partner(partner_id, partner_id, status, "test", cell, 1, 1, 1, "2026-11-22", 1, "2026-11-22T00:00:00Z")
+
+
+def books(*rows: dict[str, Any], extra: tuple[Any, ...] = ()) -> audit.CellAudit:
+    return audit.CellAudit.model_validate({"partners": rows, "extra_at_acquirer": extra})
+
+
+def test_an_audit_adds_up_over_cells() -> None:
+    audits = {
+        "cell-0": books({"partner": "b", "ok": True, "payments": 2, "operations": 3, "in_doubt": 1}),
+        "cell-1": books({"partner": "a", "ok": True, "payments": 4, "operations": 4}),
+    }
+    report = audit.merge(audits, [partner("a", "cell-1"), partner("b"), partner("c", status="onboarding")])
+    assert report["ok"] is True
+    assert [row["partner"] for row in report["partners"]] == ["a", "b"]
+    assert (report["payments"], report["operations"], report["in_doubt"]) == (6, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("audits", "registered", "difference"),
+    [
+        ({"cell-0": books()}, [partner("a")], "its book is missing in cell-0"),
+        ({"cell-0": books({"partner": "a", "ok": True})}, [], "the registry knows no such partner"),
+        (
+            {"cell-0": books({"partner": "a", "ok": True}), "cell-1": books()},
+            [partner("a", "cell-1")],
+            "the registry says that its book is in cell-1",
+        ),
+        (
+            {"cell-0": books({"partner": "a", "ok": False, "differences": ["captured 5, posted 4"]})},
+            [partner("a")],
+            "captured 5, posted 4",
+        ),
+    ],
+)
+def test_an_audit_finds_what_disagrees(
+    audits: dict[str, audit.CellAudit], registered: list[Partner], difference: str
+) -> None:
+    report = audit.merge(audits, registered)
+    assert report["ok"] is False
+    assert difference in [line for row in report["partners"] for line in row["differences"]]
+
+
+def test_a_charge_that_only_the_acquirer_knows_is_a_disagreement() -> None:
+    report = audit.merge({"cell-0": books(extra=({"key": "k"},))}, [])
+    assert report["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "output", "readable"),
+    [
+        (0, b'{"partners": [{"partner": "a", "ok": true}]}', True),
+        (1, b'{"partners": [{"partner": "a", "ok": false}]}', True),
+        (0, b'{"partners": [{"partner": "a", "ok": false}]}', False),
+        (1, b'{"partners": [{"partner": "a", "ok": true}]}', False),
+        (-9, b'{"partners": []}', False),
+        (0, b'{"partners": [', False),
+        (0, b"[]", False),
+    ],
+)
+def test_a_report_counts_only_where_its_exit_code_agrees(exit_code: int, output: bytes, readable: bool) -> None:
+    assert (audit._read_report(exit_code, output) is not None) is readable
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
+def test_audit_ends_with_1_on_any_disagreement(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ok: bool, code: int
+) -> None:
+    row = {"partner": "a", "ok": ok, "differences": [] if ok else ["captured 5, posted 4"]}
+
+    async def merged(*_: object) -> dict[str, Any]:
+        return audit.merge({"cell-0": books(row)}, [partner("a")])
+
+    (tmp_path / "data/run").mkdir(parents=True)
+    (tmp_path / "data/run/settings.json").write_text(Settings(data_folder=tmp_path / "data").model_dump_json())
+    monkeypatch.setattr(audit, "run", merged)
+    result = run("audit")
+    assert result.exit_code == code
+    assert ("captured 5, posted 4" in result.stdout) is not ok
+    assert json.loads(run("audit", "--json").stdout)["ok"] is ok
+
+
+def test_up_goes_on_where_nobody_reads_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    console = screen.console()
+    console.tell("first")
+    assert not isinstance(sys.stdout, Closed)
+    console.tell("second")
+    sys.stdout.close()
+
+
+def test_the_summary_can_be_copied_line_by_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "somewhere")
+    screen.console().tell_ready(Settings(data_folder=folder.root, routers=2), folder, 7)
+    shown = capsys.readouterr().out
+    assert f"bulkhead --data-folder {folder.root} partner create --id acme\n" in shown
+    assert "curl http://127.0.0.1:8080/v1/payments -H" in shown
+    assert "http://127.0.0.1:8081" in shown
+    assert shown.count("\\\n") == 1, "one line goes on, and with one backslash"

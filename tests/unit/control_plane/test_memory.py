@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+
+from control_plane import limits, memory
+from control_plane.errors import RefusedError
+
+
+def test_a_thousand_dedicated_workers_do_not_fit_into_24_gb() -> None:
+    with pytest.raises(RefusedError, match=r"1000 partners.*need about 61\.8 GB of memory, 24\.0 GB are available"):
+        memory.require_room(partners=1_000, spares=4, cells=4, available=24_000_000_000)
+    memory.require_room(partners=24, spares=4, cells=4, available=4_000_000_000)
+
+
+def test_one_more_needs_room_too() -> None:
+    memory.require_room_for_one(limits.WORKER_MEMORY_BYTES)
+    with pytest.raises(RefusedError, match="one more dedicated worker"):
+        memory.require_room_for_one(limits.WORKER_MEMORY_BYTES - 1)
+
+
+def test_a_container_may_have_less_than_its_machine(tmp_path: Path) -> None:
+    machine = memory.available_bytes(tmp_path)
+    assert machine > 0
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 300000\n")
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert memory.available_bytes(tmp_path) == 400_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_bytes(tmp_path) > 400_000

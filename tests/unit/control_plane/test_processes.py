@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from control_plane.data_folder import DataFolder
+from control_plane.process_table import MARKER
+from control_plane.processes import ProcessSpec, plan
+from control_plane.settings import Settings
+
+INSTANCE = "0123456789abcdef"
+
+
+def planned(tmp_path: Path, version: str = "1", digest: str = "d", **fields: object) -> dict[str, ProcessSpec]:
+    settings = Settings(data_folder=tmp_path, **fields)  # type: ignore[arg-type]
+    specs = plan(settings, DataFolder(tmp_path), INSTANCE, version=version, secrets_digest=digest)
+    assert [spec.stage for spec in specs] == sorted(spec.stage for spec in specs), "in the order of their start"
+    return {spec.name: spec for spec in specs}
+
+
+def test_every_process_of_an_installation_is_planned(tmp_path: Path) -> None:
+    specs = planned(tmp_path, cells=2, routers=2)
+    assert list(specs) == [
+        "acquirer", "cell-0.ray", "cell-1.ray", "cell-0.door", "cell-1.door", "router-0", "router-1",
+    ]  # fmt: skip
+    assert {name: spec.port for name, spec in specs.items()} == {
+        "acquirer": 8090,
+        "cell-0.ray": 8301,
+        "cell-1.ray": 8302,
+        "cell-0.door": 8101,
+        "cell-1.door": 8102,
+        "router-0": 8080,
+        "router-1": 8081,
+    }
+    assert specs["cell-1.door"].config["ray_address"] == "127.0.0.1:8302"
+    assert specs["cell-1.door"].config["acquirer_url"] == "http://127.0.0.1:8090"
+
+
+def test_a_real_acquirer_is_not_simulated(tmp_path: Path) -> None:
+    specs = planned(tmp_path, acquirer_url="https://bank.example")
+    assert "acquirer" not in specs
+    assert specs["cell-0.door"].config["acquirer_url"] == "https://bank.example"
+
+
+def test_each_process_carries_the_marker_and_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
+    specs = planned(tmp_path)
+    for name, spec in specs.items():
+        assert spec.environment[MARKER] == f"{INSTANCE}/{name}"
+        assert spec.environment["SPT_NOENV"] == "1", "a title of its own does not overwrite the marker"
+        assert spec.argv[1] == "-P", "nothing is imported from the working folder"
+    assert len({spec.fingerprint for spec in specs.values()}) == len(specs)
+
+
+@pytest.mark.parametrize("changed", [{"version": "2"}, {"digest": "e"}, {"spares_per_cell": 2}])
+def test_what_runs_with_something_else_is_not_adopted(tmp_path: Path, changed: dict[str, object]) -> None:
+    before, after = planned(tmp_path)["cell-0.door"], planned(tmp_path, **changed)["cell-0.door"]  # type: ignore[arg-type]
+    assert before.fingerprint != after.fingerprint
+    assert before.fingerprint == planned(tmp_path)["cell-0.door"].fingerprint
+
+
+def test_routers_know_no_secret_of_a_cell(tmp_path: Path) -> None:
+    router = planned(tmp_path)["router-0"]
+    assert ".secret" not in json.dumps(router.config)
+    assert set(router.config["cell_key_files"]) == {"cell-0", "cell-1", "cell-2", "cell-3"}
+
+
+def test_sockets_of_ray_fit_into_a_unix_sockets_name(tmp_path: Path) -> None:
+    specs = planned(tmp_path / ("deep" * 20), cells=64, door_port=9000, metrics_port=9100, ray_port=9200)
+    longest = max(len(str(spec.scratch)) for spec in specs.values() if spec.scratch is not None)
+    assert longest + len("/session_2026-11-22_17-20-34_123456_1234567/sockets/plasma_store") <= 107

@@ -1,0 +1,98 @@
+import pytest
+
+from control_plane.errors import ControlPlaneError
+from control_plane.publishing import Publisher
+from control_plane.registry import Registry
+from router import directory, directory_file
+from tests.stand_in_door import Installation
+from tests.unit.control_plane.test_partners import wanted
+
+
+def read(installation: Installation) -> directory.Directory:
+    return directory_file.read(installation.folder.directory_file)[1]
+
+
+async def test_the_first_directory_has_all_cells_and_no_partner(installation: Installation) -> None:
+    _, _, _, publisher = await installation.control_plane()
+    assert publisher.publish() == 1
+    assert set(read(installation).cells) == {"cell-0", "cell-1"}
+    assert read(installation).partners == {}
+
+
+async def test_nothing_new_is_published_where_nothing_changed(installation: Installation) -> None:
+    control, _, _, publisher = await installation.control_plane()
+    await control.create(wanted(), "ann")
+    version = publisher.publish()
+    before = installation.folder.directory_file.stat()
+    assert publisher.publish() == version
+    _, _, _, again = await installation.control_plane()
+    assert again.publish() == version
+    assert installation.folder.directory_file.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+async def test_a_lost_file_is_published_again_with_a_newer_version(installation: Installation, damage: str) -> None:
+    control, _, _, publisher = await installation.control_plane()
+    await control.create(wanted(), "ann")
+    version = publisher.publish()
+    if damage == "gone":
+        installation.folder.directory_file.unlink()
+    else:
+        installation.folder.directory_file.write_bytes(installation.folder.directory_file.read_bytes()[:100])
+    _, _, _, again = await installation.control_plane()
+    assert again.publish() == version + 1
+    assert "acme" in read(installation).partners
+
+
+async def test_versions_rise_past_what_routers_hold_also_after_a_restore(installation: Installation) -> None:
+    _, registry, _, _ = await installation.control_plane()
+    kept = installation.folder.router_folder("router-0")
+    directory_file.write_atomically(kept / "directory.json", directory.encode(41, directory.Payload()))
+    publisher = Publisher(registry, installation.folder, installation.addresses, ["router-0"])
+    assert publisher.publish() == 42
+
+
+async def test_a_partner_stays_where_its_book_is(installation: Installation) -> None:
+    control, registry, _, publisher = await installation.control_plane()
+    cell = (await control.create(wanted(), "ann")).partner.cell
+    assert read(installation).partners["acme"].cell is None, "the hash says it"
+    other = "cell-1" if cell == "cell-0" else "cell-0"
+    registry._connection.execute("UPDATE partners SET cell = ?", (other,))
+    publisher.publish()
+    assert read(installation).partners["acme"].cell == other
+    found = read(installation).cell_of("acme")
+    assert found is not None
+    assert found.name == other
+
+
+async def test_a_change_waits_for_routers_and_names_those_that_are_behind(installation: Installation) -> None:
+    _, registry, _, _ = await installation.control_plane()
+    publisher = Publisher(registry, installation.folder, installation.addresses, ["router-0", "router-1"])
+    version = publisher.publish()
+    raw = installation.folder.directory_file.read_bytes()
+    directory_file.write_atomically(installation.folder.router_folder("router-1") / "directory.json", raw)
+    assert await publisher.wait_taken(version) == ["router-0"]
+    directory_file.write_atomically(installation.folder.router_folder("router-0") / "directory.json", raw)
+    assert await publisher.wait_taken(version) == []
+
+
+async def test_many_partners_spread_over_the_cells(installation: Installation) -> None:
+    _, registry, _, _ = await installation.control_plane()
+    publisher = Publisher(registry, installation.folder, installation.addresses, [])
+    cells = [publisher.place(f"partner_{index}") for index in range(1_000)]
+    assert 400 < cells.count("cell-0") < 600
+
+
+async def test_a_version_is_never_used_twice(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, registry, _, publisher = await installation.control_plane()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(directory_file, "write_atomically", full)
+        with pytest.raises(ControlPlaneError, match=r"No space left.*Routers go on"):
+            publisher.publish()
+    assert Registry.directory_version(registry) == 1
+    assert publisher.publish() == 2
+    assert read(installation).version == 2

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+
+from control_plane import settings
+from control_plane.errors import SettingsError
+
+
+def test_defaults_stand_where_nothing_is_set(tmp_path: Path) -> None:
+    found = settings.load(None, {})
+    assert (found.cells, found.routers, found.spares_per_cell, found.http_port) == (4, 1, 1, 8080)
+    assert found.http_host == "127.0.0.1"
+    assert found.data_folder == tmp_path / "data"
+    assert found.starts_simulator
+    assert found.acquirer == "http://127.0.0.1:8090"
+
+
+def test_options_win_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "bulkhead.toml"
+    file.write_text("cells = 2\nrouters = 2\nspares_per_cell = 2\n")
+    monkeypatch.setenv("BULKHEAD_ROUTERS", "3")
+    monkeypatch.setenv("BULKHEAD_SPARES_PER_CELL", "3")
+    found = settings.load(None, {"spares_per_cell": 4, "cells": None})
+    assert (found.cells, found.routers, found.spares_per_cell) == (2, 3, 4)
+
+
+def test_the_file_is_found_by_option_then_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_option, by_environment = tmp_path / "a.toml", tmp_path / "b.toml"
+    by_option.write_text("cells = 5\n")
+    by_environment.write_text("cells = 6\n")
+    monkeypatch.setenv("BULKHEAD_SETTINGS", str(by_environment))
+    assert settings.load(None, {}).cells == 6
+    assert settings.load(by_option, {}).cells == 5
+
+
+def test_a_relative_folder_in_a_file_lies_beside_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    file = tmp_path / "b.toml"
+    file.write_text('data_folder = "books"\n')
+    monkeypatch.chdir(elsewhere)
+    assert settings.load(file, {}).data_folder == tmp_path / "books"
+    assert settings.load(file, {"data_folder": Path("mine")}).data_folder == elsewhere / "mine"
+    monkeypatch.setenv("BULKHEAD_DATA_FOLDER", "theirs")
+    assert settings.load(file, {}).data_folder == elsewhere / "theirs"
+
+
+def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="there is no settings file"):
+        settings.load(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("cels = 3\n", "cels: there is no such setting"),
+        ("cells = 0\n", "cells: .*greater than or equal to 1"),
+        ("cells = 'many'\n", "cells: .*integer"),
+        ("cells = \n", "not TOML"),
+        ("acquirer_url = 'ftp://bank'\n", "acquirer_url: must be an http"),
+        ("http_port = 8101\n", "door_port and http_port both want port 8101"),
+        ("routers = 11\n", "acquirer_port and http_port both want port 8090"),
+        ("ray_port = 65534\n", "ray_port: 4 ports from 65534 on go past 65535"),
+    ],
+)
+def test_a_wrong_file_is_explained(tmp_path: Path, content: str, what: str) -> None:
+    file = tmp_path / "b.toml"
+    file.write_text(content)
+    with pytest.raises(SettingsError, match=what) as raised:
+        settings.load(file, {})
+    assert str(file) in raised.value.where
+    assert raised.value.hint
+
+
+def test_an_error_names_the_place_that_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_CELLS", "none")
+    with pytest.raises(SettingsError) as raised:
+        settings.load(None, {})
+    assert raised.value.where == "environment BULKHEAD_CELLS"
+    with pytest.raises(SettingsError) as raised:
+        settings.load(None, {"cells": 1_000})
+    assert raised.value.where == "option --cells"
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_SERVICE_HOST", "10.0.0.1")  # as Kubernetes makes them for a service "bulkhead"
+    assert settings.load(None, {}).cells == 4
+
+
+def test_ports_of_a_real_acquirer_are_not_ours(tmp_path: Path) -> None:
+    found = settings.load(None, {"acquirer_url": "https://bank.example/api/", "acquirer_port": 8080})
+    assert not found.starts_simulator
+    assert found.acquirer == "https://bank.example/api"
