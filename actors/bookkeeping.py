@@ -4,11 +4,12 @@ An auditor's view: it trusts the journal's events, and neither the stored paymen
 """
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from actors import ledger
 from actors.events import apply
-from actors.payment import Operation, OperationState, Payment
+from actors.payment import Operation, OperationState, Payment, PaymentStatus
 from actors.records import JournalEntry, OpenOperation
 from actors.rules import Standing
 
@@ -33,16 +34,20 @@ class Books:
             for event in entry.events:
                 try:
                     payment = apply(self.payments.get(event.payment_id), event)
-                except AssertionError as error:
+                    posted = ledger.postings_of(payment, event)
+                except (AssertionError, ValueError) as error:
                     self.differences.append(f"journal: entry {entry.sequence} does not follow: {error}")
                     continue
                 self.payments[payment.id] = payment
                 touched.add(payment.id)
-                postings += ledger.postings_of(payment, event)
+                postings += posted
             if tuple(postings) != entry.postings:
                 self.differences.append(f"journal: entry {entry.sequence} posts other than its events say")
-            if sum(posting.amount for posting in entry.postings):
-                self.differences.append(f"journal: entry {entry.sequence} does not sum to zero")
+            sums: dict[str, int] = {}
+            for posting in entry.postings:
+                sums[posting.currency] = sums.get(posting.currency, 0) + posting.amount
+            if any(sums.values()):
+                self.differences.append(f"journal: entry {entry.sequence} does not sum to zero: {sums}")
             self.balances = ledger.post(self.balances, tuple(postings))
         return touched
 
@@ -57,24 +62,29 @@ def compare_records(
     standing: Standing,
     payments: Mapping[str, Payment],
     opens: Mapping[str, OpenOperation],
-    statuses: Mapping[str, str],
+    statuses: Mapping[str, AbstractSet[str]],
 ) -> list[str]:
-    """Say where the stored head, payments, open operations and status index disagree with the journal."""
+    """Say where the stored head, payments, open operations and status index disagree with the journal.
+
+    `statuses`: under which the index names each payment; one, or none while it is under way.
+    """
     differences = []
     for payment_id in sorted(books.payments.keys() | payments.keys()):
         replayed, stored = books.payments.get(payment_id), payments.get(payment_id)
         if replayed != stored:
             differences.append(f"payment {payment_id}: stored is {stored}, the journal gives {replayed}")
-        if replayed is not None:
-            differences += _money(replayed)
-            expected = None if replayed.status.value == "processing" else replayed.status.value
-            if statuses.get(payment_id) != expected:
-                differences.append(
-                    f"payment {payment_id}: indexed as {statuses.get(payment_id)}, it is {replayed.status}"
-                )
+        if replayed is None:
+            continue
+        if not replayed.operations:
+            differences.append(f"payment {payment_id}: the acquirer was never to be asked")
+            continue
+        differences += _money(replayed)
+        indexed = statuses.get(payment_id, frozenset())
+        if indexed != ({replayed.status.value} - {PaymentStatus.PROCESSING.value}):
+            differences.append(f"payment {payment_id}: indexed as {sorted(indexed)}, it is {replayed.status}")
     differences += [
         f"status index names {payment_id}, which does not exist"
-        for payment_id in statuses.keys() - books.payments.keys()
+        for payment_id in sorted(statuses.keys() - books.payments.keys())
     ]
     replayed_balances = {key: amount for key, amount in books.balances.items() if amount}
     stored_balances = {key: amount for key, amount in standing.balances.items() if amount}

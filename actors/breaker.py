@@ -37,6 +37,10 @@ class Breaker:
         self._opened_ms = None
         self._probes = 0
 
+    def give_up(self) -> None:
+        """Take note that a call ended without having told anything; a probe's place is free again."""
+        self._probes = max(self._probes - 1, 0)
+
     def fail(self, now_ms: int) -> None:
         """Take note that no final answer came."""
         self._failures += 1

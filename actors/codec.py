@@ -51,14 +51,11 @@ def encode_standing(standing: Standing) -> bytes:
 def decode_standing(data: bytes) -> Standing:
     """Read a head. Raises StoreCorruptError."""
     sequence, floor_ms, arrival_us, open_operations, swept_sequence, balances = _unpack(data, 7)
-    return Standing(
-        sequence,
-        floor_ms,
-        arrival_us,
-        open_operations,
-        swept_sequence,
-        {(currency, account): amount for currency, account, amount in balances},
-    )
+    try:
+        posted = {(currency, account): amount for currency, account, amount in balances}
+    except (TypeError, ValueError) as error:
+        raise StoreCorruptError(f"the head's balances can't be read: {error}") from error
+    return Standing(sequence, floor_ms, arrival_us, open_operations, swept_sequence, posted)
 
 
 def encode_payment(payment: Payment) -> bytes:
@@ -227,6 +224,8 @@ def decode_text(data: bytes) -> str:
 
 
 def _key(parts: list[Any] | None) -> Key | None:
+    if not isinstance(parts, list | None):
+        raise StoreCorruptError("a key is not an array")
     return None if parts is None else tuple(parts)
 
 

@@ -85,7 +85,7 @@ def parse(method: str, arguments: Mapping[str, Any]) -> Command:
                 _integer(rest, "amount"),
                 _text(rest, "currency", 3),
                 _text(rest, "payment_method", limits.PAYMENT_METHOD_CHARACTERS_MAX),
-                _text(rest, "capture_method", 16) == "manual",
+                _choice(rest, "capture_method", "automatic", "manual") == "manual",
                 _optional_text(rest, "reference", limits.REFERENCE_CHARACTERS_MAX),
                 _optional_text(rest, "description", limits.DESCRIPTION_CHARACTERS_MAX),
                 _metadata(rest),
@@ -101,12 +101,9 @@ def parse(method: str, arguments: Mapping[str, Any]) -> Command:
                 _optional_text(rest, "reason", limits.REASON_CHARACTERS_MAX),
             )
         case "resolve_operation":
-            outcome = _text(rest, "outcome", 16)
-            if outcome not in ("succeeded", "failed"):
-                raise CommandError("outcome is succeeded or failed")
             command = ResolveOperation(
                 _text(rest, "operation_id", 64),
-                outcome == "succeeded",
+                _choice(rest, "outcome", "failed", "succeeded") == "succeeded",
                 _text(rest, "operator", 255),
                 _text(rest, "note", limits.DESCRIPTION_CHARACTERS_MAX),
             )
@@ -138,6 +135,13 @@ def _text(arguments: dict[str, Any], name: str, characters_max: int) -> str:
     return value
 
 
+def _choice(arguments: dict[str, Any], name: str, *choices: str) -> str:
+    value = arguments.pop(name, None)
+    if not isinstance(value, str) or value not in choices:
+        raise CommandError(f"{name} is {' or '.join(choices)}")
+    return value
+
+
 def _optional_text(arguments: dict[str, Any], name: str, characters_max: int) -> str | None:
     if arguments.get(name) is None:
         arguments.pop(name, None)
@@ -149,7 +153,9 @@ def _optional_text(arguments: dict[str, Any], name: str, characters_max: int) ->
 
 
 def _metadata(arguments: dict[str, Any]) -> dict[str, str]:
-    value = arguments.pop("metadata", None) or {}
+    value = arguments.pop("metadata", None)
+    if value is None:
+        return {}
     if (
         not isinstance(value, dict)
         or len(value) > limits.METADATA_ENTRIES_MAX

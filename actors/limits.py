@@ -29,6 +29,10 @@ PAGE_ROWS_DEFAULT: Final = 10
 # A page filtered by something that has no index looks at no more rows than this.
 PAGE_ROWS_SCANNED_MAX: Final = 1_000
 
+# What an acquirer's word may add to a payment's record and to its JSON. An operation is taken only where its outcome
+# will fit, or the outcome could never be written.
+OUTCOME_BYTES_MAX: Final = 2_048
+
 # The mailbox and its batches.
 MAILBOX_COMMANDS_MAX: Final = 512
 BATCH_COMMANDS_MAX: Final = 64

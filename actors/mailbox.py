@@ -23,6 +23,7 @@ class Ask:
     deadline: float
     arrived: float = field(default_factory=time.monotonic)
     timer: asyncio.TimerHandle | None = None
+    joined: bool = False  # its intent is committed: from here on it is never told that nothing was written
 
     @property
     def once_key(self) -> Key:
@@ -71,8 +72,9 @@ class Expire:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Idempotency records are past their retention."""
+    """The idempotency records of the journal's entries behind `after_sequence` are past their retention."""
 
+    after_sequence: int
     once_keys: tuple[Key, ...]
     swept_sequence: int
 

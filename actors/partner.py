@@ -76,6 +76,7 @@ class PartnerActor:
         self._state = State(rules.Standing())
         self._asks: deque[Ask] = deque()
         self._told: deque[Told | Overdue] = deque()
+        self._woken: set[Expire | Sweep] = set()
         self._batch: list[Item] = []
         self._door_epoch = 0
         self._work = asyncio.Event()
@@ -93,8 +94,6 @@ class PartnerActor:
         self._door_epoch = door_epoch
         await self._reacquire()
         self._task = asyncio.create_task(self._serve(), name=f"actor-{self.profile.partner_id}")
-        for operation_id in self._state.opens:
-            self._settlement.pursue(operation_id)
         self._timers.start()
         self._log.info("actor_started", epoch=self.epoch, open_operations=len(self._state.opens))
         return self.epoch
@@ -104,6 +103,8 @@ class PartnerActor:
         self._check_running()
         if len(self._asks) >= limits.MAILBOX_COMMANDS_MAX:
             return Refused(Refusal(RefusalCode.MAILBOX_FULL, "The partner's mailbox is full.", retry_after_ms=1_000))
+        if max(len(envelope.command_id), len(envelope.idempotency_key or "")) > limits.IDEMPOTENCY_KEY_CHARACTERS_MAX:
+            return Refused(Refusal(RefusalCode.COMMAND_TOO_LARGE, "The idempotency key is too long."))
         loop = asyncio.get_running_loop()
         budget_ms = max(min(budget_ms, limits.COMMAND_DEADLINE_MS) - limits.ANSWER_MARGIN_MS, 0)
         ask = Ask(envelope, method, loop.create_future(), loop.time() + budget_ms / 1_000)
@@ -171,6 +172,10 @@ class PartnerActor:
 
     def tell(self, item: Told) -> None:
         """Put what came from the acquirer or a timer before the next batch."""
+        if isinstance(item, Expire | Sweep):
+            if item in self._woken:
+                return  # timers tell again what was not dealt with yet
+            self._woken.add(item)
         self._told.append(item)
         self._work.set()
 
@@ -191,6 +196,7 @@ class PartnerActor:
                 self._batch = self._next_batch()
                 if self._batch:
                     await self._process(self._batch)
+                    self._woken.difference_update(item for item in self._batch if isinstance(item, Expire | Sweep))
                 else:
                     self._work.clear()
         except FencedError as error:
@@ -211,7 +217,7 @@ class PartnerActor:
         now = asyncio.get_running_loop().time()
         while self._asks and len(batch) < limits.BATCH_COMMANDS_MAX:
             ask = self._asks.popleft()
-            if ask.deadline <= now:
+            if ask.deadline <= now and not ask.joined:
                 ask.resolve(_unavailable("The command waited past its deadline; nothing was written."))
             elif not ask.future.done():
                 batch.append(ask)
@@ -251,18 +257,25 @@ class PartnerActor:
         ownership = await self.store.acquire(self._door_epoch)
         self.epoch = ownership.epoch
         await self._load()
+        # A commit whose answer was lost may have begun operations, or ended some that commands wait for.
+        self._settlement.follow(self._state.opens)
+        for operation_id in [name for name in self._waiters if name not in self._state.opens]:
+            self._asks.extendleft(self._waiters.pop(operation_id))
 
     def _give_back(self, batch: list[Item], *, unknown: bool) -> None:
         for item in batch:
             if isinstance(item, Ask):
-                item.resolve(_outcome_unknown() if unknown else _unavailable("The store does not take writes now."))
+                may_be_written = unknown or item.joined
+                item.resolve(
+                    _outcome_unknown() if may_be_written else _unavailable("The store does not take writes now.")
+                )
             elif isinstance(item, Overdue):
                 item.ask.resolve(_outcome_unknown())
-            else:
+            elif isinstance(item, Settled | Lost):
                 self._tell_later(item, limits.ACQUIRER_RETRY_DELAY_MS_MIN)
 
-    def _tell_later(self, item: Told, delay_ms: int) -> None:
-        """Tell again what could not be written: the acquirer's word is not lost."""
+    def _tell_later(self, item: Settled | Lost, delay_ms: int) -> None:
+        """Tell again what could not be written: the acquirer's word is not lost. Timers look again by themselves."""
         loop = asyncio.get_running_loop()
         loop.call_later(delay_ms / 1_000, lambda: self.tell(item) if self._stopped is None else None)
 
@@ -289,14 +302,15 @@ class PartnerActor:
     async def _read_for(self, batch: list[Item]) -> State:
         """Have at hand what the batch's decisions look at."""
         state = self._state
+        self._trim(state)
         keys: dict[Key, str | None] = {}
         for item in batch:
             payment_id = self._payment_id_of(item)
             if payment_id is not None and payment_id not in state.payments:
                 keys[keyspace.payment(payment_id)] = payment_id
-            once_key = self._once_key_of(item)
-            if once_key is not None and once_key not in state.onces:
-                keys[once_key] = None
+            for once_key in self._once_keys_of(item):
+                if once_key not in state.onces:
+                    keys[once_key] = None
         if keys:
             wanted = list(keys)
             snapshot = await self.store.read(wanted)
@@ -306,7 +320,6 @@ class PartnerActor:
                     state.take_once(key, None if data is None else codec.decode_once(data))
                 elif data is not None:
                     state.payments[name] = codec.decode_payment(data)
-        self._trim(state)
         return state
 
     def _payment_id_of(self, item: Item) -> str | None:
@@ -326,13 +339,19 @@ class PartnerActor:
         opened = self._state.opens.get(operation_id)
         return None if opened is None else opened.payment_id
 
-    def _once_key_of(self, item: Item) -> Key | None:
+    def _once_keys_of(self, item: Item) -> list[Key]:
+        keys = []
+        operation_id = None
         if isinstance(item, Ask):
-            return item.once_key
-        if isinstance(item, Settled | Overdue):
-            opened = self._state.opens.get(item.operation_id)
-            return None if opened is None else opened.once_key
-        return None
+            keys.append(item.once_key)
+            if isinstance(item.envelope.command, ResolveOperation):
+                operation_id = item.envelope.command.operation_id
+        elif isinstance(item, Settled | Overdue):
+            operation_id = item.operation_id
+        opened = None if operation_id is None else self._state.opens.get(operation_id)
+        if opened is not None and opened.once_key is not None:
+            keys.append(opened.once_key)
+        return keys
 
     def _trim(self, state: State) -> None:
         """Keep the cache within its bound; idempotency records are read anew each time."""
@@ -388,7 +407,7 @@ class PartnerActor:
         if isinstance(item, Ask | Overdue):
             ask = item if isinstance(item, Ask) else item.ask
             effects.answers.append((ask, Refused(Refusal(code, f"The command was not taken: {detail}."))))
-        else:
+        elif isinstance(item, Settled | Lost):
             self._tell_later(item, limits.ACQUIRER_RETRY_DELAY_MS_MAX)
 
     def _decide_one(self, draft: Draft, effects: _Effects, item: Item, now_ms: int) -> None:
@@ -403,7 +422,7 @@ class PartnerActor:
                 self._decide_overdue(draft, effects, item)
             case Expire():
                 self._decide_expire(draft, effects, item, now_ms)
-            case Sweep():
+            case Sweep() if item.after_sequence == draft.standing.swept_sequence:
                 for key in item.once_keys:
                     draft.clear(key)
                 draft.standing = replace(draft.standing, swept_sequence=item.swept_sequence)
@@ -504,7 +523,7 @@ class PartnerActor:
             return
         payment = draft.payment(opened.payment_id)
         assert payment is not None, f"{item.operation_id} is open without its payment"
-        draft.put_open(replace(opened, attempts=item.attempts))
+        draft.put_open(replace(opened, attempts=max(opened.attempts, item.attempts)))
         events = rules.lose(payment, item.operation_id, item.why, now_ms)
         if events:
             draft.record(
@@ -542,12 +561,15 @@ class PartnerActor:
         for ask, result in effects.answers:
             ask.resolve(result)
         for ask, operation_id in effects.waiting:
+            ask.joined = True
             if operation_id in self._state.opens:
                 self._waiters.setdefault(operation_id, []).append(ask)
                 ask.timer = loop.call_at(ask.deadline, self._overdue, ask, operation_id)
-            else:
+            elif any(operation_id == settled for settled, _ in effects.settled):
                 # Joined a command whose outcome was committed in this very batch: it is known now.
                 self._asks.appendleft(ask)
+            else:
+                raise FencedError(f"{operation_id} is open and was not begun here: another worker owns the partner")
         for operation_id in effects.started:
             self._settlement.pursue(operation_id)
         for operation_id, answer in effects.settled:

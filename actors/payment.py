@@ -66,6 +66,7 @@ TRANSITIONS: Final[Mapping[tuple[OperationState, Outcome], OperationState]] = Ma
 )
 OPEN_STATES: Final = frozenset({OperationState.PENDING, OperationState.UNKNOWN})
 FIRST_KINDS: Final = frozenset({OperationKind.AUTHORIZATION, OperationKind.PURCHASE, OperationKind.VERIFICATION})
+_TAKE_AUTHORIZED: Final = (OperationKind.CAPTURE, OperationKind.VOID)
 REASON_EXPIRED: Final = "expired"
 
 
@@ -152,8 +153,7 @@ class Payment:
         taken = sum(
             operation.amount
             for operation in self.operations
-            if operation.kind in (OperationKind.CAPTURE, OperationKind.VOID)
-            and operation.state is not OperationState.FAILED
+            if operation.kind in _TAKE_AUTHORIZED and operation.state is not OperationState.FAILED
         )
         return self.amount_authorized - taken - self.amount_expired
 
@@ -177,7 +177,7 @@ class Payment:
         captured = self.amount_captured
         if captured:
             refunded = self.amount_refunded
-            if refunded == captured and not self.amount_capturable:
+            if refunded == captured and not self.amount_capturable and not self.has_open(*_TAKE_AUTHORIZED):
                 return PaymentStatus.REFUNDED
             if refunded:
                 return PaymentStatus.PARTIALLY_REFUNDED
@@ -187,6 +187,8 @@ class Payment:
             for operation in self.operations
             if operation.kind is OperationKind.VOID and operation.state is OperationState.SUCCEEDED
         ]
+        if self.amount_capturable or self.has_open(*_TAKE_AUTHORIZED):
+            return PaymentStatus.AUTHORIZED  # neither expired nor canceled while something may still be captured
         if self.amount_expired or any(void.reason == REASON_EXPIRED for void in voids):
             return PaymentStatus.EXPIRED
         return PaymentStatus.CANCELED if voids else PaymentStatus.AUTHORIZED

@@ -18,7 +18,7 @@ from actors.store import Key, Range
 
 _PAYMENT_ID = re.compile(r"pay_[0-9A-HJKMNP-TV-Z]{26}")
 _EVENT_ID = re.compile(r"evt_(\d{16})(\d{4})")
-_ROUNDS_MAX = 20
+_ROUNDS_MAX = limits.PAGE_ROWS_SCANNED_MAX // limits.PAGE_ROWS_MAX
 
 Arguments = Mapping[str, Any]
 

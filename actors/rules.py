@@ -74,12 +74,14 @@ def decide(
 ) -> Decision | Refusal:
     """Decide a command. `payment` is the one it names (or whose operation it names), None where there is none."""
     if isinstance(command, ResolveOperation):
-        return _resolve(payment, command, now_ms)
+        return _resolve(profile, payment, command, now_ms)
     if profile.status != "active":
         return Refusal(RefusalCode.PARTNER_SUSPENDED, "The partner is suspended; nothing new is taken.")
     events: tuple[Event, ...] | Refusal
     if isinstance(command, CreatePayment):
         events = _create(command, now_ms, ids)
+    elif not isinstance(command, VoidPayment) and command.amount == 0:
+        events = Refusal(RefusalCode.AMOUNT_INVALID, "At least 1 is captured or refunded.", "/amount")
     elif payment is None:
         events = Refusal(RefusalCode.PAYMENT_NOT_FOUND, f"There is no payment {command.payment_id}.", "/payment_id")
     elif payment.first.is_open:
@@ -88,11 +90,6 @@ def decide(
             "The payment's own outcome is not known yet; ask for it and try again then.",
             retry_after_ms=1_000,
             context={"status": payment.status.value},
-        )
-    elif len(payment.operations) >= limits.OPERATIONS_PER_PAYMENT_MAX:
-        events = Refusal(
-            RefusalCode.TOO_MANY_OPERATIONS,
-            f"A payment takes at most {limits.OPERATIONS_PER_PAYMENT_MAX} operations.",
         )
     else:
         events = _follow_up(payment, command, now_ms, ids)
@@ -216,8 +213,6 @@ def _follow_up(
                 command.reason,
             )
             blocked = False
-    if _asks_for_nothing(command):
-        return Refusal(RefusalCode.AMOUNT_INVALID, f"A {kind} needs an amount of at least 1.", "/amount")
     if blocked:
         return Refusal(
             RefusalCode.PAYMENT_PROCESSING,
@@ -231,6 +226,11 @@ def _follow_up(
             f"The payment is {payment.status}: there is nothing left for a {kind}.",
             context={"status": payment.status.value},
         )
+    if len(payment.operations) >= limits.OPERATIONS_PER_PAYMENT_MAX:
+        return Refusal(
+            RefusalCode.TOO_MANY_OPERATIONS,
+            f"A payment takes at most {limits.OPERATIONS_PER_PAYMENT_MAX} operations.",
+        )
     amount = available if isinstance(command, VoidPayment) or command.amount is None else command.amount
     if amount > available:
         return Refusal(
@@ -242,12 +242,7 @@ def _follow_up(
     return (OperationIntended(payment.id, operation_id, kind.value, amount, now_ms, reason),)
 
 
-def _asks_for_nothing(command: CapturePayment | VoidPayment | RefundPayment) -> bool:
-    """Say whether a follow-up asks for nothing."""
-    return not isinstance(command, VoidPayment) and command.amount == 0
-
-
-def _resolve(payment: Payment | None, command: ResolveOperation, now_ms: int) -> Decision | Refusal:
+def _resolve(profile: Profile, payment: Payment | None, command: ResolveOperation, now_ms: int) -> Decision | Refusal:
     if payment is None:
         return Refusal(
             RefusalCode.OPERATION_NOT_FOUND,
@@ -264,13 +259,13 @@ def _resolve(payment: Payment | None, command: ResolveOperation, now_ms: int) ->
     who = f"{command.operator}: {command.note}"
     if command.succeeded:
         return Decision(
-            _approved(None, payment, operation.id, Approved(REFERENCE_RESOLVED), now_ms, who),
+            _approved(profile, payment, operation.id, Approved(REFERENCE_RESOLVED), now_ms, who),
         )
     return Decision(_declined(payment, operation.id, Declined(CODE_RESOLVED_FAILED, retryable=True), now_ms, who))
 
 
 def _approved(
-    profile: Profile | None,
+    profile: Profile,
     payment: Payment,
     operation_id: str,
     outcome: Approved,
@@ -279,8 +274,7 @@ def _approved(
 ) -> tuple[Event, ...]:
     expires_ms = None
     if payment.operation(operation_id).kind is OperationKind.AUTHORIZATION:
-        validity_ms = limits.AUTHORIZATION_VALIDITY_MS if profile is None else profile.authorization_validity_ms
-        expires_ms = outcome.expires_ms or now_ms + validity_ms
+        expires_ms = outcome.expires_ms or now_ms + profile.authorization_validity_ms
     return (OperationApproved(payment.id, operation_id, now_ms, outcome.reference, expires_ms, resolved_by),)
 
 
@@ -291,7 +285,7 @@ def _declined(
     after = apply(payment, declined)
     if (
         outcome.code in _AUTHORIZATION_GONE
-        and payment.first.kind is OperationKind.AUTHORIZATION
+        and payment.operation(operation_id).kind in (OperationKind.CAPTURE, OperationKind.VOID)
         and after.amount_capturable > 0
     ):
         return declined, AuthorizationExpired(payment.id, now_ms, after.amount_capturable)

@@ -8,6 +8,7 @@ decides (`bulkhead unknown`). Every operation under way has one task here; the t
 import asyncio
 import random
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import structlog
@@ -49,6 +50,14 @@ class Settlement:
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
+    def follow(self, operation_ids: Collection[str]) -> None:
+        """Ask for exactly these from now on."""
+        for operation_id in list(self._tasks):
+            if operation_id not in operation_ids:
+                self.forget(operation_id)
+        for operation_id in operation_ids:
+            self.pursue(operation_id)
+
     def abandon(self) -> None:
         """Stop asking for everything: another worker resumes it."""
         for task in list(self._tasks.values()):
@@ -73,9 +82,12 @@ class Settlement:
             return
         instruction = instruction_of(self._actor.profile.partner_id, payment, operation_id)
         attempts = opened.attempts
-        while not needs_person(opened, self._actor.now_ms()):
-            await self._await_breaker()
+        while True:
             async with self._slots:
+                # The slot first: who waited for one must still look at the breaker, and at the key's age, right before.
+                await self._await_breaker()
+                if needs_person(opened, self._actor.now_ms()):
+                    break
                 outcome = await self._attempt(instruction, close=attempts >= limits.ACQUIRER_ATTEMPTS_BEFORE_CLOSE)
             if not isinstance(outcome, AcquirerUnknownError):
                 self._actor.tell(Settled(operation_id, outcome))
@@ -83,6 +95,8 @@ class Settlement:
             attempts += 1
             self._actor.tell(Lost(operation_id, outcome.kind, attempts))
             await self._pause(attempts)
+        # Also for one that was never asked: only what is unknown can be resolved.
+        self._actor.tell(Lost(operation_id, "key_forgotten", attempts))
         self._log.error("operation_needs_person", operation=operation_id, payment=payment.id)
 
     async def _load(self, operation_id: str) -> tuple[OpenOperation | None, Payment | None]:
@@ -105,6 +119,14 @@ class Settlement:
             outcome = error
             breaker.fail(self._actor.monotonic_ms())
             self._log.info("acquirer_gave_no_outcome", operation=instruction.key, kind=error.kind, closing=close)
+        except asyncio.CancelledError:
+            breaker.give_up()
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the operation is not left alone
+            # A bug of the client: it may have sent, so the outcome is as unknown as after a time-out.
+            outcome = AcquirerUnknownError("client_failed", repr(error))
+            breaker.fail(self._actor.monotonic_ms())
+            self._log.exception("acquirer_client_failed", operation=instruction.key)
         else:
             breaker.succeed()
         metrics.ACQUIRER_SECONDS.observe(time.monotonic() - began)

@@ -46,6 +46,7 @@ class Timers:
     async def _run(self) -> None:
         while True:
             self._sooner.clear()
+            self._planned_ms = keyspace.LAST_NUMBER  # what is committed while this looks is looked at next
             try:
                 wait_ms = min(await self._expire(), await self._sweep())
             except StoreError as error:
@@ -60,7 +61,9 @@ class Timers:
     async def _expire(self) -> int:
         """Tell of what is due; give the milliseconds until the next."""
         rows = (
-            await self._actor.store.read((), [Range(("due",), ("due", keyspace.LAST_NUMBER), limits.EXPIRIES_PER_WAKE_MAX)])
+            await self._actor.store.read(
+                (), [Range(("due",), ("due", keyspace.LAST_NUMBER), limits.EXPIRIES_PER_WAKE_MAX)]
+            )
         ).ranges[0]
         now_ms = self._actor.now_ms()
         for row in rows:
@@ -90,5 +93,5 @@ class Timers:
                 keys.append(entry.once_key)
         if last == swept:
             return limits.WAKE_MS_MAX
-        self._actor.tell(Sweep(tuple(keys), last))
+        self._actor.tell(Sweep(swept, tuple(keys), last))
         return _PAUSE_MS if len(rows) == limits.IDEMPOTENCY_ROWS_SWEPT_MAX else limits.WAKE_MS_MAX

@@ -34,11 +34,25 @@ class AuditError(Exception):
 async def audit_cell(folder: Path, acquirer_url: str) -> dict[str, Any]:
     """Audit every partner's book of the cell; give one report."""
     timeout = aiohttp.ClientTimeout(total=_ACQUIRER_TIMEOUT_SECONDS)
-    paths = sorted((folder / "partners").glob("*.sqlite"))
+    partners = folder / "partners"
+    # Whose book is gone is known by the cell's own; what lies there unknown to it is audited, too.
+    names = {path.stem for path in partners.glob("*.sqlite")} | await _known_partners(folder / "cell.sqlite")
+    paths = [partners / f"{name}.sqlite" for name in sorted(names)]
     async with aiohttp.ClientSession(timeout=timeout) as session:
         acquirer = _AcquirerRecords(session, acquirer_url)
         reports = [await _audit_partner(path, acquirer) for path in paths]
     return {"partners": reports, "ok": all(report["ok"] for report in reports)}
+
+
+async def _known_partners(path: Path) -> set[str]:
+    try:
+        store = await SqliteStore.open(path)
+        try:
+            return {str(key[1]) for key, _ in await _rows(store, ("partner",), keyspace.LAST)}
+        finally:
+            await store.close()
+    except StoreError as error:
+        raise AuditError(f"the cell's own book can't be read: {type(error).__name__}: {error}") from error
 
 
 class _AcquirerRecords:
@@ -118,22 +132,25 @@ async def _audit_book(store: SqliteStore) -> tuple[Books, list[str]]:
     """Replay the journal and compare. A book in use moves on: only what moved is read again, until it stands still."""
     books = Books()
     payments: dict[str, Payment] = {}
-    statuses: dict[str, str] = {}
+    statuses: dict[str, set[str]] = {}
     await _catch_up(store, books)
     for row in await _rows(store, ("payment",), keyspace.LAST):
         payment = codec.decode_payment(row[1])
         payments[payment.id] = payment
     for row in await _rows(store, ("status",), keyspace.LAST):
-        statuses[str(row[0][2])] = str(row[0][1])
+        statuses.setdefault(str(row[0][2]), set()).add(str(row[0][1]))
     for _ in range(_ROUNDS_MAX):
         touched = await _catch_up(store, books)
         # From here on one snapshot a payment: what is read is as of the journal's end, or later than it.
         for payment_id in touched:
             await _read_again(store, payment_id, payments, statuses)
         opens = await _opens(store)
-        head = (await store.read([keyspace.HEAD])).values[0]
-        standing = Standing() if head is None else codec.decode_standing(head)
-        if standing.sequence == books.sequence:
+        # Where the journal has grown no further, all that was read since its last entry is of one moment.
+        after = Range(keyspace.journal(books.sequence + 1), keyspace.journal(keyspace.LAST_NUMBER), 1)
+        snapshot = await store.read([keyspace.HEAD], [after])
+        if not snapshot.ranges[0]:
+            head = snapshot.values[0]
+            standing = Standing() if head is None else codec.decode_standing(head)
             return books, books.differences + compare_records(books, standing, payments, opens, statuses)
     raise AuditError("the book is written to without a pause; audit it when there is less traffic")
 
@@ -150,7 +167,7 @@ async def _catch_up(store: SqliteStore, books: Books) -> set[str]:
 
 
 async def _read_again(
-    store: SqliteStore, payment_id: str, payments: dict[str, Payment], statuses: dict[str, str]
+    store: SqliteStore, payment_id: str, payments: dict[str, Payment], statuses: dict[str, set[str]]
 ) -> None:
     indexed = [keyspace.status(status.value, payment_id) for status in PaymentStatus]
     data, *named = (await store.read([keyspace.payment(payment_id), *indexed])).values
@@ -159,7 +176,7 @@ async def _read_again(
     statuses.pop(payment_id, None)
     for status, value in zip(PaymentStatus, named, strict=True):
         if value is not None:
-            statuses[payment_id] = status.value
+            statuses.setdefault(payment_id, set()).add(status.value)
 
 
 async def _opens(store: SqliteStore) -> dict[str, OpenOperation]:

@@ -6,21 +6,24 @@ COMMAND_SENDS_MAX times, under the same command id, so that a worker's death cos
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgpack
 import orjson
 import structlog
 import uvloop
 
-from actors.errors import StoreError
+from actors.errors import CommitUnknownError, FencedError, StoreError, StoreExistsError, StoreMissingError
+from actors.limits import COMMAND_DEADLINE_MS
 from actors.store import Put, Range
 from cells import door_metrics
 from cells.api import frames, limits, logs, messages
@@ -28,7 +31,6 @@ from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTime
 from cells.api.messages import NOT_MINE, Answer, Method, Profile, Refusal, RefusalCode, Refused
 from cells.poison import Suspects
 from cells.remote import Cluster, ClusterError
-from cells.sqlite_file import StoreExistsError
 from cells.sqlite_store import SqliteStore
 from cells.workforce import Link, Workforce
 
@@ -37,6 +39,7 @@ log = structlog.get_logger()
 _CONTROL_ONLY: Final = frozenset({Method.ONBOARD, Method.CONFIGURE, Method.CELL_STATUS, Method.RESOLVE_OPERATION})
 _UNANSWERED_MAX: Final = 3
 _KILL_WAIT_MS: Final = 500
+_PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")
 
 
 @dataclass(eq=False, slots=True)
@@ -58,8 +61,11 @@ class Seat:
 class Door:
     """Owns the assignment of its cell's partners while its epoch is the newest."""
 
-    def __init__(self, cell: str, folder: Path, book: SqliteStore, on_superseded: Callable[[], None]) -> None:
+    def __init__(
+        self, cell: str, folder: Path, book: SqliteStore, acquirer_url: str, on_superseded: Callable[[], None]
+    ) -> None:
         self.cell = cell
+        self._acquirer_url = acquirer_url
         self._partners_folder = folder / "partners"
         self._partners_folder.mkdir(parents=True, exist_ok=True)
         self._book = book
@@ -68,6 +74,8 @@ class Door:
         self._suspects = Suspects()
         self._activations = asyncio.Semaphore(limits.TAKEOVERS_AT_ONCE_MAX)
         self._started_ms = int(time.time() * 1_000)
+        self._onboarding = asyncio.Lock()
+        self._confirming: asyncio.Task[None] | None = None
         self.door_epoch = 0
         self._workforce: Workforce | None = None
 
@@ -91,17 +99,34 @@ class Door:
     async def staff(self, workforce: Workforce) -> None:
         """Give each partner its worker: the one that has it from before, or a fresh one."""
         self._workforce = workforce
-        for link in await workforce.find_existing():
-            for partner_id in await self._hosted(link):
-                seat = self._seats.get(partner_id)
-                if seat is not None and seat.link is None:
-                    await self._assign(seat, link)
-            if not link.partners:
-                workforce.give_back(link)
+        claimed: set[str] = set()
+        await asyncio.gather(*(self._adopt(link, claimed) for link in await workforce.find_existing()))
         for seat in self._seats.values():
             if seat.link is None:
                 self._activate_soon(seat, "start")
         workforce.start()
+
+    async def _adopt(self, link: Link, claimed: set[str]) -> None:
+        """Assign a worker of before the partners that it has; what another has already, it gives up."""
+        assert self._workforce is not None
+        for partner_id in await self._hosted(link):
+            seat = self._seats.get(partner_id)
+            if seat is not None and partner_id not in claimed:
+                claimed.add(partner_id)
+                await self._assign(seat, link)
+            else:
+                with contextlib.suppress(PeerError):  # its end, if it is one, is told by itself
+                    await link.connection.request(Method.RELEASE, partner_id, b"", limits.ACTIVATION_TIMEOUT_MS)
+        if not link.partners:
+            self._workforce.give_back(link)
+
+    def confirm(self) -> None:
+        """Find out, soon, whether this is still the cell's door: it slept, or a worker of its own refused it."""
+        if self._confirming is None or self._confirming.done():
+            self._confirming = asyncio.create_task(self._confirm(), name="confirm-door")
+
+    async def _confirm(self) -> None:
+        await self._write(Put(("door",), msgpack.packb({"epoch": self.door_epoch, "pid": os.getpid()})))
 
     def worker_died(self, link: Link, cause: str, executing: str) -> None:
         """Give a dead worker's partners to others; suspect the command that it was deciding, and no other."""
@@ -123,15 +148,18 @@ class Door:
             return _refused(RefusalCode.INTERNAL_ERROR, f"{method} is for the control plane only.")
         if method in messages.WRITES or method in messages.READS:
             return await self._forward(request)
-        match method:
-            case Method.ONBOARD:
-                return await self._onboard(_profile(request))
-            case Method.CONFIGURE:
-                return await self._configure(_profile(request))
-            case Method.CELL_STATUS:
-                return _ok(await self._status())
-            case _:
-                return _refused(RefusalCode.INTERNAL_ERROR, f"A door has no method {method!r}.")
+        try:
+            match method:
+                case Method.ONBOARD:
+                    return await self._onboard(_profile(request))
+                case Method.CONFIGURE:
+                    return await self._configure(_profile(request))
+                case Method.CELL_STATUS:
+                    return _ok(await self._status())
+                case _:
+                    return _refused(RefusalCode.INTERNAL_ERROR, f"A door has no method {method!r}.")
+        except messages.MessageError as error:
+            return _refused(RefusalCode.INTERNAL_ERROR, f"The door can't read this {method}: {error}")
 
     async def _forward(self, request: Request) -> bytes:
         seat = self._seats.get(request.partner_id)
@@ -154,16 +182,17 @@ class Door:
             door_metrics.COMMANDS.labels(request.partner_id, request.method).inc()
 
     async def _deliver(self, seat: Seat, request: Request) -> bytes:
-        deadline = time.monotonic() + request.budget_ms / 1_000
+        budget_ms = max(min(request.budget_ms, COMMAND_DEADLINE_MS), 0)
+        deadline = time.monotonic() + budget_ms / 1_000
         sends = 0
         while True:
+            if self._is_quarantined(request):
+                return _quarantined()
+            if sends >= limits.COMMAND_SENDS_MAX:
+                return _outcome_unknown()
             link = await self._wait_active(seat, deadline)
             if link is None:
                 return _outcome_unknown() if sends else _unavailable(seat.why)
-            if self._suspects.any and self._is_quarantined(request):
-                return _refused(
-                    RefusalCode.COMMAND_QUARANTINED, "This command ended its worker twice; it is not tried again."
-                )
             budget_ms = int((deadline - time.monotonic()) * 1_000)
             try:
                 body = await link.connection.request(request.method, request.partner_id, request.body, budget_ms)
@@ -175,14 +204,14 @@ class Door:
             except PeerLostError:
                 sends += 1
                 door_metrics.SENT_AGAIN.inc()
-                if sends >= limits.COMMAND_SENDS_MAX:
-                    return _outcome_unknown()
                 continue
             except PeerTimeoutError:
-                self._unanswered(seat, link)
+                self._unanswered(seat, link, budget_ms, deadline)
                 return _outcome_unknown()
             seat.unanswered = 0
             if body == NOT_MINE:
+                # An actor that stopped in the middle of it may have written it.
+                sends += 1
                 self._given_up(seat, link)
                 continue
             return body
@@ -200,14 +229,17 @@ class Door:
         return seat.link if deadline > time.monotonic() else None
 
     def _is_quarantined(self, request: Request) -> bool:
-        if request.method not in messages.WRITES:
+        if not self._suspects.any or request.method not in messages.WRITES:
             return False
         try:
             return self._suspects.is_quarantined(messages.decode_command(request.body).command_id)
         except messages.MessageError:
             return False  # the worker says what is wrong with it
 
-    def _unanswered(self, seat: Seat, link: Link) -> None:
+    def _unanswered(self, seat: Seat, link: Link, budget_ms: int, deadline: float) -> None:
+        late_ms = (time.monotonic() - deadline) * 1_000
+        if late_ms > limits.DOOR_LATE_MS or budget_ms < limits.HEARTBEAT_TIMEOUT_MS:
+            return  # the door slept, or there was no time to answer: the worker is not to blame
         seat.unanswered += 1
         log.warning("command_unanswered", partner=seat.profile.partner_id, worker=link.name, times=seat.unanswered)
         if seat.unanswered >= _UNANSWERED_MAX and seat.link is link:
@@ -253,14 +285,15 @@ class Door:
         while seat.link is None:
             async with self._activations:
                 try:
-                    link = await self._workforce.take()
+                    await self._assign_to(seat, await self._workforce.take())
                 except (ClusterError, PeerError, ProcessLookupError) as error:
                     seat.why = str(error)
-                else:
-                    if await self._assign(seat, link):
-                        break
-                    if link.connection.is_open and not link.partners:
-                        self._workforce.give_back(link)
+                except Exception as error:
+                    # A bug costs this try; without a next one the partner would be gone until the door ends.
+                    log.exception("activation_failed", partner=seat.profile.partner_id)
+                    seat.why = repr(error)
+                if seat.link is not None:
+                    break  # looked at, not told: it may have been lost again since
             await asyncio.sleep(delay_ms / 1_000)
             delay_ms = min(delay_ms * 2, limits.ACTIVATION_RETRY_DELAY_MS_MAX)
         log.info(
@@ -273,13 +306,24 @@ class Door:
         )
         door_metrics.ACTIVATION_SECONDS.observe(time.monotonic() - began)
 
-    async def _assign(self, seat: Seat, link: Link) -> bool:
-        """Have the worker own the partner; say whether it does."""
+    async def _assign_to(self, seat: Seat, link: Link) -> None:
+        assert self._workforce is not None
+        try:
+            await self._assign(seat, link)
+        finally:
+            if not link.partners and link.connection.is_open:
+                self._workforce.give_back(link)
+
+    async def _assign(self, seat: Seat, link: Link) -> None:
+        """Have the worker own the partner; `seat.link` says whether it does."""
         partner_id = seat.profile.partner_id
         profile = seat.profile
         body = msgpack.packb(
             {
-                "profile": messages.encode_profile(profile),
+                # A partner without an acquirer of its own uses the cell's.
+                "profile": messages.encode_profile(
+                    replace(profile, acquirer_url=profile.acquirer_url or self._acquirer_url)
+                ),
                 "door_epoch": self.door_epoch,
                 "book": str(self._partners_folder / f"{partner_id}.sqlite"),
             }
@@ -293,24 +337,28 @@ class Door:
             assert self._workforce is not None
             seat.why = "its worker did not take it over in time"
             self._workforce.bury(link, "activation_timeout")
-            return False
+            return
         except PeerError as error:
             seat.why = str(error)
+            return
+        finally:
             link.partners.discard(partner_id)
-            return False
         if isinstance(answer, Refused):
-            link.partners.discard(partner_id)
             seat.state, seat.why = "unavailable", answer.refusal.detail
             log.error("partner_unavailable", partner=partner_id, why=seat.why)
             seat.changed.set()
-            return False
+            self.confirm()
+            return
+        if not link.connection.is_open:
+            seat.why = "its worker died as it took it over"
+            return
+        link.partners.add(partner_id)
         seat.link = link
         seat.epoch = int(orjson.loads(answer.body)["epoch"])
         seat.state, seat.why = "active", ""
         seat.changed.set()
         if seat.profile.version > profile.version:
             await self._configure_worker(seat)
-        return True
 
     async def _hosted(self, link: Link) -> list[str]:
         try:
@@ -326,19 +374,20 @@ class Door:
 
     async def _onboard(self, profile: Profile) -> bytes:
         partner_id = profile.partner_id
-        if partner_id not in self._seats:
-            path = self._partners_folder / f"{partner_id}.sqlite"
-            try:
-                await SqliteStore.create(path)
-            except StoreExistsError:
-                log.info("book_is_there_already", partner=partner_id)
-            except StoreError as error:
-                return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
-            refused = await self._keep(profile)
-            if refused is not None:
-                return refused
-            seat = self._seats[partner_id] = Seat(profile)
-            self._activate_soon(seat, "onboarding")
+        async with self._onboarding:  # asked twice at once, it is one seat all the same
+            if partner_id not in self._seats:
+                path = self._partners_folder / f"{partner_id}.sqlite"
+                try:
+                    await SqliteStore.create(path)
+                except StoreExistsError:
+                    log.info("book_is_there_already", partner=partner_id)
+                except StoreError as error:
+                    return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
+                refused = await self._keep(profile)
+                if refused is not None:
+                    return refused
+                seat = self._seats[partner_id] = Seat(profile)
+                self._activate_soon(seat, "onboarding")
         seat = self._seats[partner_id]
         deadline = time.monotonic() + limits.WORKER_START_TIMEOUT_MS / 1_000
         if await self._wait_active(seat, deadline) is None:
@@ -354,7 +403,8 @@ class Door:
             if refused is not None:
                 return refused
             seat.profile = profile
-            await self._configure_worker(seat)
+        # Also where the door knew it: the worker may have missed it.
+        await self._configure_worker(seat)
         return _ok({"profile_version": seat.profile.version})
 
     async def _configure_worker(self, seat: Seat) -> None:
@@ -369,12 +419,22 @@ class Door:
 
     async def _keep(self, profile: Profile) -> bytes | None:
         value = msgpack.packb(messages.encode_profile(profile))
+        error = await self._write(Put(("partner", profile.partner_id), value))
+        if error is None:
+            return None
+        return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
+
+    async def _write(self, row: Put) -> StoreError | None:
+        """Write to the cell's own book; end where it is another door's, or where only a new door can tell."""
         try:
-            await self._book.commit((), [Put(("partner", profile.partner_id), value)])
-        except StoreError as error:
-            log.exception("profile_not_kept", partner=profile.partner_id)
+            await self._book.commit((), [row])
+        except (FencedError, CommitUnknownError) as error:
+            log.warning("door_superseded", error=f"{type(error).__name__}: {error}")
             self._on_superseded()
-            return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
+            return error
+        except StoreError as error:
+            log.warning("cell_book_not_written", error=f"{type(error).__name__}: {error}")
+            return error
         return None
 
     async def _status(self) -> dict[str, Any]:
@@ -401,7 +461,8 @@ class Door:
             "partners": [
                 {
                     "partner": partner_id,
-                    "profile_version": seat.profile.version,
+                    # The worker's, where it tells: a profile that it missed is handed over again.
+                    "profile_version": actors.get(partner_id, {}).get("profile_version", seat.profile.version),
                     "status": seat.profile.status,
                     "state": seat.state,
                     "why": seat.why,
@@ -428,7 +489,14 @@ class Door:
 
 
 def _profile(request: Request) -> Profile:
-    return messages.decode_profile(msgpack.unpackb(request.body)["profile"])
+    try:
+        fields = msgpack.unpackb(request.body)["profile"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise messages.MessageError(f"there is no profile in it ({error!r})") from error
+    profile = messages.decode_profile(fields)
+    if not _PARTNER_ID.fullmatch(profile.partner_id):  # it becomes a file's name
+        raise messages.MessageError(f"{profile.partner_id!r} is no partner's id")
+    return profile
 
 
 def _ok(fields: dict[str, Any]) -> bytes:
@@ -444,14 +512,20 @@ def _unavailable(why: str) -> bytes:
     return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{detail} {why}".strip(), 1_000)
 
 
+def _quarantined() -> bytes:
+    return _refused(RefusalCode.COMMAND_QUARANTINED, "This command ended its worker twice; it is not tried again.")
+
+
 def _outcome_unknown() -> bytes:
     detail = "It is not known whether this was done; ask again with the same idempotency key."
     return _refused(RefusalCode.OUTCOME_UNKNOWN, detail, 1_000)
 
 
 async def _open_book(folder: Path) -> SqliteStore:
-    """Open the cell's own book; the first door of a cell makes it."""
+    """Open the cell's own book; the first door of a cell makes it. A lost one is never made anew."""
     path = folder / "cell.sqlite"
+    if any((folder / "partners").glob("*.sqlite")) and not path.exists():
+        raise StoreMissingError(f"{path}: the cell has partners' books and lost its own; restore it from a backup")
     try:
         await SqliteStore.create(path)
     except StoreExistsError:
@@ -459,7 +533,7 @@ async def _open_book(folder: Path) -> SqliteStore:
     return await SqliteStore.open(path)
 
 
-async def _run(config: dict[str, Any], secret: bytes) -> int:
+async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
     """Be the door until SIGTERM, or until a newer door or a lost cluster says that this one is of no use."""
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -472,7 +546,13 @@ async def _run(config: dict[str, Any], secret: bytes) -> int:
         asyncio.get_running_loop().add_signal_handler(number, end, 0, "signal")
     folder = Path(config["folder"])
     book = await _open_book(folder)
-    door = Door(config["cell"], folder, book, lambda: end(4, "its book is another door's"))
+    door = Door(
+        config["cell"],
+        folder,
+        book,
+        config["acquirer_url"],
+        lambda: end(4, "its book is another door's"),
+    )
     await door.open()
     cluster = Cluster(config["ray_address"], Path(config["token_file"]))
     await asyncio.to_thread(cluster.connect)
@@ -486,7 +566,8 @@ async def _run(config: dict[str, Any], secret: bytes) -> int:
         cluster=cluster,
         spares=config["spares"],
         on_dead=door.worker_died,
-        on_cluster_lost=lambda: end(3, "Ray starts no workers; a new door joins it anew"),
+        on_late=door.confirm,
+        on_broken=lambda why: end(3, why),
     )
     server = FrameServer({role: frames.role_key(secret, role) for role in ("router", "control")}, door.handle)
     await door.staff(workforce)
@@ -497,7 +578,8 @@ async def _run(config: dict[str, Any], secret: bytes) -> int:
     await server.aclose()
     await metrics.cleanup()
     await workforce.stop()
-    return code
+    # Threads that wait for Ray would hold the process up; everything of ours is closed.
+    os._exit(code)
 
 
 def main() -> None:
@@ -507,9 +589,11 @@ def main() -> None:
     config = json.loads(parser.parse_args().config.read_text())
     logs.configure(config["log_file"], process=f"{config['cell']}.door", cell=config["cell"])
     Path(config["folder"]).mkdir(parents=True, exist_ok=True)
-    code = uvloop.run(_run(config, Path(config["secret_file"]).read_bytes()))
-    # Ray's threads would hold the process up; everything of ours is closed.
-    os._exit(code)
+    try:
+        uvloop.run(_run(config, Path(config["secret_file"]).read_bytes()))
+    except Exception:
+        log.exception("door_failed")
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from cells.api import limits
 from cells.api.connection import PeerError
 from cells.api.messages import Method
+from cells.api.saturation import Saturation
 from cells.worker_metrics import Dump, Sum
 from cells.workforce import Link, Workforce
 
@@ -48,6 +49,7 @@ async def serve(host: str, port: int, workforce: Workforce) -> web.AppRunner:
     """Serve GET /metrics until the runner is cleaned up."""
     workers = Sum()
     _REGISTRY.register(workers)
+    Saturation("door", _REGISTRY).start()
 
     async def metrics(_: web.Request) -> web.Response:
         links = list(workforce.links.values())
@@ -55,7 +57,7 @@ async def serve(host: str, port: int, workforce: Workforce) -> web.AppRunner:
         WORKERS.labels("spare").set(spares)
         WORKERS.labels("assigned").set(len(links) - spares)
         dumps = await asyncio.gather(*(_dump(link) for link in links))
-        workers.take(dump for dump in dumps if dump is not None)
+        workers.take({link.name: dump for link, dump in zip(links, dumps, strict=True)})
         return web.Response(body=generate_latest(_REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
@@ -70,4 +72,4 @@ async def _dump(link: Link) -> Dump | None:
     try:
         return list(msgpack.unpackb(await link.connection.request(Method.METRICS, "", b"", limits.METRICS_TIMEOUT_MS)))
     except PeerError:
-        return None  # a worker that does not answer is missing from this scrape, and is watched elsewhere
+        return None  # its last word stands; whether it lives is watched elsewhere

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from cells.api import limits
@@ -20,6 +21,17 @@ from cells.api import limits
 _BEAT: Final = struct.Struct(">IQ")  # loop lag in milliseconds, beat number
 _NONCE_BYTES: Final = 32
 _MAC_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Unproven:
+    """A connection that has not proven to be a door's: its nonce, and until when it may."""
+
+    nonce: bytes
+    until: float
+
+
+_Doors = dict[socket.socket, _Unproven | None]
 
 
 class HeartbeatThread:
@@ -44,7 +56,7 @@ class HeartbeatThread:
         self._thread.join(timeout=2)
 
     def _run(self) -> None:
-        doors: dict[socket.socket, bytes | None] = {}  # the nonce while unproven, None afterwards
+        doors: _Doors = {}  # None: proven
         number = 0
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
@@ -64,7 +76,7 @@ class HeartbeatThread:
                 _drop(door, doors, selector)
         self._listener.close()
 
-    def _accept(self, doors: dict[socket.socket, bytes | None], selector: selectors.BaseSelector) -> None:
+    def _accept(self, doors: _Doors, selector: selectors.BaseSelector) -> None:
         try:
             door, _ = self._listener.accept()
         except OSError:
@@ -74,32 +86,36 @@ class HeartbeatThread:
             return
         door.setblocking(False)
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        doors[door] = nonce
+        doors[door] = _Unproven(nonce, time.monotonic() + limits.HANDSHAKE_TIMEOUT_MS / 1_000)
         selector.register(door, selectors.EVENT_READ)
         try:
             door.send(nonce)
         except OSError:
             _drop(door, doors, selector)
 
-    def _heard(self, door: socket.socket, doors: dict[socket.socket, bytes | None]) -> bool:
+    def _heard(self, door: socket.socket, doors: _Doors) -> bool:
         try:
             data = door.recv(_MAC_BYTES)
         except OSError:
             return False
-        nonce = doors[door]
-        if nonce is None or not hmac.compare_digest(data, _mac(self._key, nonce)):
+        unproven = doors[door]
+        if unproven is None or not hmac.compare_digest(data, _mac(self._key, unproven.nonce)):
             return False
         doors[door] = None
         return True
 
-    def _beat(self, number: int, doors: dict[socket.socket, bytes | None], selector: selectors.BaseSelector) -> None:
-        lag_ms = int((time.monotonic() - self.loop_turned) * 1_000)
-        for door, nonce in list(doors.items()):
-            if nonce is not None:
-                continue
+    def _beat(self, number: int, doors: _Doors, selector: selectors.BaseSelector) -> None:
+        now = time.monotonic()
+        # The loop may turn between the two looks at the clock: then it is not late at all.
+        lag_ms = min(max(int((now - self.loop_turned) * 1_000), 0), 0xFFFFFFFF)
+        beat = _BEAT.pack(lag_ms, number)
+        for door, unproven in list(doors.items()):
             try:
-                door.send(_BEAT.pack(min(lag_ms, 0xFFFFFFFF), number))
+                # Half a beat would shift all that follow; who proves nothing must not keep a door's place.
+                late = now > unproven.until if unproven is not None else door.send(beat) < len(beat)
             except OSError:  # gone, or it reads nothing: it connects again if it lives
+                late = True
+            if late:
                 _drop(door, doors, selector)
 
 
@@ -143,7 +159,7 @@ def _mac(key: bytes, nonce: bytes) -> bytes:
     return hmac.digest(key, b"heartbeat " + nonce, hashlib.sha256)
 
 
-def _drop(door: socket.socket, doors: dict[socket.socket, bytes | None], selector: selectors.BaseSelector) -> None:
+def _drop(door: socket.socket, doors: _Doors, selector: selectors.BaseSelector) -> None:
     selector.unregister(door)
     doors.pop(door, None)
     door.close()

@@ -1,29 +1,34 @@
 """Which command a worker is deciding, in a file that outlives it: so that only that one is suspected of a death.
 
-One mapped page a worker. Writing to it is a copy in memory; the kernel keeps it when the process is killed.
+One mapped page a worker. Writing to it is a copy in memory; the kernel keeps it when the process is killed. It also
+names the worker's process, so that a door can end a worker of before that no longer answers.
 """
 
 import mmap
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Final
 
 from cells.api import limits
 
-_BYTES: Final = 64
+_COMMAND_BYTES: Final = limits.COMMAND_ID_BYTES_MAX
+_BYTES: Final = _COMMAND_BYTES + 64
 
 
 class Marker:
     """The worker's side."""
 
     def __init__(self, path: Path) -> None:
-        path.write_bytes(bytes(_BYTES))
+        process = f"{os.getpid()} {_birth(os.getpid())}".encode()
+        assert len(process) <= _BYTES - _COMMAND_BYTES
+        path.write_bytes(bytes(_COMMAND_BYTES) + process.ljust(_BYTES - _COMMAND_BYTES, b"\0"))
         with path.open("r+b") as file:
             self._page = mmap.mmap(file.fileno(), _BYTES)
 
     def executing(self, command_id: str) -> None:
         """Say which command is being decided; empty: none."""
-        self._page[:] = command_id.encode()[:_BYTES].ljust(_BYTES, b"\0")
+        self._page[:_COMMAND_BYTES] = command_id.encode()[:_COMMAND_BYTES].ljust(_COMMAND_BYTES, b"\0")
 
     def close(self) -> None:
         """Give back the page."""
@@ -33,9 +38,31 @@ class Marker:
 def read_mark(path: Path) -> str:
     """Give the command that was being decided, empty where none was."""
     try:
-        return path.read_bytes().rstrip(b"\0").decode()
+        return path.read_bytes()[:_COMMAND_BYTES].rstrip(b"\0").decode()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def open_process(path: Path) -> int | None:
+    """Give a pidfd of the process that made the mark, None where it is no more; the caller closes it."""
+    try:
+        pid, _, birth = path.read_bytes()[_COMMAND_BYTES:].rstrip(b"\0").decode().partition(" ")
+        pidfd = os.pidfd_open(int(pid))
+    except (OSError, ValueError):
+        return None
+    if _birth(int(pid)) != birth:  # another process has its number by now
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def _birth(pid: int) -> str:
+    """Give a process's start (proc(5), field 22 of stat) in this boot: with the pid it names the process for ever."""
+    try:
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{started} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    except OSError:
+        return "gone"
 
 
 class Suspects:

@@ -6,15 +6,20 @@ only the door assigns partners. All calls here block: the door makes them in thr
 
 import asyncio
 import os
+import socket
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
 import uvloop
 
 from cells.api import limits, logs
 from cells.worker import Worker, WorkerConfig
+
+log = structlog.get_logger()
 
 NAMESPACE: Final = "bulkhead"
 _START_TIMEOUT_SECONDS: Final = limits.WORKER_START_TIMEOUT_MS / 1_000
@@ -75,14 +80,15 @@ class Cluster:
     """The cell's own Ray cluster, as its door sees it."""
 
     def __init__(self, address: str, token_file: Path) -> None:
-        self._address = address
+        self.address = address
         self._token_file = token_file
         self._handles: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._ray: Any = None
 
     def connect(self) -> None:
-        """Become a driver of the cluster. Raises ClusterError."""
+        """Become a driver of the cluster, as soon as its head listens. Raises ClusterError."""
+        self._await_head()
         os.environ.update(ray_environment(self._token_file))
         # Ray takes its token from the environment when it is imported.
         import ray  # noqa: PLC0415
@@ -90,20 +96,33 @@ class Cluster:
         self._ray = ray
         try:
             ray.init(
-                address=self._address,
+                address=self.address,
                 namespace=NAMESPACE,
                 log_to_driver=False,
                 configure_logging=False,
             )
         except Exception as error:
-            raise ClusterError(f"Ray at {self._address} can't be joined: {error}") from error
+            raise ClusterError(f"Ray at {self.address} can't be joined: {error}") from error
+
+    def _await_head(self) -> None:
+        """Wait until the head listens. Ray would wait for minutes, and not end when it is told to."""
+        host, _, port = self.address.rpartition(":")
+        until = time.monotonic() + limits.WORKER_START_TIMEOUT_MS / 1_000
+        while True:
+            try:
+                with socket.create_connection((host, int(port)), timeout=1):
+                    return
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise ClusterError(f"Ray at {self.address} does not listen: {error}") from error
+            time.sleep(0.1)
 
     def existing(self) -> list[str]:
         """Name the workers that are there already, from before. Raises ClusterError."""
         try:
             return sorted(self._ray.util.list_named_actors())
         except Exception as error:
-            raise ClusterError(f"Ray at {self._address} does not list its actors: {error}") from error
+            raise ClusterError(f"Ray at {self.address} does not list its actors: {error}") from error
 
     def start_worker(self, config: WorkerConfig) -> Endpoint:
         """Start a worker and wait until it listens. Raises ClusterError."""
@@ -121,8 +140,8 @@ class Cluster:
                 .remote(asdict(config))
             )
         except Exception as error:
-            raise ClusterError(f"Ray at {self._address} starts no worker: {error}") from error
-        return self._endpoint(config.name, handle)
+            raise ClusterError(f"Ray at {self.address} starts no worker: {error}") from error
+        return self._endpoint(config.name, handle, limits.WORKER_START_TIMEOUT_MS)
 
     def find_worker(self, name: str) -> Endpoint:
         """Find a worker from before. Raises ClusterError."""
@@ -130,22 +149,26 @@ class Cluster:
             handle = self._ray.get_actor(name)
         except Exception as error:
             raise ClusterError(f"Ray does not know {name}: {error}") from error
-        return self._endpoint(name, handle)
+        return self._endpoint(name, handle, limits.WORKER_FIND_TIMEOUT_MS)
 
     def kill_worker(self, name: str) -> None:
         """Have Ray end a worker, if it can; the door makes sure by the process's pid."""
         with self._lock:
             handle = self._handles.pop(name, None)
-        if handle is not None:
-            self._ray.kill(handle, no_restart=True)
-
-    def _endpoint(self, name: str, handle: Any) -> Endpoint:
+        if handle is None:
+            return
         try:
-            answer = self._ray.get(handle.endpoint.remote(), timeout=_START_TIMEOUT_SECONDS)
-        except Exception as error:
-            raise ClusterError(f"worker {name} does not start: {error}") from error
+            self._ray.kill(handle, no_restart=True)
+        except Exception as error:  # noqa: BLE001 - Ray has many; it may be gone itself
+            log.warning("ray_ends_no_worker", worker=name, error=str(error))
+
+    def _endpoint(self, name: str, handle: Any, timeout_ms: int) -> Endpoint:
         with self._lock:
-            self._handles[name] = handle
+            self._handles[name] = handle  # at once: what does not answer is to be ended, too
+        try:
+            answer = self._ray.get(handle.endpoint.remote(), timeout=timeout_ms / 1_000)
+        except Exception as error:
+            raise ClusterError(f"worker {name} does not answer: {error}") from error
         pid, host, port, heartbeat_port = answer
         return Endpoint(name, pid, host, port, heartbeat_port)
 

@@ -6,7 +6,6 @@ It listens on a socket for its door's frames and hands each to the partner's act
 
 import asyncio
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ import aiohttp
 import msgpack
 import orjson
 import structlog
+from prometheus_client import REGISTRY
 
 from actors import commands, metrics
 from actors.answers import Answer, Refused
-from actors.errors import ActorStoppedError, BulkheadError, StoreError
+from actors.errors import ActorStoppedError, StoreError
 from actors.partner import PartnerActor
 from actors.payment import OperationState
 from actors.queries import query
@@ -27,6 +27,7 @@ from cells import worker_metrics
 from cells.api import frames, limits, messages
 from cells.api.connection import FrameServer, Request
 from cells.api.messages import NOT_MINE, Method
+from cells.api.saturation import Saturation
 from cells.heartbeat import HeartbeatThread
 from cells.http_acquirer import HttpAcquirer, acquirer_session
 from cells.poison import Marker
@@ -55,12 +56,14 @@ class Worker:
         key = frames.role_key(Path(config.secret_file).read_bytes(), "door")
         self._server = FrameServer({"door": key}, self._handle)
         self._heartbeat = HeartbeatThread(key, config.host)
+        self._saturation = Saturation("worker", REGISTRY, self._turned)
         self._marker = Marker(Path(config.mark_file))
         self._actors: dict[str, PartnerActor] = {}
         self._assigning = asyncio.Lock()
         self._reads = asyncio.Semaphore(limits.WORKER_READS_AT_ONCE_MAX)
         self._session: aiohttp.ClientSession | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._door_epoch = 0
         self.port = 0
 
     async def start(self) -> tuple[int, int]:
@@ -68,34 +71,29 @@ class Worker:
         self._session = acquirer_session()
         self.port = await self._server.start(self.config.host, 0)
         self._heartbeat.start()
-        self._turn()
+        self._saturation.start()
         log.info("worker_started", pid=os.getpid(), port=self.port)
         return self.port, self._heartbeat.port
 
     async def stop(self) -> None:
         """Give up all partners and end."""
         await self._server.aclose()
-        await asyncio.gather(*(actor.stop("worker stops") for actor in self._actors.values()))
+        actors = list(self._actors.values())
         self._actors.clear()
+        await asyncio.gather(*(actor.stop("worker stops") for actor in actors), *self._ending)
         if self._session is not None:
             await self._session.close()
+        self._saturation.stop()
         self._heartbeat.stop()
         self._marker.close()
 
-    def _turn(self) -> None:
-        self._heartbeat.loop_turned = time.monotonic()
-        asyncio.get_running_loop().call_later(limits.HEARTBEAT_INTERVAL_MS / 1_000, self._turn)
+    def _turned(self, now: float) -> None:
+        self._heartbeat.loop_turned = now
 
     async def _handle(self, request: Request) -> bytes:
         method = request.method
         if method in messages.WRITES or method in messages.READS:
-            actor = self._actors.get(request.partner_id)
-            if actor is None:
-                return NOT_MINE
-            try:
-                return messages.encode_answer(await self._ask(actor, request))
-            except ActorStoppedError:
-                return NOT_MINE
+            return await self._command(request)
         match method:
             case Method.ASSIGN:
                 return await self._assign(request)
@@ -116,6 +114,19 @@ class Worker:
                 return bytes(msgpack.packb(worker_metrics.dump()))
             case _:
                 return _refused(RefusalCode.INTERNAL_ERROR, f"A worker has no method {method!r}.")
+
+    async def _command(self, request: Request) -> bytes:
+        actor = self._actors.get(request.partner_id)
+        if actor is None:
+            return NOT_MINE
+        try:
+            return _fitting(await self._ask(actor, request))
+        except ActorStoppedError:
+            return NOT_MINE
+        except Exception as error:
+            # It is answered, because a worker that answers too little is taken for broken and killed.
+            log.exception("command_failed", partner=request.partner_id, method=request.method)
+            return _refused(RefusalCode.INTERNAL_ERROR, f"The cell failed at this command: {type(error).__name__}.")
 
     async def _ask(self, actor: PartnerActor, request: Request) -> Answer | Refused:
         try:
@@ -142,15 +153,20 @@ class Worker:
     async def _assign(self, request: Request) -> bytes:
         fields = msgpack.unpackb(request.body)
         profile = messages.decode_profile(fields["profile"])
+        door_epoch = int(fields["door_epoch"])
         assert self._session is not None, "assigned before start"
+        if door_epoch < self._door_epoch:
+            # The store would refuse it, too; but here the rightful actor would have been stopped for it by then.
+            return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"FencedError: door {self._door_epoch} was here already")
+        self._door_epoch = door_epoch
         async with self._assigning:
             await self._release(profile.partner_id, "assigned again")
             try:
+                acquirer = HttpAcquirer(self._session, profile.acquirer_url, profile.partner_id)
                 store = await SqliteStore.open(Path(fields["book"]))
-            except StoreError as error:
-                log.exception("book_cannot_be_opened", partner=profile.partner_id)
+            except (StoreError, ValueError) as error:
+                log.exception("partner_cannot_be_opened", partner=profile.partner_id)
                 return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
-            acquirer = HttpAcquirer(self._session, profile.acquirer_url, profile.partner_id)
             actor = PartnerActor(
                 profile,
                 store,
@@ -159,8 +175,9 @@ class Worker:
                 on_stopped=lambda why: self._forget(profile.partner_id, why),
             )
             try:
-                epoch = await actor.start(int(fields["door_epoch"]))
-            except BulkheadError as error:
+                epoch = await actor.start(door_epoch)
+            except Exception as error:
+                # Whatever it is, this partner's book is at fault, not the worker: answered, so that nobody dies of it.
                 log.exception("partner_cannot_be_activated", partner=profile.partner_id)
                 await actor.stop("not activated")
                 return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
@@ -213,6 +230,15 @@ class Worker:
 
 def _ok(fields: dict[str, Any]) -> bytes:
     return messages.encode_answer(Answer(200, orjson.dumps({"ok": True, **fields})))
+
+
+def _fitting(answer: Answer | Refused) -> bytes:
+    """Give the answer's bytes, or a refusal where they would not fit into a frame (a page of very large payments)."""
+    data = messages.encode_answer(answer)
+    if len(data) <= limits.ANSWER_BYTES_MAX:
+        return data
+    detail = f"The answer has {len(data)} bytes, {limits.ANSWER_BYTES_MAX} are possible: ask for a smaller page."
+    return _refused(RefusalCode.COMMAND_TOO_LARGE, detail)
 
 
 def _refusal(code: RefusalCode, detail: str, retry_after_ms: int | None) -> Refused:

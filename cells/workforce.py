@@ -17,7 +17,7 @@ import structlog
 from cells.api import limits
 from cells.api.connection import Connection, PeerUnavailableError
 from cells.heartbeat import HeartbeatListener
-from cells.poison import read_mark
+from cells.poison import open_process, read_mark
 from cells.remote import Cluster, ClusterError, Endpoint
 from cells.worker import WorkerConfig
 
@@ -64,7 +64,8 @@ class Workforce:
         cluster: Cluster,
         spares: int,
         on_dead: Callable[[Link, str, str], None],
-        on_cluster_lost: Callable[[], None],
+        on_late: Callable[[], None],
+        on_broken: Callable[[str], None],
     ) -> None:
         self._cell = cell
         self._host = host
@@ -76,7 +77,8 @@ class Workforce:
         self._cluster = cluster
         self._spares_wanted = spares
         self._on_dead = on_dead
-        self._on_cluster_lost = on_cluster_lost
+        self._on_late = on_late
+        self._on_broken = on_broken
         self._starts = asyncio.Semaphore(limits.WORKER_STARTS_AT_ONCE_MAX)
         self._starts_failed = 0
         self._slots: set[int] = set()
@@ -89,6 +91,7 @@ class Workforce:
         """Begin to watch and to keep spares."""
         self._short.set()
         self._run(self._watch(), "watch-workers")
+        self._run(self._watch_head(), "watch-head")
         self._run(self._keep_spares(), "keep-spares")
 
     async def stop(self) -> None:
@@ -96,9 +99,15 @@ class Workforce:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for link in self.links.values():
+        # Taken out first: a connection that ends of itself means a dead worker, and a dead worker is killed.
+        links = list(self.links.values())
+        self.links.clear()
+        for link in links:
             await link.heartbeat.stop()
             link.connection.abort()
+            if link.pidfd >= 0:
+                os.close(link.pidfd)
+                link.pidfd = -1
 
     def is_spare(self, link: Link) -> bool:
         """Say whether it waits for a partner."""
@@ -106,15 +115,34 @@ class Workforce:
 
     async def find_existing(self) -> list[Link]:
         """Connect to the workers that an earlier door left. What doesn't answer is ended."""
-        found = []
-        for name in await asyncio.to_thread(self._cluster.existing):
-            try:
-                endpoint = await asyncio.to_thread(self._cluster.find_worker, name)
-                found.append(await self._link(endpoint, int(name.split("-w")[1].split("-")[0])))
-            except (ClusterError, PeerUnavailableError, ProcessLookupError) as error:
-                log.warning("worker_of_before_is_lost", worker=name, error=str(error))
-                await asyncio.to_thread(self._cluster.kill_worker, name)
+        names = await asyncio.to_thread(self._cluster.existing)
+        found = [link for link in await asyncio.gather(*map(self._find, names)) if link is not None]
+        for mark_file in list(self._marks.iterdir()):
+            if mark_file.name not in self.links:
+                await self._end_unknown(mark_file.name)
         return found
+
+    async def _find(self, name: str) -> Link | None:
+        try:
+            endpoint = await asyncio.to_thread(self._cluster.find_worker, name)
+            return await self._link(endpoint, int(name.rsplit("-", 2)[1].removeprefix("w")))
+        except (ClusterError, PeerUnavailableError, ProcessLookupError) as error:
+            log.warning("worker_of_before_is_lost", worker=name, error=str(error))
+            await asyncio.to_thread(self._cluster.kill_worker, name)
+            return None
+
+    async def _end_unknown(self, name: str) -> None:
+        """End a worker of before that nothing leads to any more but its mark: stopped, it could hold a book's lock."""
+        mark_file = self._mark_file(name)
+        pidfd = open_process(mark_file)
+        if pidfd is not None:
+            try:
+                _kill(pidfd)
+                dead = await _until(lambda: _is_dead(pidfd), limits.HEARTBEAT_TIMEOUT_MS)
+            finally:
+                os.close(pidfd)
+            log.warning("worker_of_before_killed", worker=name, dead=dead)
+        mark_file.unlink(missing_ok=True)
 
     def give_back(self, link: Link) -> None:
         """Take a worker without partners among the spares."""
@@ -154,12 +182,8 @@ class Workforce:
 
     async def wait_dead(self, link: Link, timeout_ms: int) -> bool:
         """Wait until the worker's process is gone; say whether it is."""
-        until = time.monotonic() + timeout_ms / 1_000
-        while not _is_dead(link.pidfd):
-            if time.monotonic() > until:
-                return False
-            await asyncio.sleep(0.002)
-        return True
+        # Whoever sees it first gives the file descriptor back: then it is dead, too.
+        return await _until(lambda: link.pidfd < 0 or _is_dead(link.pidfd), timeout_ms)
 
     async def _clean_up(self, link: Link) -> None:
         await link.heartbeat.stop()
@@ -170,8 +194,7 @@ class Workforce:
         link.pidfd = -1
         link.mark_file.unlink(missing_ok=True)
         self._slots.discard(link.slot)
-        with contextlib.suppress(Exception):  # Ray may be gone itself; the process is
-            await asyncio.to_thread(self._cluster.kill_worker, link.name)
+        await asyncio.to_thread(self._cluster.kill_worker, link.name)
 
     async def _start_worker(self) -> Link:
         async with self._starts:
@@ -195,7 +218,9 @@ class Workforce:
                 self._starts_failed += 1
                 log.warning("worker_not_started", worker=name, error=str(error), failed=self._starts_failed)
                 if self._starts_failed >= _STARTS_FAILED_MAX:
-                    self._on_cluster_lost()
+                    self._on_broken("Ray starts no workers; a new door joins it anew")
+                else:
+                    await asyncio.to_thread(self._cluster.kill_worker, name)  # or it comes later, and nobody knows it
                 raise
             self._starts_failed = 0
             return link
@@ -248,6 +273,7 @@ class Workforce:
                 log.warning("door_late", late_ms=int(late_ms))
                 for link in self.links.values():
                     link.heartbeat.heard = time.monotonic()
+                self._on_late()
                 continue
             for link in list(self.links.values()):
                 if link.silent_ms > limits.HEARTBEAT_TIMEOUT_MS:
@@ -255,10 +281,47 @@ class Workforce:
                 elif link.heartbeat.loop_lag_ms > limits.WORKER_LOOP_LAG_MS_MAX:
                     self.bury(link, "loop_stuck")
 
+    async def _watch_head(self) -> None:
+        """Hold a connection to Ray's head. When it ends and no other begins, the head is gone, and its workers follow.
+
+        Ray itself notices after 60 s, and then ends the door's process from inside.
+        """
+        host, _, port = self._cluster.address.rpartition(":")
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(host, int(port))
+            except OSError as error:
+                self._on_broken(f"Ray's head is gone: {error}")
+                return
+            try:
+                while await reader.read(4_096):
+                    pass  # what it says is for Ray's own clients
+            except OSError as error:
+                log.info("head_connection_lost", error=str(error))
+            finally:
+                writer.close()
+            await asyncio.sleep(limits.RECONNECT_DELAY_MS_MIN / 1_000)
+
     def _run(self, work: "asyncio._CoroutineLike[None]", name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # A door that no longer watches, or starts no spares, is worse than none.
+            log.error("workforce_failed", task=task.get_name(), exc_info=task.exception())
+            self._on_broken(f"{task.get_name()} failed: {task.exception()!r}")
+
+
+async def _until(condition: Callable[[], bool], timeout_ms: int) -> bool:
+    until = time.monotonic() + timeout_ms / 1_000
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        await asyncio.sleep(0.002)
+    return True
 
 
 def _kill(pidfd: int) -> None:

@@ -80,7 +80,14 @@ class Connection(asyncio.Protocol):
         except (OSError, TimeoutError, PeerError) as error:
             if connection is not None:
                 connection.abort()
-            raise PeerUnavailableError(f"{host}:{port} does not answer: {error or 'time-out'}") from error
+            raise PeerUnavailableError(f"{host}:{port} does not answer: {str(error) or 'time-out'}") from error
+        except asyncio.CancelledError:
+            if connection is not None:
+                connection.abort()
+            raise
+        if not connection.is_open:
+            # It ended again before its opener was told; `on_lost` may have been called already.
+            raise PeerUnavailableError(f"{host}:{port} welcomed and left")
         return connection
 
     @property
@@ -156,11 +163,15 @@ class Connection(asyncio.Protocol):
         kind = frame[0]
         if kind == frames.ANSWER:
             _, number, body = frame
+            if not isinstance(body, bytes):
+                raise frames.FrameError("an answer does not have its types")
             future = self._pending.get(number)
             if future is not None and not future.done():
                 future.set_result(body)
         elif kind == frames.CHALLENGE and not self._welcomed.done():
-            server_nonce = bytes(frame[1])
+            server_nonce = frame[1]
+            if not isinstance(server_nonce, bytes) or len(server_nonce) != frames.NONCE_BYTES:
+                raise frames.FrameError("a challenge does not have its types")
             client_nonce = secrets.token_bytes(frames.NONCE_BYTES)
             self._nonces = (server_nonce, client_nonce)
             mac = frames.proof(self._key, self._role, server_nonce, client_nonce)
@@ -358,7 +369,7 @@ class _ServedConnection(asyncio.Protocol):
 
     async def _serve(self, number: int, request: Request) -> None:
         try:
-            body = await self._handler(request)
+            data = frames.encode([frames.ANSWER, number, await self._handler(request)])
         except Exception:
             # A bug in a handler takes its own request only; the asker meets its deadline or asks again.
             log.exception("handler_failed", method=request.method, partner=request.partner_id)
@@ -371,4 +382,4 @@ class _ServedConnection(asyncio.Protocol):
             log.warning("client_reads_nothing", role=self._role)
             transport.abort()
             return
-        transport.write(frames.encode([frames.ANSWER, number, body]))
+        transport.write(data)

@@ -5,6 +5,8 @@ from typing import Final
 from actors import limits as actor_limits
 
 FRAME_BYTES_MAX: Final = 1_048_576
+# What of a frame is left to an answer's body.
+ANSWER_BYTES_MAX: Final = FRAME_BYTES_MAX - 1_024
 HANDSHAKE_TIMEOUT_MS: Final = 2_000
 CONNECT_TIMEOUT_MS: Final = 1_000
 RECONNECT_DELAY_MS_MIN: Final = 50
@@ -13,6 +15,8 @@ RECONNECT_DELAY_MS_MAX: Final = 1_000
 CONNECTION_REQUESTS_MAX: Final = 20_000
 # Unsent bytes on one connection; past it the peer is taken for stopped and the caller is refused at once.
 CONNECTION_UNSENT_BYTES_MAX: Final = 16 * FRAME_BYTES_MAX
+# A worker's mark (cells/poison.py) holds a whole command id; the router's ULIDs have 26 characters.
+COMMAND_ID_BYTES_MAX: Final = 64
 # A command is sent at most so often, whatever dies; then the caller is told to ask.
 COMMAND_SENDS_MAX: Final = 2
 
@@ -40,6 +44,8 @@ assert DOOR_PARTNER_COMMANDS_MAX <= actor_limits.MAILBOX_COMMANDS_MAX, "what its
 assert actor_limits.COMMAND_DEADLINE_MS > HEARTBEAT_TIMEOUT_MS * 2, "a takeover fits into it"
 
 # Workers.
+# Past it a worker of an earlier door counts as lost, and its process is ended.
+WORKER_FIND_TIMEOUT_MS: Final = 3_000
 WORKER_LOOP_LAG_MS_MAX: Final = 3_000
 WORKER_STARTS_AT_ONCE_MAX: Final = 2
 WORKER_READS_AT_ONCE_MAX: Final = 64
@@ -47,7 +53,7 @@ HEARTBEAT_CONNECTIONS_MAX: Final = 8
 METRICS_TIMEOUT_MS: Final = 1_000
 DOOR_DRAIN_MS: Final = 3_000
 
-# The acquirer's answers, and a worker process's connections to it: ACQUIRER_SLOTS for each of 64 partners that share it.
+# The acquirer's answers, and a worker process's connections to it: ACQUIRER_SLOTS for each of 64 partners sharing it.
 ACQUIRER_ANSWER_BYTES_MAX: Final = 16_384
 ACQUIRER_NAME_CHARACTERS_MAX: Final = 255
 ACQUIRER_TIME_MS_MAX: Final = 2**53

@@ -28,7 +28,8 @@ def configure(log_file: str | None, *, level: str = "info", **bound: str) -> Non
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
+        # Without local variables: they hold bodies, keys and names of payment methods.
+        structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
     ]
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

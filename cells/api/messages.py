@@ -11,6 +11,7 @@ import msgpack
 from actors.answers import Answer, RateState, Refused
 from actors.profile import Profile
 from actors.refusals import Refusal, RefusalCode
+from cells.api.limits import COMMAND_ID_BYTES_MAX
 
 __all__ = [
     "NOT_MINE",
@@ -124,6 +125,7 @@ def decode_command(body: bytes) -> Command:
     if (
         version != VERSION
         or not isinstance(command_id, str)
+        or not 0 < len(command_id.encode()) <= COMMAND_ID_BYTES_MAX
         or not isinstance(request_id, str)
         or not isinstance(arguments, dict)
         or not isinstance(key, str | None)
@@ -165,19 +167,26 @@ def decode_answer(body: bytes) -> Answer | Refused:
         rate = None if rated is None else RateState(*rated)
         if status == 0:
             _, _, code, detail, pointer, retry_after_ms, context, _ = fields
+            _require(detail, str)
+            _require(pointer, str | None)
+            _require(retry_after_ms, int | None)
+            _require(context, dict)
             return Refused(Refusal(RefusalCode(code), detail, pointer, retry_after_ms, context), rate)
         _, _, payload, replayed, _ = fields
+        _require(status, int)
+        _require(payload, bytes)
+        _require(replayed, bool)
         return Answer(status, payload, replayed, rate)
     except (TypeError, ValueError, IndexError) as error:
         raise MessageError(f"an answer can't be read: {error}") from error
 
 
-_PROFILE_FIELDS = tuple(Profile.__dataclass_fields__)
+_PROFILE_TYPES = {name: field.type for name, field in Profile.__dataclass_fields__.items()}
 
 
 def encode_profile(profile: Profile) -> dict[str, Any]:
     """Give the profile as a map, to go into a body."""
-    return {name: getattr(profile, name) for name in _PROFILE_FIELDS}
+    return {name: getattr(profile, name) for name in _PROFILE_TYPES}
 
 
 def decode_profile(fields: Any) -> Profile:
@@ -185,9 +194,17 @@ def decode_profile(fields: Any) -> Profile:
     if not isinstance(fields, dict):
         raise MessageError("a profile is a map")
     try:
-        return Profile(**{name: fields[name] for name in _PROFILE_FIELDS if name in fields})
+        for name, kind in _PROFILE_TYPES.items():
+            if name in fields:
+                _require(fields[name], kind)
+        return Profile(**{name: fields[name] for name in _PROFILE_TYPES if name in fields})
     except TypeError as error:
         raise MessageError(f"a profile can't be read: {error}") from error
+
+
+def _require(value: object, kind: Any) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.80} is no {kind}")
 
 
 def _pack(fields: list[Any]) -> bytes:

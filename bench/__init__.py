@@ -1,0 +1,1 @@
+"""Measurements of the paths that users take. Figures compare within one run: machines differ and are shared."""

@@ -1,0 +1,322 @@
+"""A whole gateway, started as its user would start it, and killed as no user would. Sends no payments.
+
+What belongs to it is found by the marker that all its processes carry in their environment; nothing else is touched.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import httpx
+import psutil
+
+from chaos import limits
+from control_plane import client, data_folder
+from control_plane.data_folder import DataFolder
+from control_plane.errors import ControlPlaneError, DoorError, NotRunningError
+from control_plane.process_table import MARKER
+
+T = TypeVar("T")
+
+_HOST: Final = "127.0.0.1"
+
+
+class GatewayError(Exception):
+    """The gateway under test did not do what every experiment needs of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The first port of each row."""
+
+    http: int
+    acquirer: int
+    door: int
+    metrics: int
+    ray: int
+
+
+class Gateway:
+    """One installation below `root`: its data in `root/data`, what `up` prints in `root/up.out`."""
+
+    def __init__(self, root: Path, *, cells: int, ports: Ports | None = None) -> None:
+        self.root = root
+        self.cells = cells
+        self.ports = ports or free_ports(cells)
+        self.folder = DataFolder(root / "data")
+        self.up: subprocess.Popen[bytes] | None = None
+        self._seen: set[psutil.Process] = set()
+
+    @property
+    def base_url(self) -> str:
+        """Where partners send their payments."""
+        return f"http://{_HOST}:{self.ports.http}"
+
+    @property
+    def acquirer_url(self) -> str:
+        """Where the acquirer simulator listens."""
+        return f"http://{_HOST}:{self.ports.acquirer}"
+
+    @property
+    def output(self) -> str:
+        """What `up` printed, all starts together."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.root / "up.out").read_text(errors="replace")
+        return ""
+
+    # Start and end
+
+    def start(self) -> None:
+        """Run `bulkhead up` in the background; `wait_ready` follows."""
+        assert self.up is None, "it was started already"
+        self.root.mkdir(parents=True, exist_ok=True)
+        ports = self.ports
+        arguments = ["up", "--cells", self.cells, "--http-port", ports.http, "--acquirer-port", ports.acquirer]
+        arguments += ["--door-port", ports.door, "--metrics-port", ports.metrics, "--ray-port", ports.ray]
+        with (self.root / "up.out").open("ab") as output:
+            self.up = subprocess.Popen(
+                self._command(*arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                cwd=self.root,
+                start_new_session=True,  # a Ctrl-C at the experiment is the experiment's to handle
+            )
+
+    def wait_ready(self, timeout_ms: int = limits.START_TIMEOUT_MS) -> dict[str, Any]:
+        """Wait until every process is ready and every partner served; give the status. Raises GatewayError."""
+
+        def look() -> dict[str, Any] | None:
+            self._require_running()
+            with contextlib.suppress(NotRunningError):
+                status = self.status()
+                served = all(partner["state"] == "active" for partner in status["partners"])
+                return status if status["ready"] and served else None
+            return None
+
+        status = wait_for(look, "the gateway is ready", timeout_ms)
+        self.processes()  # so that `leftovers` knows them by more than their marker
+        return status
+
+    def interrupt(self) -> int:
+        """Press Ctrl-C at `up` (SIGINT) and wait for its end; give its exit code. Raises GatewayError."""
+        assert self.up is not None, "it was not started"
+        self.processes()
+        self.up.send_signal(signal.SIGINT)
+        try:
+            code = self.up.wait(limits.STOP_TIMEOUT_MS / 1_000)
+        except subprocess.TimeoutExpired as error:
+            raise GatewayError(f"`up` did not end within {limits.STOP_TIMEOUT_MS} ms of SIGINT") from error
+        self.up = None
+        return code
+
+    def kill_everything(self) -> int:
+        """SIGKILL `up` and all that is this gateway's, until nothing is left; give how many there were."""
+        killed = 0
+        found = self.processes()
+        if self.up is not None:
+            self.up.kill()
+            self.up.wait()
+            self.up = None
+            killed += 1
+        for _ in range(limits.KILL_ROUNDS_MAX):
+            for process in found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            killed += len(psutil.wait_procs(found, limits.KILL_TIMEOUT_MS / 1_000)[0])
+            found = self.leftovers()
+            if not found:
+                return killed
+        raise GatewayError(f"still running after SIGKILL: {found}")
+
+    def processes(self) -> list[psutil.Process]:
+        """Give all living processes that carry this gateway's marker, and their descendants; not `up` itself."""
+        instance = data_folder.read_instance(self.folder)
+        if instance is None:
+            return []
+        prefix = f"{instance.id}/"
+        found: set[psutil.Process] = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARKER, "").startswith(prefix):
+                    found.add(process)
+                    # A title that a process gives itself may overwrite its environment; its parent tells whose it is.
+                    found.update(process.children(recursive=True))
+        self._seen |= found
+        return [process for process in found if _is_alive(process)]
+
+    def leftovers(self) -> list[psutil.Process]:
+        """Give what is alive of all that was ever seen to be this gateway's."""
+        self.processes()
+        return [process for process in self._seen if _is_alive(process)]
+
+    # What an operator asks
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run one `bulkhead` command on this data folder."""
+        return subprocess.run(
+            self._command(*arguments),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=limits.COMMAND_TIMEOUT_MS / 1_000,
+            env=_environment(),
+            cwd=self.root,
+        )
+
+    def run_json(self, *arguments: object) -> dict[str, Any]:
+        """Run one command with --json. Raises GatewayError where it prints no JSON object."""
+        done = self.run(*arguments, "--json")
+        try:
+            found = json.loads(done.stdout)
+        except json.JSONDecodeError as error:
+            raise GatewayError(f"`bulkhead {arguments}` ended with {done.returncode}: {done.stderr}") from error
+        assert isinstance(found, dict)
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """Give what `bulkhead status --json` shows, without a process of its own. Raises ControlPlaneError."""
+        return client.ask(self.folder, "GET", "/status")
+
+    def audit(self) -> dict[str, Any]:
+        """Run `bulkhead audit --json`."""
+        return self.run_json("audit")
+
+    def wait_spares(self, timeout_ms: int = limits.START_TIMEOUT_MS) -> None:
+        """Wait until every cell has a warm spare again. Raises GatewayError."""
+
+        def look() -> bool | None:
+            self._require_running()
+            return True if all(cell["answers"] and cell["spares"] for cell in self.status()["cells"]) else None
+
+        wait_for(look, "every cell has a spare", timeout_ms)
+
+    def create_partner(self, partner: str, **limits_: int) -> str:
+        """Onboard a partner; give its API key. Asked again where a door was not there yet. Raises ControlPlaneError."""
+        for attempt in range(3):
+            try:
+                found = client.ask(self.folder, "POST", "/partners", {"id": partner, **limits_})
+                return str(found["key"]["api_key"])
+            except DoorError:
+                if attempt == 2:
+                    raise
+        raise AssertionError("unreachable")
+
+    def worker_of(self, partner: str) -> psutil.Process:
+        """Find the process of a partner's worker. Raises GatewayError."""
+        for process in self.status()["processes"]:
+            if process["role"] == "worker" and process["partner"] == partner:
+                return psutil.Process(process["pid"])
+        raise GatewayError(f"status shows no worker of {partner}")
+
+    def wait_settled(self, timeout_ms: int = limits.SETTLE_TIMEOUT_MS) -> int:
+        """Wait until no operation is open or unknown; give how many are, after that time, still."""
+
+        def look() -> int | None:
+            self._require_running()
+            return 0 if self.open_operations() == 0 else None
+
+        with contextlib.suppress(GatewayError):
+            wait_for(look, "all operations are settled", timeout_ms)
+        return self.open_operations()
+
+    def open_operations(self) -> int:
+        """Count the operations whose outcome is to come; -1 where not all partners can be asked."""
+        with contextlib.suppress(ControlPlaneError):
+            partners = self.status()["partners"]
+            if all(partner["state"] == "active" for partner in partners):
+                return sum(partner["in_flight"] for partner in partners)
+        return -1
+
+    # The acquirer
+
+    def set_fault(self, partner: str, mode: str) -> None:
+        """Let the acquirer hang or refuse for one partner."""
+        answer = httpx.put(f"{self.acquirer_url}/faults/{partner}", json={"mode": mode}, trust_env=False)
+        answer.raise_for_status()
+
+    def clear_fault(self, partner: str) -> None:
+        """Let the acquirer serve that partner again."""
+        httpx.delete(f"{self.acquirer_url}/faults/{partner}", trust_env=False).raise_for_status()
+
+    def acquirer_record(self) -> list[dict[str, Any]]:
+        """Read all that the acquirer was asked and did."""
+        operations: list[dict[str, Any]] = []
+        after = "0"
+        with httpx.Client(base_url=self.acquirer_url, trust_env=False, timeout=30) as session:
+            for _ in range(limits.RECORD_PAGES_MAX):
+                page = session.get("/operations", params={"after": after, "limit": limits.RECORD_PAGE_ROWS})
+                page.raise_for_status()
+                found = page.json()
+                operations += found["operations"]
+                if found["next"] is None:
+                    return operations
+                after = found["next"]
+        raise GatewayError(f"the acquirer's record has more than {limits.RECORD_PAGES_MAX} pages")
+
+    def _command(self, *arguments: object) -> list[str]:
+        # The script that stands beside the interpreter, as a user would call it.
+        script = Path(sys.executable).with_name("bulkhead")
+        return [str(script), "--data-folder", str(self.folder.root), *map(str, arguments)]
+
+    def _require_running(self) -> None:
+        assert self.up is not None, "it was not started"
+        code = self.up.poll()
+        if code is not None:
+            raise GatewayError(f"`up` ended with exit code {code}:\n{self.output[-2_000:]}")
+
+
+def free_ports(cells: int) -> Ports:
+    """Find a block of free ports. Another process may still take one before it is used; `up` says so then."""
+    for _ in range(limits.PORT_BLOCKS_TRIED_MAX):
+        first = random.SystemRandom().randrange(limits.PORT_FIRST_MIN, limits.PORT_FIRST_MAX)
+        count = 2 + 3 * cells
+        if all(_is_free(port) for port in range(first, first + count)):
+            row = first + 2
+            return Ports(first, first + 1, row, row + cells, row + 2 * cells)
+    raise GatewayError(f"no {count} free ports in a row found")
+
+
+def wait_for(look: Callable[[], T | None], what: str, timeout_ms: int) -> T:
+    """Look again and again until there is something; give it. Raises GatewayError after the time."""
+    until = time.monotonic() + timeout_ms / 1_000
+    while True:
+        found = look()
+        if found is not None:
+            return found
+        if time.monotonic() > until:
+            raise GatewayError(f"waited {timeout_ms} ms in vain until {what}")
+        time.sleep(limits.POLL_INTERVAL_MS / 1_000)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _environment() -> dict[str, str]:
+    """Give our environment without settings of another installation."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}

@@ -1,0 +1,25 @@
+"""A whole gateway for each test that asks for one, with nothing of it left afterwards."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from chaos.gateway import Gateway
+
+
+@pytest.fixture
+def make_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
+    """Give what starts a gateway of so many cells and waits until it is ready."""
+    made: list[Gateway] = []
+
+    def make(cells: int) -> Gateway:
+        gateway = Gateway(tmp_path / f"gateway-{len(made)}", cells=cells)
+        made.append(gateway)
+        gateway.start()
+        gateway.wait_ready()
+        return gateway
+
+    yield make
+    for gateway in made:
+        gateway.kill_everything()

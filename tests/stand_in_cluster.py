@@ -1,0 +1,100 @@
+"""A stand-in for Ray: a Cluster whose workers are real processes (tests/worker_process.py), started in milliseconds."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+from cells.remote import Cluster, ClusterError, Endpoint
+from cells.worker import WorkerConfig
+
+HOST = "127.0.0.1"
+
+
+class WorkerMaker:
+    """The process that workers are forked from. One serves many tests."""
+
+    def __init__(self, errors_file: Path) -> None:
+        with errors_file.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.worker_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+        self._lock = threading.Lock()
+
+    def make(self, config: WorkerConfig) -> Endpoint:
+        """Start a worker and wait until it listens."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(json.dumps(asdict(config)).encode() + b"\n")
+            self._process.stdin.flush()
+            said = json.loads(self._process.stdout.readline())
+        assert said["name"] == config.name
+        return Endpoint(config.name, said["pid"], HOST, said["port"], said["heartbeat_port"])
+
+    def end(self) -> None:
+        """End it; its workers are ended by who ordered them."""
+        self._process.kill()
+        self._process.communicate()
+
+
+class StandInCluster(Cluster):
+    """Answers as Cluster does, without Ray. `head` is what listens at the cluster's address."""
+
+    def __init__(self, maker: WorkerMaker) -> None:
+        self.head = socket.create_server((HOST, 0))
+        self.address = f"{HOST}:{self.head.getsockname()[1]}"
+        self.endpoints: dict[str, Endpoint] = {}
+        self.started: list[str] = []
+        self.killed: list[str] = []
+        self.starts_fail = False
+        self.unfindable: set[str] = set()
+        self.slow = threading.Event()  # while it is cleared, nothing starts
+        self.slow.set()
+        self._maker = maker
+
+    def connect(self) -> None:
+        """Do nothing: there is no Ray to join."""
+
+    def existing(self) -> list[str]:
+        """Name the workers that nobody ended."""
+        return sorted(self.endpoints)
+
+    def start_worker(self, config: WorkerConfig) -> Endpoint:
+        """Start a worker, unless the test ordered otherwise."""
+        self.slow.wait()
+        if self.starts_fail:
+            raise ClusterError("as the test ordered")
+        endpoint = self._maker.make(config)
+        self.endpoints[config.name] = endpoint
+        self.started.append(config.name)
+        return endpoint
+
+    def find_worker(self, name: str) -> Endpoint:
+        """Find a worker, unless the test hid it."""
+        if name in self.unfindable:
+            raise ClusterError("as the test ordered")
+        return self.endpoints[name]
+
+    def kill_worker(self, name: str) -> None:
+        """Forget it, as Ray would; the process itself is the door's business."""
+        self.killed.append(name)
+        self.endpoints.pop(name, None)
+
+    def end(self) -> None:
+        """End all workers that live."""
+        self.head.close()
+        for endpoint in self.endpoints.values():
+            try:
+                os.kill(endpoint.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue

@@ -1,0 +1,196 @@
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors import codec, events
+from actors.errors import StoreCorruptError
+from actors.events import Event, ExpiryDeferred, OperationApproved, PaymentCreated, apply
+from actors.ledger import Account, Posting
+from actors.payment import Failure, Operation, OperationKind, OperationState, Payment
+from actors.records import JournalEntry, Once, OpenOperation
+from actors.rules import Standing
+from tests.unit.actors.story import NOW_MS, Story
+
+TEXT = st.text(max_size=20)
+AMOUNT = st.integers(0, 999_999_999_999)
+INSTANT = st.integers(0, 2**48)
+MAYBE = st.none() | TEXT
+METADATA = st.dictionaries(TEXT, TEXT, max_size=3)
+KEY = st.tuples(st.just("once"), st.sampled_from(["key", "command"]), TEXT)
+EVENT: st.SearchStrategy[Event] = st.one_of(
+    st.builds(PaymentCreated, TEXT, INSTANT, AMOUNT, TEXT, TEXT, st.booleans(), MAYBE, MAYBE, METADATA),
+    st.builds(events.OperationIntended, TEXT, TEXT, st.sampled_from(OperationKind), AMOUNT, INSTANT, MAYBE),
+    st.builds(OperationApproved, TEXT, TEXT, INSTANT, TEXT, st.none() | INSTANT, MAYBE),
+    st.builds(events.OperationDeclined, TEXT, TEXT, INSTANT, TEXT, st.booleans(), MAYBE),
+    st.builds(events.OperationLost, TEXT, TEXT, INSTANT, TEXT),
+    st.builds(events.AuthorizationExpired, TEXT, INSTANT, AMOUNT),
+    st.builds(ExpiryDeferred, TEXT, INSTANT),
+)
+POSTING = st.builds(Posting, TEXT, st.sampled_from(Account), st.integers(-(10**12), 10**12))
+OPERATION = st.builds(
+    Operation,
+    TEXT,
+    st.sampled_from(OperationKind),
+    AMOUNT,
+    st.sampled_from(OperationState),
+    INSTANT,
+    st.none() | INSTANT,
+    st.none() | st.builds(Failure, TEXT, st.booleans()),
+    MAYBE,
+    MAYBE,
+    MAYBE,
+)
+PAYMENT = st.builds(
+    Payment,
+    TEXT,
+    INSTANT,
+    AMOUNT,
+    TEXT,
+    TEXT,
+    st.booleans(),
+    MAYBE,
+    MAYBE,
+    METADATA,
+    st.lists(OPERATION, max_size=3).map(tuple),
+    st.none() | INSTANT,
+    st.none() | INSTANT,
+    AMOUNT,
+)
+STANDING = st.builds(
+    Standing,
+    INSTANT,
+    INSTANT,
+    INSTANT,
+    INSTANT,
+    INSTANT,
+    st.dictionaries(st.tuples(TEXT, st.sampled_from([a.value for a in Account])), st.integers(-(2**62), 2**62)),
+)
+
+
+@given(
+    st.builds(
+        JournalEntry,
+        INSTANT,
+        INSTANT,
+        TEXT,
+        TEXT,
+        INSTANT,
+        st.lists(EVENT).map(tuple),
+        st.lists(POSTING).map(tuple),
+        st.none() | KEY,
+    )
+)
+def test_a_journal_entry_is_read_as_it_was_written(entry: JournalEntry) -> None:
+    assert codec.decode_entry(codec.encode_entry(entry)) == entry
+
+
+@given(PAYMENT)
+def test_a_payment_is_read_as_it_was_written(payment: Payment) -> None:
+    assert codec.decode_payment(codec.encode_payment(payment)) == payment
+
+
+@given(STANDING)
+def test_a_head_is_read_as_it_was_written(standing: Standing) -> None:
+    assert codec.decode_standing(codec.encode_standing(standing)) == standing
+
+
+@given(st.builds(Once, TEXT, st.binary(), TEXT, TEXT, INSTANT, st.none() | st.just(201), st.binary()))
+def test_an_idempotency_record_is_read_as_it_was_written(once: Once) -> None:
+    assert codec.decode_once(codec.encode_once(once)) == once
+
+
+@given(st.builds(OpenOperation, TEXT, TEXT, st.none() | KEY, INSTANT, st.integers(0, 1_000)))
+def test_an_open_operation_is_read_as_it_was_written(opened: OpenOperation) -> None:
+    assert codec.decode_open(codec.encode_open(opened)) == opened
+
+
+@given(TEXT)
+def test_a_text_is_read_as_it_was_written(text: str) -> None:
+    assert codec.decode_text(codec.encode_text(text)) == text
+
+
+def test_every_event_has_a_tag_of_its_own_for_ever() -> None:
+    tags = {kind.__name__: tag for kind, tag in codec._EVENT_TAGS.items()}
+    assert tags == {
+        "PaymentCreated": 1,
+        "OperationIntended": 2,
+        "OperationApproved": 3,
+        "OperationDeclined": 4,
+        "OperationLost": 5,
+        "AuthorizationExpired": 6,
+        "ExpiryDeferred": 7,
+    }
+    assert set(codec._EVENT_TAGS) == set(Event.__args__)
+
+
+DECODERS = [
+    codec.decode_standing,
+    codec.decode_payment,
+    codec.decode_once,
+    codec.decode_open,
+    codec.decode_entry,
+    codec.decode_text,
+]
+GOOD = {
+    codec.decode_standing: codec.encode_standing(Standing(balances={("EUR", "partner_payable"): -5})),
+    codec.decode_payment: codec.encode_payment(Story().create().decline().payment),
+    codec.decode_once: codec.encode_once(Once("c", b"", "pay_1", "op_1", NOW_MS)),
+    codec.decode_open: codec.encode_open(OpenOperation("op_1", "pay_1", ("once", "key", "k"), NOW_MS)),
+    codec.decode_entry: codec.encode_entry(
+        JournalEntry(
+            1, NOW_MS, "c", "r", 1, (ExpiryDeferred("pay_1", 5),), (Posting("EUR", Account.PARTNER_PAYABLE, 5),)
+        )
+    ),
+    codec.decode_text: codec.encode_text("pay_1"),
+}
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xc1", b"garbage", msgpack.packb(5), msgpack.packb([]), msgpack.packb({}), msgpack.packb([2] * 20)],
+)
+def test_what_is_no_record_is_reported_never_guessed_at(decode: Any, data: bytes) -> None:
+    with pytest.raises(StoreCorruptError):
+        decode(data)
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_a_record_of_another_version_or_length_is_not_read(decode: Any) -> None:
+    fields = msgpack.unpackb(GOOD[decode])
+    decode(GOOD[decode])
+    for wrong in ([codec.VERSION + 1, *fields[1:]], fields[:-1], [*fields, None]):
+        with pytest.raises(StoreCorruptError):
+            decode(msgpack.packb(wrong))
+    with pytest.raises(StoreCorruptError):
+        decode(GOOD[decode] + b"\x00")
+
+
+@pytest.mark.parametrize("decode", [codec.decode_standing, codec.decode_payment, codec.decode_open, codec.decode_entry])
+def test_a_field_of_another_shape_is_reported(decode: Any) -> None:
+    fields = msgpack.unpackb(GOOD[decode])
+    lists = [index for index, value in enumerate(fields) if isinstance(value, list)]
+    assert lists
+    for index in lists:
+        for wrong in (5, [5], [["x"]]):
+            data = msgpack.packb([*fields[:index], wrong, *fields[index + 1 :]])
+            if decode is codec.decode_open and isinstance(wrong, list):
+                continue  # a key's parts may be anything that a store takes
+            with pytest.raises(StoreCorruptError):
+                decode(data)
+
+
+def test_events_that_do_not_fit_are_bugs() -> None:
+    story = Story().create()
+    created = PaymentCreated("pay_1", NOW_MS, 1, "EUR", "t", False, None, None, {})
+    with pytest.raises(AssertionError, match="created twice"):
+        apply(story.payment, created)
+    with pytest.raises(AssertionError, match="never created"):
+        apply(None, ExpiryDeferred("pay_1", 5))
+    with pytest.raises(AssertionError):
+        apply(story.payment, ExpiryDeferred("pay_2", 5))
+    with pytest.raises(AssertionError, match="no transition"):
+        apply(story.approve().payment, OperationApproved("pay_1", "op_1", NOW_MS, "ref", None, None))

@@ -1,0 +1,178 @@
+"""What may be read of a partner."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from actors import limits
+from actors.answers import Answer
+from actors.commands import CapturePayment, CreatePayment, RefundPayment
+from actors.errors import StoreUnavailableError
+from actors.refusals import RefusalCode
+from cells.memory_store import Fault
+from tests.unit.actors.partner_bench import Bench, authorization, body, code, purchase
+from tests.unit.actors.scripted_acquirer import Step, decline
+from tests.unit.actors.virtual_time import START_MS, in_virtual_time
+
+
+async def pages(bench: Bench, method: str, **arguments: Any) -> list[str]:
+    """Read all pages; give the ids."""
+    ids: list[str] = []
+    while True:
+        cursor = {"starting_after": ids[-1]} if ids else {}
+        page = body(await bench.query(method, **arguments, **cursor))
+        ids += [row["id"] for row in page["data"]]
+        assert len(page["data"]) <= arguments.get("limit", limits.PAGE_ROWS_DEFAULT)
+        if not page["has_more"]:
+            return ids
+        assert page["data"], "more is promised and nothing to continue from is given"
+
+
+@in_virtual_time
+async def test_what_is_not_there_is_not_found() -> None:
+    async with Bench() as bench:
+        assert code(await bench.query("get_payment", payment_id="pay_1")) is RefusalCode.PAYMENT_NOT_FOUND
+        assert code(await bench.query("get_refund", refund_id="re_1")) is RefusalCode.REFUND_NOT_FOUND
+        for method in ("list_payments", "list_events"):
+            refused = await bench.query(method, starting_after="nonsense")
+            assert code(refused) is RefusalCode.CURSOR_INVALID
+        assert body(await bench.query("list_payments")) == {"object": "list", "data": [], "has_more": False}
+        assert body(await bench.query("list_events")) == {"object": "list", "data": [], "has_more": False}
+        assert body(await bench.query("list_unknown"))["data"] == []
+        assert body(await bench.query("get_balance")) == {"object": "balance", "balances": []}
+        with pytest.raises(ValueError, match="reads nothing"):
+            await bench.query("get_nothing")
+        for limit in (-1, 101):
+            with pytest.raises(ValueError, match="limit is from"):
+                await bench.query("list_payments", limit=limit)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 10, 100])
+@in_virtual_time
+async def test_pages_go_from_new_to_old_and_miss_nothing(limit: int) -> None:
+    async with Bench() as bench:
+        made = [body(await bench.ask(purchase(n + 1)))["id"] for n in range(12)]
+        assert await pages(bench, "list_payments", limit=limit) == made[::-1]
+        events = await pages(bench, "list_events", limit=limit)
+        assert len(events) == 24
+        assert events == sorted(events, reverse=True)
+
+
+@in_virtual_time
+async def test_filters_by_status_reference_and_time() -> None:
+    async with Bench() as bench:
+        made: dict[str, list[str]] = {"captured": [], "authorized": [], "failed": [], "processing": []}
+
+        async def make(status: str, command: CreatePayment, step: Step) -> None:
+            bench.acquirer.script(step)
+            task = bench.ask_soon(command, budget_ms=600)
+            made[status].append(body(await task)["id"])
+            await asyncio.sleep(1)
+
+        hang = Step(gate=asyncio.Event())
+        for n in range(4):
+            reference = "even" if n % 2 == 0 else "odd"
+            await make("captured", purchase(reference=reference), Step())
+            await make("authorized", authorization(reference=reference), Step())
+            await make("failed", purchase(reference=reference), decline())
+        middle_ms = bench.actor.now_ms()
+        for n in range(4):
+            await make("captured", purchase(reference="even"), Step())
+            bench.acquirer.otherwise = lambda _: hang
+            await make("processing", purchase(reference="even" if n < 2 else None), hang)
+        every = sorted((name for ids in made.values() for name in ids), reverse=True)
+        assert await pages(bench, "list_payments", limit=3) == every
+        for status, ids in made.items():
+            assert await pages(bench, "list_payments", limit=3, status=status) == ids[::-1], status
+        assert await pages(bench, "list_payments", limit=2, reference="odd") == [
+            name
+            for name in every
+            if name in {made[status][n] for status in ("captured", "authorized", "failed") for n in (1, 3)}
+        ]
+        assert await pages(bench, "list_payments", limit=1, reference="even", status="failed") == [
+            made["failed"][2],
+            made["failed"][0],
+        ]
+        assert (
+            await pages(bench, "list_payments", limit=1, reference="even", status="processing")
+            == made["processing"][1::-1]
+        )
+        newer = await pages(bench, "list_payments", limit=3, created_from_ms=middle_ms)
+        older = await pages(bench, "list_payments", limit=3, created_before_ms=middle_ms)
+        assert (len(newer), len(older)) == (8, 12)
+        assert newer + older == every
+        assert await pages(bench, "list_payments", created_from_ms=middle_ms, created_before_ms=START_MS) == []
+        assert await pages(bench, "list_payments", status="disputed") == []
+
+
+@in_virtual_time
+async def test_a_payment_moves_between_the_lists_by_status() -> None:
+    async with Bench() as bench:
+        payment_id = body(await bench.ask(authorization(100)))["id"]
+        for command, status in (
+            (CapturePayment(payment_id, 40), "partially_captured"),
+            (CapturePayment(payment_id, 60), "captured"),
+            (RefundPayment(payment_id, 10), "partially_refunded"),
+            (RefundPayment(payment_id), "refunded"),
+        ):
+            await bench.ask(command)
+            found = [
+                name
+                for name in ("authorized", "partially_captured", "captured", "partially_refunded", "refunded")
+                if await pages(bench, "list_payments", status=name)
+            ]
+            assert found == [status]
+
+
+@in_virtual_time
+async def test_events_by_type() -> None:
+    async with Bench() as bench:
+        for n in range(5):
+            bench.acquirer.script(decline() if n == 2 else Step())
+            await bench.ask(purchase())
+        assert len(await pages(bench, "list_events", limit=2, type="payment.created")) == 5
+        (failed,) = body(await bench.query("list_events", type="payment.failed"))["data"]
+        assert failed["data"]["failure"]["code"] == "insufficient_funds"
+        assert await pages(bench, "list_events", type="payment.expired") == []
+
+
+@in_virtual_time
+async def test_the_balance_is_what_is_committed() -> None:
+    async with Bench() as bench:
+        await bench.ask(purchase(500))
+        await bench.ask(CreatePayment(70, "JPY", "tok_approve", manual_capture=True))
+        answer = await bench.query("get_balance")
+        assert isinstance(answer, Answer)
+        assert answer.rate is not None
+        rows = {row["currency"]: row for row in body(answer)["balances"]}
+        assert rows["EUR"]["payable"] == 500
+        assert (rows["JPY"]["payable"], rows["JPY"]["authorized"]) == (0, 70)
+
+
+@in_virtual_time
+async def test_a_read_sees_nothing_that_is_not_committed() -> None:
+    async with Bench() as bench:
+        payment_id = body(await bench.ask(authorization(100)))["id"]
+        gate = asyncio.Event()
+        bench.acquirer.script(Step(gate=gate))
+        capturing = bench.ask_soon(CapturePayment(payment_id))
+        await bench.until(lambda: len(bench.acquirer.calls) == 2)
+        stop = bench.book.stop("inside")
+        gate.set()
+        await stop.reached.wait()
+        assert (await bench.get(payment_id))["amount_captured"] == 0
+        assert body(await bench.query("get_balance"))["balances"][0]["payable"] == 0
+        stop.resume()
+        await capturing
+        assert (await bench.get(payment_id))["amount_captured"] == 100
+
+
+@in_virtual_time
+async def test_a_read_that_the_store_fails_is_an_operating_failure() -> None:
+    async with Bench() as bench:
+        await bench.ask(purchase())
+        await asyncio.sleep(1)
+        bench.book.inject(Fault.UNAVAILABLE, "read")
+        with pytest.raises(StoreUnavailableError):
+            await bench.query("list_payments")

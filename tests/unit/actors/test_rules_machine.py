@@ -1,0 +1,167 @@
+"""Any sequence of commands, words of the acquirer, losses, repeats, expiries and times: the books stay right."""
+
+from dataclasses import replace
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+
+from actors import limits, rules
+from actors.acquirer import Approved, Declined, NeverPerformed
+from actors.commands import CapturePayment, Command, CreatePayment, RefundPayment, ResolveOperation, VoidPayment
+from actors.events import Event
+from actors.payment import OperationState, Payment, PaymentStatus
+from actors.profile import Profile
+from actors.refusals import Refusal
+from actors.rules import Ids, Standing
+from actors.staging import Draft, State
+from actors.store import Key, Put
+from tests.unit.actors.partner_bench import check_books, recompute
+from tests.unit.actors.virtual_time import START_MS
+
+AMOUNTS = st.integers(0, 6) | st.just(limits.AMOUNT_MINOR_UNITS_MAX)
+WORDS = st.sampled_from(
+    [
+        Approved("ref"),
+        Approved("ref", START_MS + 40),
+        Declined("insufficient_funds", retryable=True),
+        Declined("authorization_expired", retryable=False),
+        Declined("authorization_voided", retryable=False),
+        NeverPerformed(),
+    ]
+)
+FINAL = {PaymentStatus.FAILED, PaymentStatus.CANCELED, PaymentStatus.EXPIRED, PaymentStatus.REFUNDED}
+FINAL_OPERATIONS = {OperationState.SUCCEEDED, OperationState.FAILED}
+
+
+class Partner(RuleBasedStateMachine):
+    """One partner's payments, through rules and staging, with the rows that a store would hold."""
+
+    payments = Bundle("payments")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.profile = Profile(
+            "partner_1", 1, rate_per_second=1_000, rate_burst=20, in_flight_max=6, authorization_validity_ms=50
+        )
+        self.state = State(Standing())
+        self.rows: dict[Key, bytes] = {}
+        self.now_ms = START_MS
+        self.made = 0
+        self.finals: dict[str, tuple[OperationState, str | None]] = {}
+        self.ended: dict[str, PaymentStatus] = {}
+
+    @rule(target=payments, amount=AMOUNTS, currency=st.sampled_from(["EUR", "JPY", "XXX"]), manual=st.booleans())
+    def create(self, amount: int, currency: str, manual: bool) -> str:
+        ids = self._decide(CreatePayment(amount, currency, "tok", manual, reference="r" if amount % 2 else None), None)
+        return ids.payment_id
+
+    @rule(payment_id=payments, amount=st.none() | AMOUNTS)
+    def capture(self, payment_id: str, amount: int | None) -> None:
+        self._decide(CapturePayment(payment_id, amount), payment_id)
+
+    @rule(payment_id=payments)
+    def void(self, payment_id: str) -> None:
+        self._decide(VoidPayment(payment_id), payment_id)
+
+    @rule(payment_id=payments, amount=st.none() | AMOUNTS)
+    def refund(self, payment_id: str, amount: int | None) -> None:
+        self._decide(RefundPayment(payment_id, amount), payment_id)
+
+    @precondition(lambda self: self._operations())
+    @rule(data=st.data(), word=WORDS)
+    def hear(self, data: st.DataObject, word: Approved | Declined | NeverPerformed) -> None:
+        """The acquirer's word, also on what is final: then it changes nothing."""
+        payment, operation_id = data.draw(st.sampled_from(self._operations()))
+        final = not payment.operation(operation_id).is_open
+        events = rules.settle(self.profile, payment, operation_id, word, self.now_ms)
+        assert final == (events == ())
+        self._record(payment.id, events)
+
+    @precondition(lambda self: self._open())
+    @rule(data=st.data(), word=WORDS)
+    def hear_of_an_open_one(self, data: st.DataObject, word: Approved | Declined | NeverPerformed) -> None:
+        payment, operation_id = data.draw(st.sampled_from(self._open()))
+        self._record(payment.id, rules.settle(self.profile, payment, operation_id, word, self.now_ms))
+
+    @precondition(lambda self: self._operations())
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        payment, operation_id = data.draw(st.sampled_from(self._operations()))
+        self._record(payment.id, rules.lose(payment, operation_id, "timeout", self.now_ms))
+
+    @precondition(lambda self: self._operations())
+    @rule(data=st.data(), succeeded=st.booleans())
+    def resolve(self, data: st.DataObject, succeeded: bool) -> None:
+        payment, operation_id = data.draw(st.sampled_from(self._operations()))
+        unknown = payment.operation(operation_id).state is OperationState.UNKNOWN
+        before = self.state.standing.sequence
+        self._decide(ResolveOperation(operation_id, succeeded, "ann", "n"), payment.id)
+        assert unknown == (self.state.standing.sequence > before)
+
+    @rule(payment_id=payments)
+    def expire(self, payment_id: str) -> None:
+        payment = self.state.payments.get(payment_id)
+        if payment is not None:
+            self._record(payment_id, rules.expire(payment, self.now_ms, self._ids()))
+
+    @rule(by_ms=st.integers(0, 30) | st.just(limits.EXPIRY_RETRY_DELAY_MS))
+    def wait(self, by_ms: int) -> None:
+        self.now_ms += by_ms
+
+    @rule(status=st.sampled_from(["active", "suspended"]))
+    def configure(self, status: str) -> None:
+        self.profile = replace(self.profile, status=status)
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        check_books(recompute(self.rows))
+
+    @invariant()
+    def what_is_final_stays_final(self) -> None:
+        for payment in self.state.payments.values():
+            assert payment is not None
+            for operation in payment.operations:
+                if operation.state in FINAL_OPERATIONS:
+                    first = self.finals.setdefault(operation.id, (operation.state, operation.acquirer_reference))
+                    assert first == (operation.state, operation.acquirer_reference)
+            if payment.status in FINAL:
+                assert self.ended.setdefault(payment.id, payment.status) is payment.status
+                assert payment.amount_capturable == 0
+                assert payment.due_ms is None
+            assert payment.id not in self.ended or payment.status is self.ended[payment.id]
+
+    def _decide(self, command: Command, payment_id: str | None) -> Ids:
+        ids = self._ids()
+        payment = None if payment_id is None else self.state.payments.get(payment_id)
+        decision = rules.decide(self.profile, self.state.standing, payment, command, self.now_ms, ids)
+        if not isinstance(decision, Refusal):
+            self._record(ids.payment_id if payment is None else payment.id, decision.events, decision.arrival_us)
+        return ids
+
+    def _record(self, payment_id: str, events: tuple[Event, ...], arrival_us: int | None = None) -> None:
+        if not events:
+            return
+        draft = Draft(self.state)
+        draft.record(
+            events, payment_id=payment_id, now_ms=self.now_ms, cause="c", request_id="r", epoch=1, arrival_us=arrival_us
+        )
+        for mutation in draft.mutations():
+            if isinstance(mutation, Put):
+                self.rows[mutation.key] = mutation.value
+            else:
+                self.rows.pop(mutation.key, None)
+        draft.adopt()
+
+    def _ids(self) -> Ids:
+        self.made += 1
+        return Ids(f"pay_{self.made:04d}", f"op_{self.made:04d}", f"re_{self.made:04d}")
+
+    def _operations(self) -> list[tuple[Payment, str]]:
+        payments = [payment for payment in self.state.payments.values() if payment is not None]
+        return [(payment, operation.id) for payment in payments for operation in payment.operations]
+
+    def _open(self) -> list[tuple[Payment, str]]:
+        return [(payment, name) for payment, name in self._operations() if payment.operation(name).is_open]
+
+
+TestPartner = Partner.TestCase

@@ -1,0 +1,104 @@
+"""The mark outlives its worker by any death, names its process, and only the command in it is suspected."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from cells.api import limits
+from cells.poison import Marker, Suspects, open_process, read_mark
+
+ULID = "01JDA8Z3W8QK4ZV0M5T7R2X9YB"
+DIES_WHILE_DECIDING = """
+import os, signal, sys
+from pathlib import Path
+from cells.poison import Marker
+marker = Marker(Path(sys.argv[1]))
+marker.executing("01JDAEARLIER0000000000000B")
+marker.executing("")
+marker.executing(sys.argv[2])
+print("deciding", flush=True)
+signal.pause()
+"""
+
+
+def test_the_mark_outlives_its_worker_and_names_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "mark"
+    with subprocess.Popen([sys.executable, "-c", DIES_WHILE_DECIDING, path, ULID], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        pidfd = open_process(path)
+        assert pidfd is not None
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+        assert process.wait() == -signal.SIGKILL
+    assert read_mark(path) == ULID
+    assert open_process(path) is None
+
+
+def test_what_was_decided_is_not_suspected(tmp_path: Path) -> None:
+    marker = Marker(tmp_path / "mark")
+    assert read_mark(tmp_path / "mark") == ""
+    marker.executing(ULID)
+    assert read_mark(tmp_path / "mark") == ULID
+    marker.executing("short")
+    assert read_mark(tmp_path / "mark") == "short"
+    marker.executing("")
+    assert read_mark(tmp_path / "mark") == ""
+    marker.close()
+
+
+def test_the_longest_command_id_fits_and_leaves_the_process_alone(tmp_path: Path) -> None:
+    marker = Marker(tmp_path / "mark")
+    longest = "c" * limits.COMMAND_ID_BYTES_MAX
+    marker.executing(longest)
+    assert read_mark(tmp_path / "mark") == longest
+    pidfd = open_process(tmp_path / "mark")
+    assert pidfd is not None
+    os.close(pidfd)
+    marker.close()
+
+
+def test_another_process_with_the_same_number_is_not_taken_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "mark"
+    Marker(path).close()
+    command, process = path.read_bytes()[:64], path.read_bytes()[64:].rstrip(b"\0")
+    pid, started, boot = process.split()
+    for other in (b"%d %b" % (int(started) + 1, boot), b"%b %b" % (started, boot[::-1])):
+        path.write_bytes(command + pid + b" " + other)
+        assert open_process(path) is None
+
+
+def test_a_mark_that_is_missing_or_damaged_accuses_nobody(tmp_path: Path) -> None:
+    assert read_mark(tmp_path / "missing") == ""
+    assert open_process(tmp_path / "missing") is None
+    (tmp_path / "damaged").write_bytes(b"\xff" * 128)
+    assert read_mark(tmp_path / "damaged") == ""
+    assert open_process(tmp_path / "damaged") is None
+    (tmp_path / "empty").touch()
+    assert read_mark(tmp_path / "empty") == ""
+    assert open_process(tmp_path / "empty") is None
+
+
+def test_the_second_death_quarantines_that_command_and_no_other() -> None:
+    suspects = Suspects()
+    assert not suspects.any
+    assert suspects.accuse("bad") == 1
+    assert suspects.accuse("unlucky") == 1
+    assert suspects.any
+    assert not suspects.is_quarantined("bad")
+    assert suspects.accuse("bad") == limits.POISON_DEATHS_MAX
+    assert suspects.is_quarantined("bad")
+    assert not suspects.is_quarantined("unlucky")
+    assert not suspects.is_quarantined("never seen")
+
+
+def test_suspects_are_bounded_and_the_oldest_is_forgotten() -> None:
+    suspects = Suspects()
+    for _ in range(limits.POISON_DEATHS_MAX):
+        suspects.accuse("first")
+    for number in range(limits.POISON_COMMANDS_REMEMBERED_MAX):
+        suspects.accuse(f"other {number}")
+    assert not suspects.is_quarantined("first")
+    assert len(suspects._deaths) == limits.POISON_COMMANDS_REMEMBERED_MAX
