@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from actors.refusals import Refusal
+from actors.refusals import Refusal, RefusalCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +31,19 @@ class Refused:
 
     refusal: Refusal
     rate: RateState | None = None
+
+
+def unavailable(detail: str) -> Refused:
+    """Say that nothing was written."""
+    return Refused(Refusal(RefusalCode.PARTNER_UNAVAILABLE, detail, retry_after_ms=1_000))
+
+
+def outcome_unknown() -> Refused:
+    """Say that it may have been written."""
+    return Refused(
+        Refusal(
+            RefusalCode.OUTCOME_UNKNOWN,
+            "It is not known whether this was written; ask again with the same idempotency key.",
+            retry_after_ms=1_000,
+        )
+    )

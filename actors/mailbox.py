@@ -8,6 +8,7 @@ from actors import keyspace
 from actors.acquirer import Approved, Declined, NeverPerformed
 from actors.answers import Answer, Refused
 from actors.commands import Envelope
+from actors.payment import Operation
 from actors.store import Key
 
 Result = Answer | Refused
@@ -81,3 +82,13 @@ class Sweep:
 
 Told = Settled | Lost | Expire | Sweep
 Item = Ask | Overdue | Told
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a batch lets out once it is committed."""
+
+    answers: list[tuple[Ask, Result]] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+    settled: list[tuple[Operation, str, Answer | None]] = field(default_factory=list)  # with the payment's id
+    waiting: list[tuple[Ask, str]] = field(default_factory=list)

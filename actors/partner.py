@@ -8,14 +8,14 @@ operation: the intent, then the acquirer's word; between them the partner's othe
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
 from actors import codec, keyspace, limits, metrics, rate_limit, rules, views
 from actors.acquirer import Acquirer
-from actors.answers import Answer, RateState, Refused
+from actors.answers import Answer, RateState, Refused, outcome_unknown, unavailable
 from actors.breaker import Breaker
 from actors.clock import Clock, PartnerTime, SystemClock
 from actors.commands import CreatePayment, Envelope, ResolveOperation
@@ -28,8 +28,8 @@ from actors.errors import (
     StoreUnavailableError,
 )
 from actors.ids import IdMint
-from actors.mailbox import Ask, Expire, Item, Lost, Overdue, Result, Settled, Sweep, Told
-from actors.payment import Payment
+from actors.mailbox import Ask, Effects, Expire, Item, Lost, Overdue, Result, Settled, Sweep, Told
+from actors.payment import Operation, Payment
 from actors.profile import Profile
 from actors.records import Once, OpenOperation
 from actors.refusals import Refusal, RefusalCode
@@ -39,16 +39,6 @@ from actors.store import Key, Range, Store
 from actors.timers import Timers
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class _Effects:
-    """What a batch lets out once it is committed."""
-
-    answers: list[tuple[Ask, Result]] = field(default_factory=list)
-    started: list[str] = field(default_factory=list)
-    settled: list[tuple[str, Answer | None]] = field(default_factory=list)
-    waiting: list[tuple[Ask, str]] = field(default_factory=list)
 
 
 class PartnerActor:
@@ -218,7 +208,7 @@ class PartnerActor:
         while self._asks and len(batch) < limits.BATCH_COMMANDS_MAX:
             ask = self._asks.popleft()
             if ask.deadline <= now and not ask.joined:
-                ask.resolve(_unavailable("The command waited past its deadline; nothing was written."))
+                ask.resolve(unavailable("The command waited past its deadline; nothing was written."))
             elif not ask.future.done():
                 batch.append(ask)
         return batch
@@ -267,10 +257,10 @@ class PartnerActor:
             if isinstance(item, Ask):
                 may_be_written = unknown or item.joined
                 item.resolve(
-                    _outcome_unknown() if may_be_written else _unavailable("The store does not take writes now.")
+                    outcome_unknown() if may_be_written else unavailable("The store does not take writes now.")
                 )
             elif isinstance(item, Overdue):
-                item.ask.resolve(_outcome_unknown())
+                item.ask.resolve(outcome_unknown())
             elif isinstance(item, Settled | Lost):
                 self._tell_later(item, limits.ACQUIRER_RETRY_DELAY_MS_MIN)
 
@@ -363,14 +353,14 @@ class PartnerActor:
 
     # Deciding
 
-    def _decide_all(self, state: State, batch: list[Item]) -> tuple[Draft, _Effects]:
+    def _decide_all(self, state: State, batch: list[Item]) -> tuple[Draft, Effects]:
         whole = Draft(state)
-        effects = _Effects()
+        effects = Effects()
         now_ms = self._time.now_ms()
         size_bytes = 0
         for index, item in enumerate(batch):
             draft = Draft(whole)
-            own = _Effects()
+            own = Effects()
             try:
                 if isinstance(item, Ask):
                     self._executing(item.envelope.command_id)
@@ -403,14 +393,14 @@ class PartnerActor:
                 self._told.appendleft(item)
         del batch[index:]
 
-    def _leave_out(self, effects: _Effects, item: Item, code: RefusalCode, detail: str) -> None:
+    def _leave_out(self, effects: Effects, item: Item, code: RefusalCode, detail: str) -> None:
         if isinstance(item, Ask | Overdue):
             ask = item if isinstance(item, Ask) else item.ask
             effects.answers.append((ask, Refused(Refusal(code, f"The command was not taken: {detail}."))))
         elif isinstance(item, Settled | Lost):
             self._tell_later(item, limits.ACQUIRER_RETRY_DELAY_MS_MAX)
 
-    def _decide_one(self, draft: Draft, effects: _Effects, item: Item, now_ms: int) -> None:
+    def _decide_one(self, draft: Draft, effects: Effects, item: Item, now_ms: int) -> None:
         match item:
             case Ask():
                 self._decide_ask(draft, effects, item, now_ms)
@@ -427,7 +417,7 @@ class PartnerActor:
                     draft.clear(key)
                 draft.standing = replace(draft.standing, swept_sequence=item.swept_sequence)
 
-    def _decide_ask(self, draft: Draft, effects: _Effects, ask: Ask, now_ms: int) -> None:
+    def _decide_ask(self, draft: Draft, effects: Effects, ask: Ask, now_ms: int) -> None:
         envelope = ask.envelope
         once_key = keyspace.once(envelope.idempotency_key, envelope.command_id)
         once = draft.once(once_key)
@@ -472,7 +462,7 @@ class PartnerActor:
         effects.started.append(operation_id)
         effects.waiting.append((ask, operation_id))
 
-    def _decide_again(self, effects: _Effects, ask: Ask, once: Once) -> None:
+    def _decide_again(self, effects: Effects, ask: Ask, once: Once) -> None:
         envelope = ask.envelope
         if once.fingerprint != envelope.fingerprint:
             refusal = Refusal(
@@ -493,7 +483,7 @@ class PartnerActor:
             )
             effects.answers.append((ask, Refused(refusal)))
 
-    def _decide_settled(self, draft: Draft, effects: _Effects, item: Settled, now_ms: int) -> None:
+    def _decide_settled(self, draft: Draft, effects: Effects, item: Settled, now_ms: int) -> None:
         opened = draft.open(item.operation_id)
         if opened is None:
             return  # final already: a person or an earlier word was first
@@ -510,12 +500,12 @@ class PartnerActor:
         )
         self._answer_settled(draft, effects, after, opened)
 
-    def _answer_settled(self, draft: Draft, effects: _Effects, payment: Payment, opened: OpenOperation) -> None:
+    def _answer_settled(self, draft: Draft, effects: Effects, payment: Payment, opened: OpenOperation) -> None:
         """Keep the answer to the command that intended the operation; what was kept first is what all are told."""
         answer = None
         if opened.once_key is not None:
             answer = draft.answer(opened.once_key, outcome_answer(payment, opened.operation_id, self.profile.mode))
-        effects.settled.append((opened.operation_id, answer))
+        effects.settled.append((payment.operation(opened.operation_id), payment.id, answer))
 
     def _decide_lost(self, draft: Draft, item: Lost, now_ms: int) -> None:
         opened = draft.open(item.operation_id)
@@ -535,7 +525,7 @@ class PartnerActor:
                 epoch=self.epoch,
             )
 
-    def _decide_overdue(self, draft: Draft, effects: _Effects, item: Overdue) -> None:
+    def _decide_overdue(self, draft: Draft, effects: Effects, item: Overdue) -> None:
         """Say 202 and keep having said so: the answer is on disk before it leaves, and is replayed from then on."""
         opened = draft.open(item.operation_id)
         if opened is None:
@@ -545,7 +535,7 @@ class PartnerActor:
         answer = draft.answer(item.ask.once_key, outcome_answer(payment, item.operation_id, self.profile.mode))
         effects.answers.append((item.ask, replace(answer, rate=self.rate_state())))
 
-    def _decide_expire(self, draft: Draft, effects: _Effects, item: Expire, now_ms: int) -> None:
+    def _decide_expire(self, draft: Draft, effects: Effects, item: Expire, now_ms: int) -> None:
         payment = draft.payment(item.payment_id)
         assert payment is not None, f"{item.payment_id} is due and does not exist"
         events = rules.expire(payment, now_ms, self._mint.ids(now_ms))
@@ -556,7 +546,7 @@ class PartnerActor:
 
     # After the commit
 
-    def _let_out(self, effects: _Effects, due_ms: int | None) -> None:
+    def _let_out(self, effects: Effects, due_ms: int | None) -> None:
         loop = asyncio.get_running_loop()
         for ask, result in effects.answers:
             ask.resolve(result)
@@ -565,19 +555,35 @@ class PartnerActor:
             if operation_id in self._state.opens:
                 self._waiters.setdefault(operation_id, []).append(ask)
                 ask.timer = loop.call_at(ask.deadline, self._overdue, ask, operation_id)
-            elif any(operation_id == settled for settled, _ in effects.settled):
+            elif any(operation_id == settled.id for settled, _, _ in effects.settled):
                 # Joined a command whose outcome was committed in this very batch: it is known now.
                 self._asks.appendleft(ask)
             else:
                 raise FencedError(f"{operation_id} is open and was not begun here: another worker owns the partner")
         for operation_id in effects.started:
             self._settlement.pursue(operation_id)
-        for operation_id, answer in effects.settled:
-            self._settlement.forget(operation_id)
-            for ask in self._waiters.pop(operation_id, ()):
-                assert answer is not None, f"somebody waits for {operation_id}, which nobody asked for"
+        for operation, payment_id, answer in effects.settled:
+            self._settlement.forget(operation.id)
+            asks = self._waiters.pop(operation.id, ())
+            self._log_settled(operation, payment_id, asks)
+            for ask in asks:
+                assert answer is not None, f"somebody waits for {operation.id}, which nobody asked for"
                 ask.resolve(replace(answer, rate=self.rate_state()))
         self._timers.look(due_ms)
+
+    def _log_settled(self, operation: Operation, payment_id: str, asks: Sequence[Ask]) -> None:
+        """Write the one line that every operation gets; nobody's ids where nobody waited any more."""
+        envelope = asks[0].envelope if asks else None
+        self._log.info(
+            "operation_settled",
+            payment=payment_id,
+            operation=operation.id,
+            kind=operation.kind.value,
+            state=operation.state.value,
+            code=None if operation.failure is None else operation.failure.code,
+            request_id=None if envelope is None else envelope.request_id,
+            command_id=None if envelope is None else envelope.command_id,
+        )
 
     def _overdue(self, ask: Ask, operation_id: str) -> None:
         if not ask.future.done() and self._stopped is None:
@@ -607,17 +613,3 @@ class PartnerActor:
         self._waiters.clear()
         self._settlement.abandon()
         self._on_stopped(why)
-
-
-def _unavailable(detail: str) -> Refused:
-    return Refused(Refusal(RefusalCode.PARTNER_UNAVAILABLE, detail, retry_after_ms=1_000))
-
-
-def _outcome_unknown() -> Refused:
-    return Refused(
-        Refusal(
-            RefusalCode.OUTCOME_UNKNOWN,
-            "It is not known whether this was written; ask again with the same idempotency key.",
-            retry_after_ms=1_000,
-        )
-    )

@@ -27,6 +27,7 @@ class RefusalCode(StrEnum):
     PAYMENT_PROCESSING = "payment_processing"
     PAYMENT_STATE_INVALID = "payment_state_invalid"
     OPERATION_FINAL = "operation_final"
+    OPERATION_STILL_PURSUED = "operation_still_pursued"
     TOO_MANY_OPERATIONS = "too_many_operations"
     AMOUNT_TOO_LARGE = "amount_too_large"
     # How much is asked.

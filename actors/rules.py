@@ -25,6 +25,7 @@ from actors.money import is_chargeable
 from actors.payment import REASON_EXPIRED, OperationKind, OperationState, Payment
 from actors.profile import Profile
 from actors.refusals import Refusal, RefusalCode
+from actors.views import timestamp
 
 # Declines by which the acquirer says that an authorization is no more.
 _AUTHORIZATION_GONE = frozenset({"authorization_expired", "authorization_voided"})
@@ -255,6 +256,15 @@ def _resolve(profile: Profile, payment: Payment | None, command: ResolveOperatio
             RefusalCode.OPERATION_FINAL,
             f"The operation is {operation.state}; only an unknown one is for a person to resolve.",
             context={"state": operation.state.value},
+        )
+    # The same instant as the open operation's `first_asked_ms`: from then on nobody asks (settlement.needs_person).
+    asked_until_ms = operation.created_ms + limits.ACQUIRER_KEY_RETENTION_MS
+    if now_ms < asked_until_ms:
+        # Resolved as failed it could still be charged: the next attempt may be on its way.
+        return Refusal(
+            RefusalCode.OPERATION_STILL_PURSUED,
+            f"The acquirer is still being asked, until {timestamp(asked_until_ms)} at the latest; nothing needs doing.",
+            context={"state": operation.state.value, "asked_until_ms": asked_until_ms},
         )
     who = f"{command.operator}: {command.note}"
     if command.succeeded:

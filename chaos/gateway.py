@@ -154,12 +154,12 @@ class Gateway:
                     # A title that a process gives itself may overwrite its environment; its parent tells whose it is.
                     found.update(process.children(recursive=True))
         self._seen |= found
-        return [process for process in found if _is_alive(process)]
+        return [process for process in found if is_alive(process)]
 
     def leftovers(self) -> list[psutil.Process]:
         """Give what is alive of all that was ever seen to be this gateway's."""
         self.processes()
-        return [process for process in self._seen if _is_alive(process)]
+        return [process for process in self._seen if is_alive(process)]
 
     # What an operator asks
 
@@ -310,7 +310,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Say whether a process runs; one that ended and that its parent did not take note of does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -194,7 +194,7 @@ def judge(
             spent = "no p99" if trouble_ms is None else f"p99 {trouble_ms:.0f} ms"
             within = None if is_noisy and row.undisturbed is False else row.undisturbed
             verdict.require(within, f"{row.partner}: {spent} in trouble, {said}")
-    if is_noisy:
+    if is_noisy and any(row.undisturbed is False for row in rows if row.role is Role.BYSTANDER):
         verdict.unknown.append(f"other programs used {others_cores} cores of this machine: run it again, alone")
     by_role = {row.role: row for row in rows}
     # An experiment that met nobody shows nothing.

@@ -16,7 +16,7 @@ from chaos.drama import Cast, Timeline
 from chaos.report import Row, Verdict
 
 _WIDTH_ELSEWHERE: Final = 150
-_EVENTS_SHOWN: Final = 6
+_EVENTS_SHOWN: Final = 8
 _ERRORS_SHOWN: Final = 5
 _STYLES: Final = {Role.BYSTANDER: "", Role.KILLED: "red", Role.FLOODING: "yellow", Role.HANGING: "magenta"}
 
@@ -48,6 +48,7 @@ class Screen:
     def open(self, cast: Cast, timeline: Timeline, begin_s: float) -> None:
         """Begin to show partners; from now on times count from the load's begin."""
         self._cast, self._timeline, self._began_s = cast, timeline, begin_s
+        self._events.clear()
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
             self._live.start()
@@ -61,10 +62,12 @@ class Screen:
             self.say(self._totals())
 
     def close(self) -> None:
-        """End the live view."""
+        """End the live view; what happened stays to be read."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+            for event in self._events:
+                self._console.print(event, soft_wrap=True, markup=False)
 
     def _totals(self) -> str:
         assert self._timeline is not None

@@ -294,7 +294,10 @@ def resolve_unknown(
     note: Annotated[str, typer.Option(help="How you know: stays in the partner's journal.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write down what a person found out at the acquirer. It is final."""
+    """Write down what a person found out at the acquirer. It is final.
+
+    Refused while the gateway itself still asks: only what `unknown list` shows as needing a person is resolved.
+    """
     body = {"partner": partner, "outcome": outcome, "note": note}
     found = client.ask(_where(context).folder(), "POST", f"/unknown/{quote(operation, safe='')}/resolve", body)
     if as_json:

@@ -73,6 +73,7 @@ KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
     RefusalCode.PAYMENT_PROCESSING: Kind(409, "The payment is still being processed"),
     RefusalCode.PAYMENT_STATE_INVALID: Kind(409, "The payment's state does not allow this"),
     RefusalCode.OPERATION_FINAL: Kind(409, "The operation is final"),
+    RefusalCode.OPERATION_STILL_PURSUED: Kind(409, "The acquirer is still being asked for the operation"),
     RefusalCode.TOO_MANY_OPERATIONS: Kind(409, "The payment has as many operations as it may have"),
     RefusalCode.AMOUNT_TOO_LARGE: Kind(422, "The amount is larger than what is left"),
     RefusalCode.RATE_LIMITED: Kind(429, "Too many requests"),

@@ -42,8 +42,8 @@ class WorkerMaker:
         return Endpoint(config.name, said["pid"], HOST, said["port"], said["heartbeat_port"])
 
     def end(self) -> None:
-        """End it; its workers are ended by who ordered them."""
-        self._process.kill()
+        """End it, and with it whatever worker nobody else has ended: they are of its process group."""
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
 

@@ -13,11 +13,11 @@ import time
 
 import structlog
 
-from actors.errors import FencedError
-from actors.mailbox import Ask, Item
-from actors.partner import PartnerActor, _Effects
-from actors.staging import Draft
+from actors.commands import Envelope
+from actors.mailbox import Result
+from actors.partner import PartnerActor
 from cells import worker
+from cells.poison import Marker
 from cells.worker import Worker, WorkerConfig
 
 POISON = "POISON"  # its worker dies as it decides it
@@ -26,28 +26,33 @@ GIVE_UP = "GIVEUP"  # its actor gives its partner up as it decides it
 STALL = "STALL"  # it is never answered
 
 
+class HarmfulMarker(Marker):
+    """Marks as it should, and does harm in the moment of the decision."""
+
+    def executing(self, command_id: str) -> None:
+        """Die or hang, if the command orders it."""
+        super().executing(command_id)
+        if command_id.startswith(POISON):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if command_id.startswith(STUCK):
+            time.sleep(60)
+
+
 class HarmfulActor(PartnerActor):
-    """Decides as it should, but for the commands that order harm."""
+    """Answers as it should, but for the commands that order harm."""
 
-    def _decide_one(self, draft: Draft, effects: _Effects, item: Item, now_ms: int) -> None:
-        if isinstance(item, Ask):
-            command_id = item.envelope.command_id
-            if command_id.startswith(POISON):
-                os.kill(os.getpid(), signal.SIGKILL)
-            if command_id.startswith(STUCK):
-                time.sleep(60)
-            if command_id.startswith(STALL):
-                return
-        super()._decide_one(draft, effects, item, now_ms)
-
-    async def _process(self, batch: list[Item]) -> None:
-        if any(isinstance(item, Ask) and item.envelope.command_id.startswith(GIVE_UP) for item in batch):
-            raise FencedError("as the test ordered")
-        await super()._process(batch)
+    async def ask(self, method: str, envelope: Envelope, budget_ms: int) -> Result:
+        """Give up or stay silent, if the command orders it."""
+        if envelope.command_id.startswith(GIVE_UP):
+            await self.stop("as the test ordered")
+        if envelope.command_id.startswith(STALL):
+            await asyncio.get_running_loop().create_future()
+        return await super().ask(method, envelope, budget_ms)
 
 
 async def _serve(config: WorkerConfig) -> None:
-    worker.PartnerActor = HarmfulActor  # type: ignore[attr-defined]  # what a worker hosts is not for others
+    worker.Marker = HarmfulMarker  # type: ignore[attr-defined]  # what a worker is made of is not for others
+    worker.PartnerActor = HarmfulActor  # type: ignore[attr-defined]
     serving = Worker(config)
     port, heartbeat_port = await serving.start()
     said = {"name": config.name, "pid": os.getpid(), "port": port, "heartbeat_port": heartbeat_port}

@@ -172,6 +172,10 @@ class Bench:
                 await asyncio.sleep(step_s)
                 step_s = min(step_s * 1.02, 1.0)
 
+    def pass_retention(self) -> None:
+        """Set the clock past what the acquirer remembers, as if the machine had slept: no wait is over by that."""
+        self.clock.wall_offset_ms += limits.ACQUIRER_KEY_RETENTION_MS
+
     async def audit(self) -> "Books":
         """Recompute the book from its journal, hold it against what is stored and against the acquirer's record."""
         books = await read_books(self.book)
@@ -246,6 +250,10 @@ def check_books(books: Books) -> None:
     assert stored == books.payments
     opened = {operation_id for operation_id, (_, state) in books.operations.items() if state in ("pending", "unknown")}
     assert {key[1] for key in books.under("open")} == opened
+    for row in books.under("open").values():
+        asked = codec.decode_open(row)
+        # Or who needs a person, and whom a person may help, were not the same.
+        assert asked.first_asked_ms == books.payments[asked.payment_id].operation(asked.operation_id).created_ms
     assert standing.open_operations == len(opened)
     payments = books.payments.values()
     assert set(books.under("status")) == {

@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from actors import ledger, rules
+from actors import ledger, limits, rules
 from actors.acquirer import Approved, Declined, NeverPerformed
 from actors.commands import CapturePayment, Command, CreatePayment, RefundPayment, ResolveOperation, VoidPayment
 from actors.events import Event, apply
@@ -56,6 +56,8 @@ class Story:
         return self._do(RefundPayment("pay_1", amount))
 
     def resolve(self, *, succeeded: bool) -> Self:
+        """Let a person decide, as early as a person may."""
+        self.later(limits.ACQUIRER_KEY_RETENTION_MS)
         return self._do(ResolveOperation(self.last, succeeded, "ann", "called the bank"))
 
     def approve(self, operation_id: str | None = None, *, expires_ms: int | None = None) -> Self:

@@ -23,6 +23,8 @@ from tests.unit.actors.story import DAY_MS, NOW_MS, PROFILE, Story, ids
 
 DUE_MS = NOW_MS + limits.AUTHORIZATION_VALIDITY_MS
 RETRY_MS = limits.EXPIRY_RETRY_DELAY_MS
+# From here on nobody asks for what was intended at NOW_MS.
+FORGOTTEN_MS = NOW_MS + limits.ACQUIRER_KEY_RETENTION_MS
 
 
 def many_operations(count: int) -> Story:
@@ -143,20 +145,38 @@ CASES: list[tuple[Story, Command, RefusalCode | tuple[Event, ...]]] = [
     (Story().create(), ResolveOperation("op_1", True, "ann", "n"), RefusalCode.OPERATION_FINAL),
     (Story().create().approve(), ResolveOperation("op_1", True, "ann", "n"), RefusalCode.OPERATION_FINAL),
     (Story().create().decline(), ResolveOperation("op_1", True, "ann", "n"), RefusalCode.OPERATION_FINAL),
+    # While the acquirer is still being asked nobody else decides: what is called failed could still be charged.
+    (Story().create().lose(), ResolveOperation("op_1", True, "ann", "n"), RefusalCode.OPERATION_STILL_PURSUED),
     (
-        Story(replace(PROFILE, authorization_validity_ms=5)).create().lose(),
-        ResolveOperation("op_1", True, "ann", "n"),
-        (OperationApproved("pay_1", "op_1", NOW_MS, "resolved_by_operator", NOW_MS + 5, "ann: n"),),
-    ),
-    (
-        Story().create(manual=False).lose(),
-        ResolveOperation("op_1", True, "ann", "n"),
-        (OperationApproved("pay_1", "op_1", NOW_MS, "resolved_by_operator", None, "ann: n"),),
-    ),
-    (
-        Story().create().lose(),
+        Story().create().lose().later(limits.ACQUIRER_KEY_RETENTION_MS - 1),
         ResolveOperation("op_1", False, "ann", "n"),
-        (OperationDeclined("pay_1", "op_1", NOW_MS, "resolved_as_failed", True, "ann: n"),),
+        RefusalCode.OPERATION_STILL_PURSUED,
+    ),
+    # What counts is the operation's own age: not its payment's, nor how long it is unknown.
+    (
+        Story().create().approve().later(limits.ACQUIRER_KEY_RETENTION_MS).capture(30).lose(),
+        ResolveOperation("op_2", False, "ann", "n"),
+        RefusalCode.OPERATION_STILL_PURSUED,
+    ),
+    (
+        Story().create().later(limits.ACQUIRER_KEY_RETENTION_MS).lose(),
+        ResolveOperation("op_1", False, "ann", "n"),
+        (OperationDeclined("pay_1", "op_1", FORGOTTEN_MS, "resolved_as_failed", True, "ann: n"),),
+    ),
+    (
+        Story().create().later(limits.ACQUIRER_KEY_RETENTION_MS),
+        ResolveOperation("op_1", True, "ann", "n"),
+        RefusalCode.OPERATION_FINAL,
+    ),
+    (
+        Story(replace(PROFILE, authorization_validity_ms=5)).create().lose().later(limits.ACQUIRER_KEY_RETENTION_MS),
+        ResolveOperation("op_1", True, "ann", "n"),
+        (OperationApproved("pay_1", "op_1", FORGOTTEN_MS, "resolved_by_operator", FORGOTTEN_MS + 5, "ann: n"),),
+    ),
+    (
+        Story().create(manual=False).lose().later(limits.ACQUIRER_KEY_RETENTION_MS),
+        ResolveOperation("op_1", True, "ann", "n"),
+        (OperationApproved("pay_1", "op_1", FORGOTTEN_MS, "resolved_by_operator", None, "ann: n"),),
     ),
 ]
 
@@ -177,6 +197,7 @@ def decide(
     *,
     available: bool = True,
     standing: Standing | None = None,
+    now_ms: int = NOW_MS,
     **profile: Any,
 ) -> Decision | Refusal:
     return rules.decide(
@@ -184,7 +205,7 @@ def decide(
         standing or Standing(),
         payment,
         command,
-        NOW_MS,
+        now_ms,
         ids(9),
         acquirer_available=available,
     )
@@ -235,16 +256,25 @@ def test_an_unknown_currency_comes_before_the_limits() -> None:
 
 
 def test_a_person_may_resolve_for_a_partner_that_is_suspended_and_pays_no_rate() -> None:
-    story = Story().create().lose()
+    story = Story().create().lose().later(limits.ACQUIRER_KEY_RETENTION_MS)
     decision = decide(
         story.payment,
         ResolveOperation("op_1", False, "ann", "n"),
+        now_ms=story.now_ms,
         status="suspended",
         in_flight_max=0,
         available=False,
     )
     assert isinstance(decision, Decision)
     assert decision.arrival_us is None
+
+
+def test_who_resolves_too_early_is_told_until_when_the_acquirer_is_asked() -> None:
+    refusal = Story().create().later(5_000).lose().decide(ResolveOperation("op_1", False, "ann", "n"))
+    assert isinstance(refusal, Refusal)
+    assert refusal.code is RefusalCode.OPERATION_STILL_PURSUED
+    assert "still being asked, until 2026-09-22T14:13:20.000Z at the latest; nothing needs doing" in refusal.detail
+    assert refusal.context == {"state": "unknown", "asked_until_ms": FORGOTTEN_MS}
 
 
 def test_a_rate_limited_command_is_told_when_to_come_again_and_is_taken_then() -> None:

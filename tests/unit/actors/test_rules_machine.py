@@ -13,6 +13,7 @@ from actors.payment import OperationState, Payment, PaymentStatus
 from actors.profile import Profile
 from actors.refusals import Refusal
 from actors.rules import Ids, Standing
+from actors.settlement import needs_person
 from actors.staging import Draft, State
 from actors.store import Key, Put
 from tests.unit.actors.partner_bench import check_books, recompute
@@ -93,10 +94,24 @@ class Partner(RuleBasedStateMachine):
     @rule(data=st.data(), succeeded=st.booleans())
     def resolve(self, data: st.DataObject, succeeded: bool) -> None:
         payment, operation_id = data.draw(st.sampled_from(self._operations()))
+        opened = self.state.opens.get(operation_id)
         unknown = payment.operation(operation_id).state is OperationState.UNKNOWN
+        # The two must agree: what operators are shown as theirs, and what they may resolve.
+        for_a_person = opened is not None and needs_person(opened, self.now_ms)
         before = self.state.standing.sequence
         self._decide(ResolveOperation(operation_id, succeeded, "ann", "n"), payment.id)
-        assert unknown == (self.state.standing.sequence > before)
+        assert (unknown and for_a_person) == (self.state.standing.sequence > before)
+
+    @precondition(lambda self: self._unknown())
+    @rule(data=st.data(), succeeded=st.booleans())
+    def resolve_a_day_later(self, data: st.DataObject, succeeded: bool) -> None:
+        """A day passes, so that a person may decide: seldom would all of that come together by itself."""
+        self.now_ms += limits.ACQUIRER_KEY_RETENTION_MS
+        payment, operation_id = data.draw(st.sampled_from(self._unknown()))
+        self._decide(ResolveOperation(operation_id, succeeded, "ann", "n"), payment.id)
+        newest = self.state.payments[payment.id]
+        assert newest is not None
+        assert newest.operation(operation_id).resolved_by == "ann: n"
 
     @rule(payment_id=payments)
     def expire(self, payment_id: str) -> None:
@@ -159,6 +174,9 @@ class Partner(RuleBasedStateMachine):
     def _operations(self) -> list[tuple[Payment, str]]:
         payments = [payment for payment in self.state.payments.values() if payment is not None]
         return [(payment, operation.id) for payment in payments for operation in payment.operations]
+
+    def _unknown(self) -> list[tuple[Payment, str]]:
+        return [(p, name) for p, name in self._open() if p.operation(name).state is OperationState.UNKNOWN]
 
     def _open(self) -> list[tuple[Payment, str]]:
         return [(payment, name) for payment, name in self._operations() if payment.operation(name).is_open]

@@ -13,7 +13,7 @@ from actors.acquirer import Instruction, NeverPerformed
 from actors.answers import Answer, Refused
 from actors.commands import CapturePayment, RefundPayment, ResolveOperation, VoidPayment
 from actors.refusals import RefusalCode
-from tests.unit.actors.partner_bench import Bench, authorization, body, code, purchase, settle_down
+from tests.unit.actors.partner_bench import Bench, authorization, body, code, purchase, read_books, settle_down
 from tests.unit.actors.scripted_acquirer import (
     MALFORMED,
     REFUSED,
@@ -217,15 +217,65 @@ async def test_probes_that_a_person_ends_do_not_shut_the_breaker_for_ever() -> N
         bench.acquirer.otherwise = lambda _: TIMEOUT_NOT_CHARGED
         await bench.until(lambda: bench.acquirer.in_flight == limits.BREAKER_PROBES)
         probed = {key for _, key in bench.acquirer.calls[-limits.BREAKER_PROBES :]}
+        bench.pass_retention()
         for operation_id in probed:
-            await bench.ask(ResolveOperation(operation_id, False, "ann", "the bank says so"))
+            resolved = await bench.ask(ResolveOperation(operation_id, False, "ann", "the bank says so"))
+            assert body(resolved)["status"] == "failed"
         await settle_down()
+        assert bench.acquirer.in_flight == 0
         bench.acquirer.otherwise = lambda _: Step()
-        await bench.until(lambda: not bench.actor.opens, within_s=60)
+        await bench.until(lambda: bench.actor.breaker.allows(bench.actor.monotonic_ms()), within_s=60)
+        assert body(await bench.ask(purchase()))["status"] == "captured"
+        # The others are as old, and were not asked for again.
+        assert len(bench.actor.opens) == limits.BREAKER_FAILURES_TO_OPEN - limits.BREAKER_PROBES
+        for operation_id in bench.actor.opens:
+            await bench.ask(ResolveOperation(operation_id, False, "ann", "the bank says so"))
         await asyncio.gather(*asks)
+        await bench.audit()
 
 
 # A person
+
+
+@in_virtual_time
+async def test_while_the_acquirer_is_asked_no_person_decides_and_what_was_charged_is_learned() -> None:
+    """Resolved as failed it would be wrong: the acquirer charged it, and says so when it is back."""
+    async with Bench() as bench:
+        bench.acquirer.otherwise = lambda _: TIMEOUT_CHARGED
+        asks = await open_unknown(bench)
+        (operation_id,) = bench.actor.opens
+        assert (await asks[0]).status == 202
+        command = ResolveOperation(operation_id, False, "ann", "n")
+        await asyncio.sleep(limits.ACQUIRER_KEY_RETENTION_MS / 1_000 - HOUR_S)
+        before = (await read_books(bench.book)).standing
+        assert code(await bench.ask(command, key="resolve-1")) is RefusalCode.OPERATION_STILL_PURSUED
+        assert (await read_books(bench.book)).standing == before
+        bench.acquirer.otherwise = lambda _: Step()
+        await bench.until(lambda: not bench.actor.opens)
+        assert bench.record.charges[operation_id] == 1
+        (payment,) = (await bench.audit()).payments.values()
+        assert payment.status.value == "captured"
+
+
+@in_virtual_time
+async def test_a_person_may_decide_from_the_very_millisecond_on_that_is_shown_as_theirs() -> None:
+    async with Bench() as bench:
+        bench.acquirer.otherwise = lambda _: REFUSED
+        asks = await open_unknown(bench)
+        assert (await asks[0]).status == 202
+        (opened,) = bench.actor.opens.values()
+        command = ResolveOperation(opened.operation_id, False, "ann", "n")
+        bench.clock.wall_offset_ms += (
+            opened.first_asked_ms + limits.ACQUIRER_KEY_RETENTION_MS - 1 - bench.actor.now_ms()
+        )
+        (shown,) = body(await bench.query("list_unknown"))["data"]
+        assert not shown["needs_person"]
+        assert code(await bench.ask(command, key="resolve-1")) is RefusalCode.OPERATION_STILL_PURSUED
+        bench.clock.wall_offset_ms += 1
+        (shown,) = body(await bench.query("list_unknown"))["data"]
+        assert shown["needs_person"]
+        resolved = await bench.ask(command, key="resolve-1")
+        assert body(resolved)["status"] == "failed", "the refusal left the key free"
 
 
 @in_virtual_time
@@ -314,6 +364,7 @@ async def test_what_a_person_said_stays_whatever_the_acquirer_says_later() -> No
         asks = await open_unknown(bench)
         (operation_id,) = bench.actor.opens
         await bench.until(lambda: len(bench.acquirer.calls) == 2)
+        bench.pass_retention()
         resolved = await bench.ask(ResolveOperation(operation_id, False, "ann", "n"))
         gate.set()
         assert orjson.loads((await asks[0]).body)["status"] == "failed"
