@@ -352,3 +352,7 @@ def _show_changed(found: dict[str, Any], what: str, *, as_json: bool) -> None:
         screen.show_json(found)
     else:
         screen.show_changed(found, what)
+
+
+if __name__ == "__main__":
+    app()

@@ -29,6 +29,10 @@ class WorkerMaker:
                 start_new_session=True,
             )
         self._lock = threading.Lock()
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            self._process.communicate()
+            raise RuntimeError(f"no worker can be made: {errors_file.read_text()}")
 
     def make(self, config: WorkerConfig) -> Endpoint:
         """Start a worker and wait until it listens."""
@@ -37,7 +41,10 @@ class WorkerMaker:
         with self._lock:
             self._process.stdin.write(json.dumps(asdict(config)).encode() + b"\n")
             self._process.stdin.flush()
-            said = json.loads(self._process.stdout.readline())
+            line = self._process.stdout.readline()
+        if not line:
+            raise ClusterError("the process that workers are forked from has ended")
+        said = json.loads(line)
         assert said["name"] == config.name
         return Endpoint(config.name, said["pid"], HOST, said["port"], said["heartbeat_port"])
 

@@ -63,6 +63,7 @@ async def _serve(config: WorkerConfig) -> None:
 def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    os.write(1, b"ready\n")
     for line in sys.stdin:
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -51,7 +51,6 @@ WORKER_STARTS_AT_ONCE_MAX: Final = 2
 WORKER_READS_AT_ONCE_MAX: Final = 64
 HEARTBEAT_CONNECTIONS_MAX: Final = 8
 METRICS_TIMEOUT_MS: Final = 1_000
-DOOR_DRAIN_MS: Final = 3_000
 
 # The acquirer's answers, and a worker process's connections to it: ACQUIRER_SLOTS for each of 64 partners sharing it.
 ACQUIRER_ANSWER_BYTES_MAX: Final = 16_384
