@@ -374,6 +374,13 @@ class Latency:
     p50_ms: float | None
     p99_ms: float | None
     max_ms: float | None
+    p95_ms: float | None = None
+
+    @property
+    def tail_ms(self) -> float | None:
+        """The percentile that so many calls can carry: of a hundred, the p99 is a single call (one stalled fsync)."""
+        few = self.count < limits.LATENCIES_FOR_P99_MIN
+        return self.p95_ms if few and self.p95_ms is not None else self.p99_ms
 
 
 NO_LATENCY: Final = Latency(0, None, None, None)
@@ -384,7 +391,7 @@ def latency(calls: Iterable[Call]) -> Latency:
     values = sorted(call.latency_ms for call in calls if call.usual and call.latency_ms is not None)
     if not values:
         return NO_LATENCY
-    return Latency(len(values), _rank(values, 50), _rank(values, 99), values[-1])
+    return Latency(len(values), _rank(values, 50), _rank(values, 99), values[-1], _rank(values, 95))
 
 
 def _rank(values: Sequence[float], percent: int) -> float:
@@ -392,7 +399,7 @@ def _rank(values: Sequence[float], percent: int) -> float:
 
 
 def calm_range_ms(calm: Latency) -> float | None:
-    """Give the p99 up to which a bystander counts as undisturbed; None where calm was too short to tell."""
+    """Give the tail latency up to which a bystander counts as undisturbed; None where calm was too short to tell."""
     if calm.p99_ms is None or calm.count < limits.LATENCIES_MIN:
         return None
     return max(limits.CALM_RANGE_FACTOR * calm.p99_ms, calm.p99_ms + limits.CALM_RANGE_SLACK_MS)
@@ -401,6 +408,6 @@ def calm_range_ms(calm: Latency) -> float | None:
 def within_calm_range(calm: Latency, trouble: Latency) -> bool | None:
     """Say whether trouble was as calm as calm; None where there were too few calls to tell."""
     bound_ms = calm_range_ms(calm)
-    if bound_ms is None or trouble.p99_ms is None or trouble.count < limits.LATENCIES_MIN:
+    if bound_ms is None or trouble.tail_ms is None or trouble.count < limits.LATENCIES_MIN:
         return None
-    return trouble.p99_ms <= bound_ms
+    return trouble.tail_ms <= bound_ms

@@ -271,7 +271,8 @@ class Demo:
     ) -> int:
         rows = report.rows_of(seen.calls, seen.cast, seen.moments)
         delay = report.killed_delay(seen.calls, seen.cast, seen.moments)
-        verdict = report.judge(rows, delay, seen.takeovers, money, audit, seen.others_cores, leftovers)
+        groups = report.bystander_groups(rows, seen.calls, seen.cast, seen.moments)
+        verdict = report.judge(rows, delay, seen.takeovers, money, audit, seen.others_cores, leftovers, groups)
         whole = {
             "verdict": verdict.word,
             "broken": verdict.broken,
@@ -283,7 +284,7 @@ class Demo:
             "options": {**asdict(self._options), "report_file": None},
             "happened": report.moments_json(seen.moments, seen.timeline),
             "partners": [report.row_json(row) for row in rows],
-            "bystanders": report.bystander_groups(rows, seen.calls, seen.cast, seen.moments),
+            "bystanders": groups,
             **self._victims(seen, {row.role: row for row in rows}),
             "open_at_end": seen.open_at_end,
             "audit": {name: audit[name] for name in ("ok", "payments", "operations", "in_doubt")},

@@ -35,15 +35,17 @@ BOOK_PAGES_MAX: Final = 1_000
 RECORD_PAGES_MAX: Final = 2_000
 RECORD_PAGE_ROWS: Final = 500
 
-# What counts as contained. A bystander's p99 in trouble lies within its calm range if it is at most
+# What counts as contained. A bystander's tail in trouble lies within its calm range if it is at most
 # CALM_RANGE_FACTOR times its calm p99, or at most CALM_RANGE_SLACK_MS above it, whichever is more.
 CALM_RANGE_FACTOR: Final = 3
 CALM_RANGE_SLACK_MS: Final = 150
 KILLED_DELAY_MS_MAX: Final = 1_000
 # Calls that were open when a worker was killed, or due within this time after, tell what it cost.
 KILL_LOOK_MS: Final = 5_000
-# A p99 of fewer calls than this says little; the verdict is "unknown" then.
+# A tail of fewer calls than this says little; the verdict is "unknown" then.
 LATENCIES_MIN: Final = 20
+# The tail is the p99 from so many calls on (five lie above it), and the p95 below.
+LATENCIES_FOR_P99_MIN: Final = 500
 
 # Where other programs use this many cores more in trouble than in calm, latencies can't be compared.
 OTHERS_CORES_MORE_MAX: Final = 0.4

@@ -58,7 +58,7 @@ class Row:
 
     @property
     def undisturbed(self) -> bool | None:
-        """Whether its p99 in trouble lies within its calm range; None where that can't be told."""
+        """Whether its tail in trouble lies within its calm range; None where that can't be told."""
         return within_calm_range(self.calm, self.trouble)
 
 
@@ -151,7 +151,7 @@ def killed_delay(calls: Sequence[Call], cast: Cast, moments: Moments) -> Latency
 
 def bystander_groups(rows: Sequence[Row], calls: Sequence[Call], cast: Cast, moments: Moments) -> list[dict[str, Any]]:
     """Sum up bystanders who share a cell with a victim, and those who don't."""
-    groups = []
+    groups: list[dict[str, Any]] = []
     for name, shares in (("in a victim's cell", True), ("in other cells", False)):
         members = [row for row in rows if row.role is Role.BYSTANDER and (row.cell in cast.troubled_cells) is shares]
         names = {row.partner for row in members}
@@ -167,6 +167,8 @@ def bystander_groups(rows: Sequence[Row], calls: Sequence[Call], cast: Cast, mom
                 "trouble": asdict(latency(_within(theirs, moments.kill_s, moments.trouble_end_s))),
             }
         )
+    for group in groups:
+        group["undisturbed"] = within_calm_range(Latency(**group["calm"]), Latency(**group["trouble"]))
     return groups
 
 
@@ -178,6 +180,7 @@ def judge(
     audit: dict[str, Any],
     others_cores: dict[str, float],
     leftovers: Sequence[str] = (),
+    groups: Sequence[dict[str, Any]] = (),
 ) -> Verdict:
     """Say whether everything was contained and all books agree.
 
@@ -190,10 +193,13 @@ def judge(
         if row.role is Role.BYSTANDER:
             bound_ms = calm_range_ms(row.calm)
             said = "too few calls to tell" if bound_ms is None else f"{bound_ms:.0f} ms was its range"
-            trouble_ms = row.trouble.p99_ms
-            spent = "no p99" if trouble_ms is None else f"p99 {trouble_ms:.0f} ms"
+            trouble_ms = row.trouble.tail_ms
+            spent = "no tail" if trouble_ms is None else f"tail {trouble_ms:.0f} ms"
             within = None if is_noisy and row.undisturbed is False else row.undisturbed
             verdict.require(within, f"{row.partner}: {spent} in trouble, {said}")
+    for group in groups:
+        within = None if is_noisy and group["undisturbed"] is False else group["undisturbed"]
+        verdict.require(within, f"bystanders {group['group']}: their common p99 is outside its calm range")
     if is_noisy and any(row.undisturbed is False for row in rows if row.role is Role.BYSTANDER):
         verdict.unknown.append(f"other programs used {others_cores} cores of this machine: run it again, alone")
     by_role = {row.role: row for row in rows}

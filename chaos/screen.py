@@ -144,7 +144,8 @@ def show_summary(console: Console, report: dict[str, Any], verdict: Verdict) -> 
             f"outside their calm range: {', '.join(group['outside_calm_range']) or 'none'}"
         )
     say(
-        f"  calm range: p99 in trouble at most the larger of {limits.CALM_RANGE_FACTOR} x calm p99 and calm p99 + "
+        f"  calm range: the tail in trouble (p99; p95 of fewer than {limits.LATENCIES_FOR_P99_MIN} calls) at most the "
+        f"larger of {limits.CALM_RANGE_FACTOR} x calm p99 and calm p99 + "
         f"{limits.CALM_RANGE_SLACK_MS} ms"
     )
     cores = report["others_cores"]

@@ -343,3 +343,10 @@ def test_too_few_calls_tell_nothing() -> None:
     few = lasting(10, limits.LATENCIES_MIN - 1)
     assert checker.within_calm_range(few, lasting(10)) is None
     assert checker.within_calm_range(lasting(10), few) is None
+
+
+def test_the_tail_of_few_calls_is_their_p95_and_of_many_their_p99() -> None:
+    assert checker.Latency(100, 10, 400, 400, 90).tail_ms == 90
+    assert checker.Latency(limits.LATENCIES_FOR_P99_MIN, 10, 400, 400, 90).tail_ms == 400
+    assert checker.within_calm_range(lasting(20), checker.Latency(100, 10, 400, 400, 90)) is True
+    assert checker.within_calm_range(lasting(20), checker.Latency(100, 10, 400, 400, 390)) is False

@@ -98,7 +98,7 @@ def test_one_error_of_anybody_is_not_contained(partner: str) -> None:
 def test_a_bystander_outside_its_calm_range_is_not_contained() -> None:
     rows = good_rows()
     rows[0].trouble = Latency(100, 10, 171, 171)
-    assert verdict_of(rows).broken == ["ann: p99 171 ms in trouble, 170 ms was its range"]
+    assert verdict_of(rows).broken == ["ann: tail 171 ms in trouble, 170 ms was its range"]
 
 
 def test_where_other_programs_took_the_machine_it_is_not_known() -> None:
@@ -169,3 +169,9 @@ def test_bystanders_are_summed_up_by_whether_they_share_a_cell_with_a_victim() -
 
 def test_a_repeat_is_no_first_attempt() -> None:
     assert row_of("ann", replace(call("ann", 110), repeat=1)).sent == 0
+
+
+def test_bystanders_whose_common_tail_is_outside_are_not_contained() -> None:
+    group = {"group": "in other cells", "undisturbed": False}
+    assert verdict_of(good_rows(), groups=[group]).word == "not contained"
+    assert verdict_of(good_rows(), groups=[{**group, "undisturbed": True}]).word == "contained"
