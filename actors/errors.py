@@ -64,4 +64,4 @@ class AcquirerUnknownError(BulkheadError):
 
 
 class ActorStoppedError(BulkheadError):
-    """The actor no longer serves this partner; nothing of what was asked was written by it."""
+    """The actor no longer serves this partner. What was under way may have been written: the next owner knows."""

@@ -214,7 +214,7 @@ class Door:
                 sends += 1
                 self._given_up(seat, link)
                 continue
-            return body
+            return _outcome_unknown() if sends and _says_unavailable(body) else body
 
     async def _wait_active(self, seat: Seat, deadline: float) -> Link | None:
         while seat.link is None:
@@ -514,6 +514,12 @@ def _unavailable(why: str) -> bytes:
 
 def _quarantined() -> bytes:
     return _refused(RefusalCode.COMMAND_QUARANTINED, "This command ended its worker twice; it is not tried again.")
+
+
+def _says_unavailable(body: bytes) -> bool:
+    """Say whether a worker wrote nothing: true of its own try, and not known of the one that was lost before."""
+    answer = messages.decode_answer(body)
+    return isinstance(answer, Refused) and answer.refusal.code is RefusalCode.PARTNER_UNAVAILABLE
 
 
 def _outcome_unknown() -> bytes:
