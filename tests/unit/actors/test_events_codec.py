@@ -122,6 +122,7 @@ def test_every_event_has_a_tag_of_its_own_for_ever() -> None:
         "OperationLost": 5,
         "AuthorizationExpired": 6,
         "ExpiryDeferred": 7,
+        "OperationReconciled": 20,
     }
     assert set(codec._EVENT_TAGS) == set(Event.__args__)
 
