@@ -178,6 +178,7 @@ def render(findings: list[Finding]) -> bytes:
 
 def _view(finding: Finding) -> dict[str, Any]:
     row, operation = finding.row, finding.operation
+    moved = operation is not None and operation.state is OperationState.SUCCEEDED and operation.kind in MONEY_KINDS
     return {
         "key": row.key,
         "verdict": finding.verdict.value,
@@ -185,7 +186,7 @@ def _view(finding: Finding) -> dict[str, Any]:
         "posted": finding.posted,
         "payment_id": None if operation is None or finding.payment is None else finding.payment.id,
         "state": None if operation is None else operation.state.value,
-        "owed": None if operation is None or operation.kind not in MONEY_KINDS else owed(operation),
+        "owed": owed(operation) if operation is not None and moved else None,
         "fee_agreed": finding.fee_agreed,
     }
 
