@@ -18,11 +18,11 @@
 | `tok_capture_timeout_charged` | approved | as `tok_timeout_charged`, for a capture |
 | `tok_void_timeout_charged` | approved | as `tok_timeout_charged`, for a void |
 | `tok_refund_timeout_charged` | approved | as `tok_timeout_charged`, for a refund |
-| `tok_settle_*` | approved; the settlement file is wrong about it (settlements.py) | approved |
+| `tok_settle_missing`, `tok_settle_late`, `tok_settle_short`, `tok_settle_fee` | approved | approved |
 | anything else | declined (`invalid_payment_method`) | approved |
 
 "Approved" here means: as far as the token goes. The rules about amounts still apply (rules.py). A purchase captures by
-itself, so `tok_capture_*` don't touch it. A slow request is performed even if its client has gone away meanwhile.
+itself, so `tok_capture_*` don't touch it. `tok_settle_*` make the settlement file wrong (settlements.py). A slow request is performed even if its client has gone away meanwhile.
 """
 
 import re
