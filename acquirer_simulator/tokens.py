@@ -22,7 +22,8 @@
 | anything else | declined (`invalid_payment_method`) | approved |
 
 "Approved" here means: as far as the token goes. The rules about amounts still apply (rules.py). A purchase captures by
-itself, so `tok_capture_*` don't touch it. `tok_settle_*` make the settlement file wrong (settlements.py). A slow request is performed even if its client has gone away meanwhile.
+itself, so `tok_capture_*` don't touch it. `tok_settle_*` make the settlement file wrong (settlements.py). A slow
+request is performed even if its client has gone away meanwhile.
 """
 
 import re

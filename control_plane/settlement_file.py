@@ -356,6 +356,8 @@ class _Reader:
     def _take(self, fields: list[str]) -> bool:
         """Take a line; say whether it is the last."""
         if len(fields) != len(COLUMNS) + 1:
+            if fields[:1] == ["end"]:
+                raise _LineError("the last line (`end`) is not whole: the file is truncated")
             raise _LineError(f"{len(COLUMNS) + 1} fields are wanted, there are {len(fields)}")
         match fields[0]:
             case "row":
