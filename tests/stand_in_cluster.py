@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -9,11 +10,13 @@ import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Final
 
 from cells.remote import Cluster, ClusterError, Endpoint
 from cells.worker import WorkerConfig
 
 HOST = "127.0.0.1"
+START_TIMEOUT_S: Final = 5.0
 
 
 class WorkerMaker:
@@ -26,6 +29,7 @@ class WorkerMaker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
+                bufsize=0,  # so that what is to be read can be waited for
                 start_new_session=True,
             )
         self._lock = threading.Lock()
@@ -41,12 +45,20 @@ class WorkerMaker:
         with self._lock:
             self._process.stdin.write(json.dumps(asdict(config)).encode() + b"\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line:
-            raise ClusterError("the process that workers are forked from has ended")
-        said = json.loads(line)
-        assert said["name"] == config.name
+            said = self._read_answer(config.name)
         return Endpoint(config.name, said["pid"], HOST, said["port"], said["heartbeat_port"])
+
+    def _read_answer(self, name: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        while select.select([self._process.stdout], [], [], START_TIMEOUT_S)[0]:
+            line = self._process.stdout.readline()
+            if not line:
+                raise ClusterError("the process that workers are forked from has ended")
+            said: dict[str, Any] = json.loads(line)
+            if said["name"] == name:  # else it is one that was given up for dead
+                return said
+        # Its mark is there as soon as it is: a new door may have ended it before it could say a word.
+        raise ClusterError("the worker died as it started")
 
     def end(self) -> None:
         """End it, and with it whatever worker nobody else has ended: they are of its process group."""
