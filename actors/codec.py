@@ -4,6 +4,7 @@ A record of a version that is not known here can't be read and is reported as su
 """
 
 import dataclasses
+from operator import attrgetter
 from typing import Any, Final
 
 import msgpack
@@ -29,7 +30,7 @@ _EVENT_TAGS: Final[dict[type[Any], int]] = {
     events.ExpiryDeferred: 7,
 }
 _EVENT_TYPES: Final = {tag: kind for kind, tag in _EVENT_TAGS.items()}
-_EVENT_FIELDS: Final = {kind: tuple(f.name for f in dataclasses.fields(kind)) for kind in _EVENT_TAGS}
+_EVENT_VALUES: Final = {kind: attrgetter(*(f.name for f in dataclasses.fields(kind))) for kind in _EVENT_TAGS}
 
 
 def encode_standing(standing: Standing) -> bytes:
@@ -174,10 +175,7 @@ def decode_open(data: bytes) -> OpenOperation:
 
 def encode_entry(entry: JournalEntry) -> bytes:
     """Give a journal entry's bytes."""
-    tagged = [
-        [_EVENT_TAGS[type(event)], *(getattr(event, name) for name in _EVENT_FIELDS[type(event)])]
-        for event in entry.events
-    ]
+    tagged = [(_EVENT_TAGS[type(event)], *_EVENT_VALUES[type(event)](event)) for event in entry.events]
     posted = [[posting.currency, posting.account.value, posting.amount] for posting in entry.postings]
     return _pack(
         [
