@@ -4,12 +4,9 @@ A ULID here is 48 bits of milliseconds, 16 bits that count within one millisecon
 """
 
 import secrets
-from typing import Final
 
 from actors.rules import Ids
-
-_DIGITS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_PAIRS: Final = tuple(high + low for high in _DIGITS for low in _DIGITS)
+from actors.ulids import ulid_text
 
 
 class IdMint:
@@ -27,7 +24,7 @@ class IdMint:
             self._at_ms, self._count = self._at_ms + 1, 0
         else:
             self._count += 1
-        text = _text((self._at_ms << 80) + (self._count << 64) + secrets.randbits(64))
+        text = ulid_text((self._at_ms << 80) + (self._count << 64) + secrets.randbits(64))
         return Ids(f"pay_{text}", f"op_{text}", f"re_{text}")
 
 
@@ -40,13 +37,4 @@ def created_range(prefix: str, from_ms: int | None, before_ms: int | None) -> tu
 
 def _first(at_ms: int) -> str:
     clamped_ms = min(max(at_ms, 0), (1 << 48) - 1)
-    return _text(clamped_ms << 80)
-
-
-def _text(value: int) -> str:
-    """Give a ULID's 26 characters (Crockford's base 32), two at a time: each payment needs some."""
-    pairs = []
-    for _ in range(13):
-        pairs.append(_PAIRS[value & 0x3FF])
-        value >>= 10
-    return "".join(reversed(pairs))
+    return ulid_text(clamped_ms << 80)

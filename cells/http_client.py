@@ -52,6 +52,10 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
         return self._answer
 
+    def expire(self, timeout_ms: int) -> None:
+        """Give the request up."""
+        self._fail("timeout", f"no answer within {timeout_ms} ms")
+
     def abort(self) -> None:
         """End the connection at once."""
         self.is_usable = False
@@ -155,18 +159,38 @@ class HttpClient:
             len(body),
             body,
         )
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_ms / 1_000
+        connection = await self._get(address, deadline)
+        timer = loop.call_at(deadline, connection.expire, timeout_ms)
         try:
-            async with asyncio.timeout(timeout_ms / 1_000), self._places:
-                connection = self._take(address) or await self._connect(address)
-                try:
-                    status, content = await connection.exchange(request)
-                except BaseException:
-                    connection.abort()
-                    raise
-        except TimeoutError as error:
-            raise AcquirerUnknownError("timeout", f"no answer within {timeout_ms} ms") from error
+            status, content = await connection.exchange(request)
+        except BaseException:
+            connection.abort()
+            raise
+        finally:
+            timer.cancel()
+            self._places.release()
         self._give_back(address, connection)
         return status, content
+
+    async def _get(self, address: Address, deadline: float) -> _Connection:
+        """Give a connection with a place of its own, which the caller gives back. Raises AcquirerUnknownError."""
+        if not self._places.locked():
+            connection = self._take(address)
+            if connection is not None:
+                await self._places.acquire()  # at once
+                return connection
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._places.acquire()
+                try:
+                    return self._take(address) or await self._connect(address)
+                except BaseException:
+                    self._places.release()
+                    raise
+        except TimeoutError as error:
+            raise AcquirerUnknownError("timeout", "no connection in time") from error
 
     async def _connect(self, address: Address) -> _Connection:
         if address.is_tls and self._tls is None:
