@@ -1,4 +1,4 @@
-"""Measures the whole gateway, HTTP to fsync, and finds its knee: `python -m bench.gateway [--rates 100,300] [--seconds 15]`.
+"""Measures the whole gateway, HTTP to fsync, and finds its knee: `python -m bench.gateway [--rates 100,300]`.
 
 Open loop (load.py): latencies count from a schedule fixed in advance. Every payment is two durable commits here and one
 at the acquirer simulator. All of it, load generator included, runs on this machine; CPU is reported by process role.
@@ -63,9 +63,7 @@ def main() -> None:
         prog="python -m bench.gateway",
         description="Measure the whole gateway with open-loop load: given rates, or a search for the highest it holds.",
     )
-    parser.add_argument(
-        "--rates", help="payments a second, one step after the other: 100,300,500 (default: find the knee)"
-    )
+    parser.add_argument("--rates", help="payments a second, one step after the other: 100,300 (default: find the knee)")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each step")
     parser.add_argument("--partners", type=int, default=8)
     parser.add_argument("--cells", type=int, default=2)
@@ -123,7 +121,7 @@ def _measure(folder: Path, options: argparse.Namespace, console: Console) -> dic
         "cells": options.cells,
         "partners": options.partners,
         "machine": machine.describe(folder),
-        "durability": "SQLite WAL with synchronous=FULL, two commits a payment; the acquirer simulator's record likewise",
+        "durability": "SQLite WAL, synchronous=FULL, two commits a payment; the acquirer simulator fsyncs as well",
     }
 
 

@@ -28,11 +28,11 @@ def describe(folder: Path) -> dict[str, Any]:
 def lines(machine: dict[str, Any]) -> list[str]:
     """Say it in words."""
     fsync = machine["fsync_ms"]
+    cores = f"{machine['cores']} cores ({machine['processor']})"
+    took = f"p50 {fsync['p50']} ms, p99 {fsync['p99']} ms"
     return [
-        f"Machine: {machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB, {machine['system']}, "
-        f"Python {machine['python']}.",
-        f"Disk: {machine['file_system']}; one writer's fsync of {BLOCK_BYTES} bytes took p50 {fsync['p50']} ms, "
-        f"p99 {fsync['p99']} ms.",
+        f"Machine: {cores}, {machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}.",
+        f"Disk: {machine['file_system']}; one writer's fsync of {BLOCK_BYTES} bytes took {took}.",
     ]
 
 
