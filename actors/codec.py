@@ -13,7 +13,7 @@ from actors import events
 from actors.errors import StoreCorruptError
 from actors.ledger import Account, Posting
 from actors.payment import Failure, Operation, OperationKind, OperationState, Payment
-from actors.records import JournalEntry, Once, OpenOperation
+from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.rules import Standing
 from actors.store import Key
 
@@ -28,6 +28,7 @@ _EVENT_TAGS: Final[dict[type[Any], int]] = {
     events.OperationLost: 5,
     events.AuthorizationExpired: 6,
     events.ExpiryDeferred: 7,
+    events.OperationReconciled: 20,
 }
 _EVENT_TYPES: Final = {tag: kind for kind, tag in _EVENT_TAGS.items()}
 _EVENT_VALUES: Final = {kind: attrgetter(*(f.name for f in dataclasses.fields(kind))) for kind in _EVENT_TAGS}
@@ -208,6 +209,29 @@ def decode_entry(data: bytes) -> JournalEntry:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreCorruptError(f"journal entry {sequence} can't be read: {error}") from error
+
+
+def encode_reconciled(row: Reconciled) -> bytes:
+    """Give the bytes of what a settlement file said of an operation."""
+    return _pack(
+        [
+            VERSION,
+            row.operation_id,
+            row.payment_id,
+            row.settled_on,
+            row.gross,
+            row.fee,
+            row.fee_agreed,
+            row.reference,
+            row.file,
+            row.at_ms,
+        ]
+    )
+
+
+def decode_reconciled(data: bytes) -> Reconciled:
+    """Read what a settlement file said of an operation. Raises StoreCorruptError."""
+    return Reconciled(*_unpack(data, 10))
 
 
 def encode_text(text: str) -> bytes:

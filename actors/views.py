@@ -134,6 +134,8 @@ def event_views(entry: JournalEntry, payments: dict[str, Payment]) -> list[dict[
     """Give the public events of a journal entry, oldest first. `payments` has those the entry names, as of now."""
     views = []
     for index, event in enumerate(entry.events):
+        if isinstance(event, events.OperationReconciled):
+            continue
         kind = _event_type(event, payments[event.payment_id])
         if kind is None:
             continue
@@ -193,7 +195,7 @@ def _event_type(event: events.Event, payment: Payment) -> str | None:
             return "operation.unknown"
         case events.AuthorizationExpired():
             return "payment.expired"
-        case events.ExpiryDeferred():
+        case events.ExpiryDeferred() | events.OperationReconciled():
             return None
 
 

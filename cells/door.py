@@ -37,7 +37,17 @@ from cells.workforce import Link, Workforce
 
 log = structlog.get_logger()
 
-_CONTROL_ONLY: Final = frozenset({Method.ONBOARD, Method.CONFIGURE, Method.CELL_STATUS, Method.RESOLVE_OPERATION})
+_CONTROL_ONLY: Final = frozenset(
+    {
+        Method.ONBOARD,
+        Method.CONFIGURE,
+        Method.CELL_STATUS,
+        Method.RESOLVE_OPERATION,
+        Method.RECONCILE_OPERATIONS,
+        Method.COMPARE_SETTLEMENT,
+        Method.LIST_UNRECONCILED,
+    }
+)
 _UNANSWERED_MAX: Final = 3
 _KILL_WAIT_MS: Final = 500
 _PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")

@@ -48,6 +48,8 @@ WORKER_FIND_TIMEOUT_MS: Final = 3_000
 WORKER_LOOP_LAG_MS_MAX: Final = 3_000
 WORKER_STARTS_AT_ONCE_MAX: Final = 2
 WORKER_READS_AT_ONCE_MAX: Final = 64
+# Batches of settlement rows under way in one worker: payments take turns with one, never with many.
+WORKER_RECONCILES_AT_ONCE_MAX: Final = 1
 HEARTBEAT_CONNECTIONS_MAX: Final = 8
 METRICS_TIMEOUT_MS: Final = 1_000
 
@@ -65,3 +67,11 @@ PARTNER_RATE_BURST_DEFAULT: Final = actor_limits.RATE_BURST_DEFAULT
 PARTNER_RATE_BURST_MAX: Final = actor_limits.RATE_BURST_MAX
 PARTNER_IN_FLIGHT_DEFAULT: Final = actor_limits.IN_FLIGHT_DEFAULT
 PARTNER_IN_FLIGHT_MAX: Final = actor_limits.IN_FLIGHT_MAX
+
+# What a settlement file may hold, and how it is handed to the partners' actors.
+SETTLEMENT_ROWS_MAX: Final = actor_limits.SETTLEMENT_ROWS_MAX
+SETTLEMENT_KEY_CHARACTERS_MAX: Final = actor_limits.SETTLEMENT_KEY_CHARACTERS_MAX
+SETTLEMENT_REFERENCE_CHARACTERS_MAX: Final = actor_limits.SETTLEMENT_REFERENCE_CHARACTERS_MAX
+SETTLEMENT_AMOUNT_MINOR_UNITS_MAX: Final = actor_limits.AMOUNT_MINOR_UNITS_MAX
+FEE_BASIS_POINTS_MAX: Final = actor_limits.FEE_BASIS_POINTS_MAX
+FEE_FIXED_MINOR_UNITS_MAX: Final = actor_limits.FEE_FIXED_MINOR_UNITS_MAX
