@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from control_plane import client, data_folder
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError, DoorError, NotRunningError
 from control_plane.process_table import MARKER
+from control_plane.processes import ray_folder
 
 T = TypeVar("T")
 
@@ -155,6 +157,36 @@ class Gateway:
                     found.update(process.children(recursive=True))
         self._seen |= found
         return [process for process in found if is_alive(process)]
+
+    def kill_control_plane(self) -> None:
+        """SIGKILL `up` alone; what it started goes on. `start` continues from there."""
+        assert self.up is not None, "it was not started"
+        self.up.kill()
+        self.up.wait()
+        self.up = None
+
+    def census(self) -> Counter[str]:
+        """Count the living processes by what started them and their names, strays included: `up` itself is not in it.
+
+        A stray hides its marker and has lost its parent, but names this gateway's folders in its command line.
+        """
+        ours = self.processes()
+        counted: Counter[str] = Counter()
+        for process in ours:
+            with contextlib.suppress(psutil.Error):
+                name = process.environ().get(MARKER, "").partition("/")[2]
+                counted[f"{name or 'unmarked'} {process.name()}"] += 1
+        instance = data_folder.read_instance(self.folder)
+        assert instance is not None
+        folders = (str(self.folder.run), str(ray_folder(instance.id)))
+        known = {process.pid for process in ours} | {os.getpid()} | ({self.up.pid} if self.up is not None else set())
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline() if process.pid not in known else []
+                if is_alive(process) and any(folder in word for word in words for folder in folders):
+                    self._seen.add(process)
+                    counted[f"stray {process.name()}"] += 1
+        return counted
 
     def leftovers(self) -> list[psutil.Process]:
         """Give what is alive of all that was ever seen to be this gateway's."""
