@@ -97,10 +97,10 @@ class Door:
         log.info("door_opened", door_epoch=self.door_epoch, partners=len(self._seats))
 
     async def staff(self, workforce: Workforce) -> None:
-        """Give each partner its worker: the one that has it from before, or a fresh one."""
+        """Give each partner its worker: the one that has it from before, or a fresh one. Requests may come already."""
         self._workforce = workforce
         claimed: set[str] = set()
-        await asyncio.gather(*(self._adopt(link, claimed) for link in await workforce.find_existing()))
+        await workforce.find_existing(lambda link: self._adopt(link, claimed))
         for seat in self._seats.values():
             if seat.link is None:
                 self._activate_soon(seat, "start")
@@ -561,7 +561,6 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
     )
     await door.open()
     cluster = Cluster(config["ray_address"], Path(config["token_file"]))
-    await asyncio.to_thread(cluster.connect)
     workforce = Workforce(
         cell=config["cell"],
         host=config["host"],
@@ -576,8 +575,10 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
         on_broken=lambda why: end(3, why),
     )
     server = FrameServer({role: frames.role_key(secret, role) for role in ("router", "control")}, door.handle)
-    await door.staff(workforce)
+    # What is asked for meanwhile waits for its partner's worker.
+    staffing = asyncio.create_task(door.staff(workforce), name="staff-door")
     await server.start(config["host"], config["port"])
+    await staffing
     metrics = await door_metrics.serve(config["host"], config["metrics_port"], workforce)
     log.info("door_listens", port=config["port"], pid=os.getpid())
     code = await ended

@@ -187,7 +187,7 @@ def is_disturbed(call: Call) -> bool:
 
 def _group(calls: Sequence[tuple[Call, str | None]], happened: Happened) -> Group:
     disturbed = [call for call, _ in calls if is_disturbed(call)]
-    # One that failed shows that all was not well when it was sent; one that waited, that it was well when it was answered.
+    # One that was cut off shows that all was not well when it was sent, one that waited, when it was answered.
     times = [(call.sent_s if call.answered_s is None else call.answered_s) - happened.struck_s for call in disturbed]
     answered = [
         call.answered_s - happened.struck_s

@@ -10,7 +10,8 @@ ANSWER_BYTES_MAX: Final = FRAME_BYTES_MAX - 1_024
 HANDSHAKE_TIMEOUT_MS: Final = 2_000
 CONNECT_TIMEOUT_MS: Final = 1_000
 RECONNECT_DELAY_MS_MIN: Final = 50
-RECONNECT_DELAY_MS_MAX: Final = 1_000
+# A door is back within two seconds; a refused connection costs next to nothing.
+RECONNECT_DELAY_MS_MAX: Final = 200
 # Requests awaiting an answer on one connection; past it the caller is refused at once.
 CONNECTION_REQUESTS_MAX: Final = 20_000
 # Unsent bytes on one connection; past it the peer is taken for stopped and the caller is refused at once.
@@ -43,8 +44,6 @@ assert DOOR_PARTNER_COMMANDS_MAX <= actor_limits.MAILBOX_COMMANDS_MAX, "what its
 assert actor_limits.COMMAND_DEADLINE_MS > HEARTBEAT_TIMEOUT_MS * 2, "a takeover fits into it"
 
 # Workers.
-# Past it a worker of an earlier door counts as lost, and its process is ended.
-WORKER_FIND_TIMEOUT_MS: Final = 3_000
 WORKER_LOOP_LAG_MS_MAX: Final = 3_000
 WORKER_STARTS_AT_ONCE_MAX: Final = 2
 WORKER_READS_AT_ONCE_MAX: Final = 64
