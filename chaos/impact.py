@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chaos import limits
-from chaos.checker import Judgement, error_of, is_documented, latency
+from chaos.checker import Judgement, error_of, is_documented
 from chaos.faults import EXCUSED_OUTCOMES, NO_ERROR, Excuse, Excuses, Fault
 from chaos.history import Call
 
@@ -181,8 +181,12 @@ def _met(call: Call, happened: Happened) -> bool:
 
 
 def is_disturbed(call: Call) -> bool:
-    """Say whether a call got something else than it should, or waited longer than in calm."""
-    return error_of(call) is not None or (call.usual and (call.latency_ms or 0) > limits.DISTURBED_MS)
+    """Say whether a call got something else than it should, or waited longer than in calm.
+
+    It waited from when it was sent: this client shares its machine with the gateway, and may itself have been late.
+    """
+    waited_ms = 0 if call.answered_s is None else (call.answered_s - call.sent_s) * 1_000
+    return error_of(call) is not None or (call.usual and waited_ms > limits.DISTURBED_MS)
 
 
 def _group(calls: Sequence[tuple[Call, str | None]], happened: Happened) -> Group:
@@ -194,6 +198,9 @@ def _group(calls: Sequence[tuple[Call, str | None]], happened: Happened) -> Grou
         for call in disturbed
         if call.acknowledged and call.answered_s is not None and call.answered_s > happened.struck_s
     ]
+    waits_ms = [
+        (call.answered_s - call.sent_s) * 1_000 for call, _ in calls if call.usual and call.answered_s is not None
+    ]
     excused = Counter(
         str(call.outcome or "cut off") for call, told in calls if told is None and error_of(call) is not None
     )
@@ -202,7 +209,7 @@ def _group(calls: Sequence[tuple[Call, str | None]], happened: Happened) -> Grou
         excused=dict(excused),
         errors=tuple(told for _, told in calls if told is not None),
         delayed=sum(call.answered_s is not None for call in disturbed),
-        slowest_ms=latency(call for call, _ in calls).max_ms,
+        slowest_ms=max(waits_ms, default=None),
         first_ms=min(answered) * 1_000 if answered else None,
         back_ms=max([*times, 0]) * 1_000,
     )
