@@ -37,7 +37,6 @@ from cells.workforce import Link, Workforce
 log = structlog.get_logger()
 
 _CONTROL_ONLY: Final = frozenset({Method.ONBOARD, Method.CONFIGURE, Method.CELL_STATUS, Method.RESOLVE_OPERATION})
-_UNANSWERED_MAX: Final = 3
 _KILL_WAIT_MS: Final = 500
 _PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")
 
@@ -237,12 +236,12 @@ class Door:
             return False  # the worker says what is wrong with it
 
     def _unanswered(self, seat: Seat, link: Link, budget_ms: int, deadline: float) -> None:
-        late_ms = (time.monotonic() - deadline) * 1_000
-        if late_ms > limits.DOOR_LATE_MS or budget_ms < limits.HEARTBEAT_TIMEOUT_MS:
+        late_ms = (time.monotonic() - deadline) * 1_000 - limits.ANSWER_GRACE_MS["door"]
+        if late_ms > limits.DOOR_LATE_MS or budget_ms < limits.UNANSWERED_MS_MIN:
             return  # the door slept, or there was no time to answer: the worker is not to blame
         seat.unanswered += 1
         log.warning("command_unanswered", partner=seat.profile.partner_id, worker=link.name, times=seat.unanswered)
-        if seat.unanswered >= _UNANSWERED_MAX and seat.link is link:
+        if seat.unanswered >= limits.UNANSWERED_IN_ROW_MAX and seat.link is link:
             seat.unanswered = 0
             assert self._workforce is not None
             self._workforce.bury(link, "unanswering")

@@ -121,9 +121,9 @@ KINDS: Final = (
     Kind("spare stopped", (_stop(Target.SPARE, _LONG_MS),), NO_ERROR, NO_ERROR, NO_ERROR, _WORKER_MS, replaces=True),
     # Without a spare the partner waits until a worker has started.
     Kind("worker and spare killed", (_kill(Target.WORKER), _kill(Target.SPARE)),
-         NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_STARTS_MS),
+         MAY_REFUSE, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_STARTS_MS),
     Kind("spare killed as it is handed a partner", (_kill(Target.WORKER), _kill(Target.SPARE, _SOON_MS)),
-         NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_STARTS_MS),
+         MAY_REFUSE, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_STARTS_MS),
     # The door: its cell's partners wait until it is back; the router sends again.
     Kind("door killed", (_kill(Target.DOOR),), NO_ERROR, NO_ERROR, NO_ERROR, _DOOR_MS),
     Kind("door lags", (_stop(Target.DOOR, _LAG_MS),), NO_ERROR, NO_ERROR, NO_ERROR, _LAG_MS[1] + _WORKER_MS),

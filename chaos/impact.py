@@ -46,22 +46,25 @@ class Impact:
     happened: Happened
     struck: Group
     others: Group
+    patience: float
 
     @property
     def back_ms(self) -> float:
         """How long it took until those who were struck were served as ever."""
         return self.struck.back_ms
 
-    def broken(self, patience: float) -> list[str]:
-        """Say which promises were broken. `patience` stretches the times for a machine that others use, too."""
+    def broken(self) -> list[str]:
+        """Say which promises were broken."""
         fault, broken = self.happened.fault, []
         for name, group in (("of its own", self.struck), ("elsewhere", self.others)):
             if group.errors:
                 broken.append(f"{fault.title}: {len(group.errors)} errors {name}: {group.errors[0]}")
         if self.happened.calm_s is None:
             broken.append(f"{fault.title}: not over within {limits.SOAK_RECOVERY_MS_MAX / 1_000:g} s")
-        elif self.back_ms > fault.kind.goal_ms * patience:
-            broken.append(f"{fault.title}: {self.back_ms:.0f} ms, {fault.kind.goal_ms * patience:.0f} ms are promised")
+        elif self.back_ms > fault.kind.goal_ms * self.patience:
+            broken.append(
+                f"{fault.title}: {self.back_ms:.0f} ms, {fault.kind.goal_ms * self.patience:.0f} ms are promised"
+            )
         broken += [
             f"{fault.title}: {what} went on by itself, nobody replaced it" for what in self.happened.not_replaced
         ]
@@ -95,12 +98,12 @@ def _is_excused(call: Call, excuse: Excuse) -> bool:
 
 
 def impacts_of(
-    faults: Sequence[Happened], calls: Iterable[Call], cells: Mapping[str, str]
+    faults: Sequence[Happened], calls: Iterable[Call], cells: Mapping[str, str], patience: float
 ) -> tuple[list[Impact], list[str]]:
     """Sum up what each fault did, and what went wrong with calls that met none. Calls that are still open don't count.
 
     `faults` in the order in which they happened, `cells`: where each partner lives. A call that met several belongs to
-    the last, and any of them excuses it.
+    the last, and any of them excuses it. `patience` stretches the times, for a machine that others use, too.
     """
     of_fault: list[list[tuple[Call, str | None]]] = [[] for _ in faults]
     in_calm: list[str] = []
@@ -120,15 +123,15 @@ def impacts_of(
         cell = happened.fault.cell
         struck = [(call, told) for call, told in met_by if cell is None or cells[call.partner] == cell]
         others = [(call, told) for call, told in met_by if cell is not None and cells[call.partner] != cell]
-        impacts.append(Impact(happened, _group(struck, happened), _group(others, happened)))
+        impacts.append(
+            Impact(happened, _group(struck, happened, patience), _group(others, happened, patience), patience)
+        )
     return impacts, in_calm
 
 
-def verdict_of(
-    impacts: Sequence[Impact], calm: Sequence[str], money: Judgement, leftovers: Sequence[str], patience: float
-) -> list[str]:
+def verdict_of(impacts: Sequence[Impact], calm: Sequence[str], money: Judgement, leftovers: Sequence[str]) -> list[str]:
     """Give every broken promise in words; none: all was kept. What can't be told counts as broken."""
-    broken = [what for impact in impacts for what in impact.broken(patience)]
+    broken = [what for impact in impacts for what in impact.broken()]
     if calm:
         broken.append(f"{len(calm)} errors while all was calm: {calm[0]}")
     broken += [str(finding) for finding in money.findings]
@@ -180,17 +183,17 @@ def _met(call: Call, happened: Happened) -> bool:
     return call.due_s <= until_s and call.ended_s >= happened.struck_s
 
 
-def is_disturbed(call: Call) -> bool:
+def is_disturbed(call: Call, patience: float) -> bool:
     """Say whether a call got something else than it should, or waited longer than in calm.
 
     It waited from when it was sent: this client shares its machine with the gateway, and may itself have been late.
     """
     waited_ms = 0 if call.answered_s is None else (call.answered_s - call.sent_s) * 1_000
-    return error_of(call) is not None or (call.usual and waited_ms > limits.DISTURBED_MS)
+    return error_of(call) is not None or (call.usual and waited_ms > limits.DISTURBED_MS * patience)
 
 
-def _group(calls: Sequence[tuple[Call, str | None]], happened: Happened) -> Group:
-    disturbed = [call for call, _ in calls if is_disturbed(call)]
+def _group(calls: Sequence[tuple[Call, str | None]], happened: Happened, patience: float) -> Group:
+    disturbed = [call for call, _ in calls if is_disturbed(call, patience)]
     # One that was cut off shows that all was not well when it was sent, one that waited, when it was answered.
     times = [(call.sent_s if call.answered_s is None else call.answered_s) - happened.struck_s for call in disturbed]
     answered = [

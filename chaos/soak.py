@@ -118,8 +118,8 @@ class Soak:
             leftovers = await asyncio.to_thread(stop, gateway)
         first = [call for call in calls if not call.repeat]
         replays = [replace(call, repeat=0) for call in self._replays]
-        impacts, calm = impacts_of(self._happened, [*first, *replays], self._cells)
-        broken = verdict_of(impacts, calm, money, leftovers, options.patience)
+        impacts, calm = impacts_of(self._happened, [*first, *replays], self._cells, options.patience)
+        broken = verdict_of(impacts, calm, money, leftovers)
         if options.report_file is not None:
             whole = {
                 "kept": not broken,
@@ -168,7 +168,7 @@ class Soak:
             self._keys,
             run="soak",
             seed=options.seed,
-            requests_per_second=limits.SOAK_REQUESTS_PER_SECOND,
+            requests_per_second=limits.SOAK_REQUESTS_PER_SECOND * len(self._cells),
             seconds=seconds,
         )
         self._load = Load(plan)
@@ -186,10 +186,11 @@ class Soak:
                     await asyncio.sleep(fault.pause_ms / 1_000)
                     happened = await self._strike(fault)
                     await self._wait_calm(happened)
-                    told, _ = impacts_of(self._happened, [*self._load.calls, *self._replays], self._cells)
+                    calls = [*self._load.calls, *self._replays]
+                    told, _ = impacts_of(self._happened, calls, self._cells, options.patience)
                     impact = told[-1]
                     self._say(line_of(impact, plan.begin_s))
-                    for what in impact.broken(options.patience):
+                    for what in impact.broken():
                         self._say(f"           BROKEN {what}")
                     if happened.calm_s is None:
                         break
@@ -292,13 +293,14 @@ class Soak:
     def _was_disturbed(self, since_s: float) -> bool:
         """Say whether a call of late had no answer, a wrong one or a slow one, or still waits for its own."""
         assert self._load is not None
+        patience = self._options.patience
         for call in reversed(self._load.calls):
             if call.sent_s < since_s - limits.CLIENT_DEADLINE_MS / 1_000:
                 return False
             if call.ended_s is None:
-                if call.usual and time.monotonic() - call.sent_s > limits.DISTURBED_MS / 1_000:
+                if call.usual and time.monotonic() - call.sent_s > limits.DISTURBED_MS * patience / 1_000:
                     return True
-            elif call.ended_s >= since_s and is_disturbed(call):
+            elif call.ended_s >= since_s and is_disturbed(call, patience):
                 return True
         return False
 

@@ -304,6 +304,19 @@ async def test_no_answer_within_the_budget() -> None:
         assert await one.request("echo", "alpha", b"next", BUDGET_MS) == b"next"
 
 
+@pytest.mark.parametrize("role", ["router", "door"])
+async def test_an_answer_in_the_last_moment_is_waited_for(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker gives its answer when its budget ends, and the way back takes a little."""
+    monkeypatch.setitem(limits.ANSWER_GRACE_MS, role, 10_000)
+    echo = Echo()
+    async with serving(echo, role) as port, connected(port, role) as one:
+        asking = asyncio.create_task(one.request("hold", "alpha", b"late", 20))
+        await asyncio.sleep(0.1)
+        assert not asking.done()
+        echo.held[b"late"].set()
+        assert await asking == b"late"
+
+
 async def test_a_budget_that_is_used_up_times_out_at_once() -> None:
     async with serving(Echo()) as port, connected(port) as one:
         with pytest.raises(PeerTimeoutError):
