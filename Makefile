@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo up test check bench kill-rounds format clean
+.PHONY: help demo up test check bench kill-rounds soak format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -36,6 +36,10 @@ test: check ## Everything that is to pass before a change lands
 kill-rounds: $(READY) ## SIGKILL of everything at random moments, ten rounds
 	BULKHEAD_TEST_ROUNDS=10 $(BIN)/pytest --timeout=1500 tests/acceptance/test_kill_everything.py
 
+MINUTES ?= 10
+soak: $(READY) ## Everything is killed and stopped under load, for MINUTES=10; SEED= repeats a run
+	$(BIN)/python -m chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 bench: $(READY) ## Throughput and latency of the whole gateway, open loop
 	$(BIN)/python -m bench.gateway
 
@@ -43,5 +47,5 @@ format: $(READY) ## Put all files into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## Remove the virtual environment and the demo's data
-	rm -rf $(VENV) .demo *.egg-info
+clean: ## Remove the virtual environment, the demo's data and the soak's
+	rm -rf $(VENV) .demo .soak *.egg-info

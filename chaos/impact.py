@@ -65,9 +65,7 @@ class Impact:
             broken.append(
                 f"{fault.title}: {self.back_ms:.0f} ms, {fault.kind.goal_ms * self.patience:.0f} ms are promised"
             )
-        broken += [
-            f"{fault.title}: {what} went on by itself, nobody replaced it" for what in self.happened.not_replaced
-        ]
+        broken += [f"{fault.title}: {what} was not replaced, it went on" for what in self.happened.not_replaced]
         if self.happened.processes:
             broken.append(f"{fault.title}: {self.happened.processes}")
         return broken

@@ -8,8 +8,8 @@ FRAME_BYTES_MAX: Final = 1_048_576
 # What of a frame is left to an answer's body.
 ANSWER_BYTES_MAX: Final = FRAME_BYTES_MAX - 1_024
 HANDSHAKE_TIMEOUT_MS: Final = 2_000
-# So much longer than the budget that it hands down waits who asks: an answer in the last moment ("202, processing") is a
-# better one than "outcome unknown". The router waits longer than the door, and the client longer than both.
+# Who asks waits so much longer than the budget that it hands down: "202, processing" in the last moment is a better
+# answer than "outcome unknown". The router waits longer than the door, and the client longer than both.
 ANSWER_GRACE_MS: Final = {"door": 400, "router": 800}
 CONNECT_TIMEOUT_MS: Final = 1_000
 RECONNECT_DELAY_MS_MIN: Final = 50
