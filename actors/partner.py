@@ -326,7 +326,7 @@ class PartnerActor:
         return []
 
     def _looked_at_by(self, batch: list[Item]) -> tuple[dict[Key, str | None], list[Key], list[Key]]:
-        """Give the keys to read (each payment's with its id), the raw rows, and which of the keys new payments bring."""
+        """Give the keys to read (a payment's with its id), the raw rows, and which of the keys new payments bring."""
         state = self._state
         keys: dict[Key, str | None] = {}
         row_keys: list[Key] = []
