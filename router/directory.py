@@ -15,6 +15,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from router import limits
 
+# The newest version of the API: what the document describes, and what a new partner is pinned to.
+API_VERSION: Final = "2026-11-22"
 PARTNER_ID: Final = "[a-z0-9_]{1,40}"
 KEY_SECRET_CHARACTERS: Final = 43  # 32 bytes in base64url without padding
 # Greedy: the partner's id may hold `_`, the secret's length says where it ends.

@@ -16,9 +16,9 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
+from cells.api.log_budget import LogBudget
 from cells.api.messages import RefusalCode
 from router import limits, problems
-from router.log_budget import LogBudget
 from router.metrics import Metrics
 from router.problems import EdgeCode, Problem
 from router.reading import Head

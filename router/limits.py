@@ -41,10 +41,7 @@ DIRECTORY_POLL_MS: Final = 100
 DIRECTORY_KEEP_RETRY_MS: Final = 5_000
 PARTNER_KEYS_MAX: Final = 32
 
-# Lines a second of one kind of event; what is left out is counted in the next line.
-LOG_LINES_PER_SECOND_MAX: Final = 20
-
-assert BODY_BYTES_MAX < wire.FRAME_BYTES_MAX // 2, "any body that is let in fits into a frame"
+assert BODY_BYTES_MAX <= wire.ROUTER_FRAME_BYTES_MAX // 2, "any body that is let in fits into a frame"
 assert actor_limits.COMMAND_DEADLINE_MS < actor_limits.CLIENT_DEADLINE_MS
 assert PARTNER_REQUESTS_MAX < REQUESTS_MAX, "one hanging partner can't use up the router"
 assert PARTNER_REQUESTS_MAX >= wire.DOOR_PARTNER_COMMANDS_MAX, "the door's own bound is met first"

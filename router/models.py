@@ -256,6 +256,9 @@ class PaymentList(BaseModel):
     object: Literal["list"]
     data: list[Payment]
     has_more: bool
+    next_starting_after: Annotated[
+        str | None, Field(description="`starting_after` of the next page; null where there is none.")
+    ]
 
 
 class CurrencyBalance(BaseModel):
@@ -291,6 +294,9 @@ class EventList(BaseModel):
     object: Literal["list"]
     data: list[Event]
     has_more: bool
+    next_starting_after: Annotated[
+        str | None, Field(description="`starting_after` of the next page; null where there is none.")
+    ]
 
 
 class PartnerKey(BaseModel):
