@@ -26,6 +26,7 @@ from actors.refusals import Refusal, RefusalCode
 from cells import worker_metrics
 from cells.api import frames, limits, messages
 from cells.api.connection import FrameServer, Request
+from cells.api.log_budget import LogBudget
 from cells.api.messages import NOT_MINE, Method
 from cells.api.saturation import Saturation
 from cells.heartbeat import HeartbeatThread
@@ -63,6 +64,7 @@ class Worker:
         self._reads = asyncio.Semaphore(limits.WORKER_READS_AT_ONCE_MAX)
         self._session: aiohttp.ClientSession | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._budget = LogBudget()
         self._door_epoch = 0
         self.port = 0
 
@@ -94,7 +96,14 @@ class Worker:
         method = request.method
         if method in messages.WRITES or method in messages.READS:
             return await self._command(request)
-        match method:
+        try:
+            return await self._serve_door(request)
+        except (messages.MessageError, KeyError, TypeError, ValueError) as error:
+            self._budget.warning("request_malformed", method=method, partner=request.partner_id, exc_info=True)
+            return _refused(RefusalCode.INTERNAL_ERROR, f"A worker can't read this {method}: {error!r:.200}")
+
+    async def _serve_door(self, request: Request) -> bytes:
+        match request.method:
             case Method.ASSIGN:
                 return await self._assign(request)
             case Method.RELEASE:
@@ -113,7 +122,7 @@ class Worker:
                 self._observe()
                 return bytes(msgpack.packb(worker_metrics.dump()))
             case _:
-                return _refused(RefusalCode.INTERNAL_ERROR, f"A worker has no method {method!r}.")
+                return _refused(RefusalCode.INTERNAL_ERROR, f"A worker has no method {request.method!r}.")
 
     async def _command(self, request: Request) -> bytes:
         actor = self._actors.get(request.partner_id)
@@ -123,9 +132,9 @@ class Worker:
             return _fitting(await self._ask(actor, request))
         except ActorStoppedError:
             return NOT_MINE
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged, trace and all
             # It is answered, because a worker that answers too little is taken for broken and killed.
-            log.exception("command_failed", partner=request.partner_id, method=request.method)
+            self._budget.warning("command_failed", partner=request.partner_id, method=request.method, exc_info=True)
             return _refused(RefusalCode.INTERNAL_ERROR, f"The cell failed at this command: {type(error).__name__}.")
 
     async def _ask(self, actor: PartnerActor, request: Request) -> Answer | Refused:
@@ -146,8 +155,8 @@ class Worker:
             return _refusal(RefusalCode.PARTNER_UNAVAILABLE, "The partner's book can't be read now.", 1_000)
         except (messages.MessageError, commands.CommandError, KeyError, TypeError, ValueError) as error:
             # The router validates; what arrives here wrong is a fault on our side of the edge.
-            log.exception("command_malformed", partner=request.partner_id, method=request.method)
-            return _refusal(RefusalCode.INTERNAL_ERROR, f"The cell can't read this command: {error}", None)
+            self._budget.warning("command_malformed", partner=request.partner_id, method=request.method, exc_info=True)
+            return _refusal(RefusalCode.INTERNAL_ERROR, f"The cell can't read this command: {error!r:.200}", None)
         return await actor.ask(request.method, envelope, request.budget_ms)
 
     async def _assign(self, request: Request) -> bytes:
