@@ -100,6 +100,13 @@ class Edge:
                     headers={"connection": "close"},
                 )
                 await respond(problem, exchange)(scope, receive, send_marked)
+            elif not exchange.head.is_of(scope["http_version"]):
+                problem = Problem(
+                    EdgeCode.REQUEST_MALFORMED,
+                    "Send HTTP/1.1 with one Host (RFC 9112, 3.2).",
+                    headers={"connection": "close"},
+                )
+                await respond(problem, exchange)(scope, receive, send_marked)
             else:
                 await self._router(scope, receive, send_marked)
         except HTTPException:

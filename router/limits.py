@@ -10,6 +10,12 @@ actor_limits = wire.actor_limits  # type: ignore[attr-defined]  # mypy takes the
 # What one request may be.
 HEAD_BYTES_MAX: Final = 16_384
 HEAD_TIMEOUT_MS: Final = 10_000
+# Header lines of one request that come in parts, those behind a chunked body included.
+HEAD_LINES_MAX: Final = 256
+# Requests that wait behind one that is under way on their connection.
+PIPELINED_REQUESTS_MAX: Final = 32
+# How long a peer may leave an answer unread, once buffers are full.
+ANSWER_TIMEOUT_MS: Final = 20_000
 BODY_BYTES_MAX: Final = 65_536
 BODY_TIMEOUT_MS: Final = 10_000
 # Of a body that nobody wants any more so much is thrown away, for at most BODY_TIMEOUT_MS: closing at once would
