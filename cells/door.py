@@ -7,10 +7,10 @@ COMMAND_SENDS_MAX times, under the same command id, so that a worker's death cos
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ import uvloop
 from actors.errors import CommitUnknownError, FencedError, StoreError, StoreExistsError, StoreMissingError
 from actors.limits import COMMAND_DEADLINE_MS
 from actors.store import Put, Range
-from cells import door_metrics
+from cells import door_metrics, process_config
 from cells.api import frames, limits, logs, messages
 from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
 from cells.api.messages import NOT_MINE, Answer, Method, Profile, Refusal, RefusalCode, Refused
@@ -37,6 +37,20 @@ from cells.workforce import Link, Workforce
 log = structlog.get_logger()
 
 _CONTROL_ONLY: Final = frozenset({Method.ONBOARD, Method.CONFIGURE, Method.CELL_STATUS, Method.RESOLVE_OPERATION})
+_CONFIG: Final = {
+    "cell": str,
+    "host": str,
+    "port": int,
+    "metrics_port": int,
+    "ray_address": str,
+    "token_file": str,
+    "secret_file": str,
+    "folder": str,
+    "spares": int,
+    "acquirer_url": str,
+    "log_file": str | None,
+    "logs_folder": str,
+}
 _UNANSWERED_MAX: Final = 3
 _KILL_WAIT_MS: Final = 500
 _PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")
@@ -608,11 +622,16 @@ def main() -> None:
     """Run a cell's door."""
     parser = argparse.ArgumentParser(description="Run one cell's door.")
     parser.add_argument("--config", type=Path, required=True, help="JSON, as the control plane writes it")
-    config = json.loads(parser.parse_args().config.read_text())
+    try:
+        config = process_config.read(parser.parse_args().config, _CONFIG)
+        secret = process_config.read_secret(Path(config["secret_file"]))
+    except process_config.ConfigError as error:
+        sys.stderr.write(f"cells.door: {error}\n")
+        sys.exit(process_config.EXIT_CONFIG)
     logs.configure(config["log_file"], process=f"{config['cell']}.door", cell=config["cell"])
     Path(config["folder"]).mkdir(parents=True, exist_ok=True)
     try:
-        uvloop.run(_run(config, Path(config["secret_file"]).read_bytes()))
+        uvloop.run(_run(config, secret))
     except Exception:
         log.exception("door_failed")
         os._exit(1)

@@ -32,6 +32,7 @@ from cells.api.saturation import Saturation
 from cells.heartbeat import HeartbeatThread
 from cells.http_acquirer import HttpAcquirer, acquirer_session
 from cells.poison import Marker
+from cells.process_config import read_secret
 from cells.sqlite_store import SqliteStore
 
 log = structlog.get_logger()
@@ -54,7 +55,7 @@ class Worker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
-        key = frames.role_key(Path(config.secret_file).read_bytes(), "door")
+        key = frames.role_key(read_secret(Path(config.secret_file)), "door")
         self._server = FrameServer({"door": key}, self._handle)
         self._heartbeat = HeartbeatThread(key, config.host)
         self._saturation = Saturation("worker", REGISTRY, self._turned)

@@ -135,7 +135,11 @@ def decode(raw: bytes) -> Directory:
         raise DirectoryError("it is no JSON object with version, checksum and payload") from error
     if type(version) is not int or version < 0 or not isinstance(checksum, str):
         raise DirectoryError("its version or checksum is of another type")
-    if not hmac.compare_digest(_checksum(fields).encode(), checksum.encode("utf-8", "replace")):
+    try:
+        expected = _checksum(fields)
+    except TypeError as error:  # of orjson, which writes less deeply than it reads
+        raise DirectoryError("its payload is nested too deeply") from error
+    if not hmac.compare_digest(expected.encode(), checksum.encode("utf-8", "replace")):
         raise DirectoryError("its checksum is not that of its payload")
     try:
         payload = Payload.model_validate(fields)
