@@ -16,10 +16,10 @@ ULID: Final = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 PAYMENT_ID: Final = f"^pay_{ULID}$"
 REFUND_ID: Final = f"^re_{ULID}$"
 EVENT_ID: Final = "^evt_[0-9]{20}$"
-# One line of text: no control characters (a log or a terminal must not be steered by a reference).
-_LINE: Final = r"^[^\x00-\x1f\x7f]*$"
+# One line of text: no control characters of C0 or C1 (a log or a terminal must not be steered by a reference).
+_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
 # Text of several lines.
-_TEXT: Final = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
+_TEXT: Final = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"
 
 
 class PaymentStatus(StrEnum):
