@@ -129,12 +129,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         gateway.kill_everything()
 
 
-def exchange(address: tuple[str, int], data: bytes, timeout_s: float = 15.0) -> bytes:
-    """Send the bytes as they are; give all that came until the connection ended or fell silent for a while."""
+def exchange(address: tuple[str, int], data: bytes, timeout_s: float = 15.0, *, is_all: bool = False) -> bytes:
+    """Send the bytes as they are; give all that came until the connection ended or fell silent for a while.
+
+    `is_all`: the peer is told that no more comes.
+    """
     with socket.create_connection(address, timeout=timeout_s) as client:
         got = b""
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # it may have ended the connection meanwhile
             client.sendall(data)
+            if is_all:
+                client.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError, TimeoutError):
             while chunk := client.recv(65_536):
                 got += chunk
