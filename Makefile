@@ -8,7 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo up test check bench kill-rounds format clean
+SECONDS_EACH = $(or $(SECONDS),10)
+
+.PHONY: help demo up test check bench kill-rounds fuzz format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -35,6 +37,12 @@ test: check ## Everything that is to pass before a change lands
 
 kill-rounds: $(READY) ## SIGKILL of everything at random moments, ten rounds
 	BULKHEAD_TEST_ROUNDS=10 $(BIN)/pytest --timeout=1500 tests/acceptance/test_kill_everything.py
+
+fuzz: $(READY) ## Fuzz what reads bytes of others, each target for so long: make fuzz SECONDS=60
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz || echo "atheris can't be installed here"
+	for target in frames messages records requests directories; do \
+		$(BIN)/python -m tests.fuzz.decoders $$target --seconds $(SECONDS_EACH) || exit 1; \
+	done
 
 bench: $(READY) ## Throughput and latency of the whole gateway, open loop
 	$(BIN)/python -m bench.gateway

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from router.limits import actor_limits as bounds
 
@@ -95,6 +95,23 @@ class PaymentRequest(_Request):
             Annotated[str, Field(max_length=bounds.METADATA_VALUE_CHARACTERS_MAX, pattern=_TEXT)],
         ],
         Field(max_length=bounds.METADATA_ENTRIES_MAX),
+        # pydantic would let names through that match no pattern.
+        WithJsonSchema(
+            {
+                "type": "object",
+                "maxProperties": bounds.METADATA_ENTRIES_MAX,
+                "propertyNames": {
+                    "minLength": 1,
+                    "maxLength": bounds.METADATA_KEY_CHARACTERS_MAX,
+                    "pattern": _LINE,
+                },
+                "additionalProperties": {
+                    "type": "string",
+                    "maxLength": bounds.METADATA_VALUE_CHARACTERS_MAX,
+                    "pattern": _TEXT,
+                },
+            }
+        ),
     ] = {}
 
 
@@ -149,9 +166,8 @@ class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=True)
 
 
-_Limit = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=bounds.PAGE_ROWS_MAX)]
-_Time = Annotated[int, BeforeValidator(_unix_ms)]
-_TIME_SCHEMA: Final[dict[str, Any]] = {"type": "string", "format": "date-time"}
+_Limit = Annotated[int, Field(ge=1, le=bounds.PAGE_ROWS_MAX), BeforeValidator(_whole_number)]
+_Time = Annotated[int, BeforeValidator(_unix_ms), WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
 class NoQuery(_Query):
@@ -165,12 +181,12 @@ class PaymentsQuery(_Query):
     starting_after: Annotated[str, Field(pattern=PAYMENT_ID)] | None = None
     status: PaymentStatus | None = None
     reference: Annotated[str, Field(max_length=bounds.REFERENCE_CHARACTERS_MAX, pattern=_LINE)] | None = None
-    created_from_ms: Annotated[
-        _Time | None, Field(alias="created_from", json_schema_extra=_TIME_SCHEMA, description="At or after.")
-    ] = None
-    created_before_ms: Annotated[
-        _Time | None, Field(alias="created_before", json_schema_extra=_TIME_SCHEMA, description="Before.")
-    ] = None
+    created_from_ms: Annotated[_Time | None, Field(alias="created_from", description="At or after; from 1970 on.")] = (
+        None
+    )
+    created_before_ms: Annotated[_Time | None, Field(alias="created_before", description="Before; from 1970 on.")] = (
+        None
+    )
 
 
 class EventsQuery(_Query):

@@ -139,4 +139,8 @@ def _inlined(endpoint: Endpoint, schema: dict[str, Any]) -> dict[str, Any]:
         return [resolve(entry) for entry in value] if isinstance(value, list) else value
 
     resolved: dict[str, Any] = resolve(schema)
+    # A parameter is left out; it is never null.
+    for alternative in resolved.pop("anyOf", ()):
+        if alternative != {"type": "null"}:
+            resolved = alternative | resolved
     return resolved
