@@ -8,7 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo up test check bench bench-history kill-rounds soak format clean
+SECONDS_EACH = $(or $(SECONDS),10)
+
+.PHONY: help demo up test check bench bench-history kill-rounds soak fuzz format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -45,6 +47,12 @@ bench-history: $(READY) ## What a payment costs as its partner's history grows t
 MINUTES ?= 10
 soak: $(READY) ## Everything is killed and stopped under load, for MINUTES=10; SEED= repeats a run
 	$(BIN)/python -m chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(READY) ## Fuzz what reads bytes of others, each target for so long: make fuzz SECONDS=60
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz || echo "atheris can't be installed here"
+	for target in frames messages records requests directories; do \
+		$(BIN)/python -m tests.fuzz.decoders $$target --seconds $(SECONDS_EACH) || exit 1; \
+	done
 
 format: $(READY) ## Put all files into the project's format
 	$(BIN)/ruff format .

@@ -1,6 +1,6 @@
 """The bytes of every stored record: msgpack arrays that open with their version. Nothing else knows the bytes.
 
-A record of a version that is not known here can't be read and is reported as such; it is never guessed at.
+A record of a version that is not known here, or whose fields have other types, is reported; it is never guessed at.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from actors import events
 from actors.errors import StoreCorruptError
 from actors.ledger import Account, Posting
 from actors.payment import Failure, Operation, OperationKind, OperationState, Payment
+from actors.record_types import checked
 from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.rules import Standing
 from actors.store import Key
@@ -57,7 +58,7 @@ def decode_standing(data: bytes) -> Standing:
         posted = {(currency, account): amount for currency, account, amount in balances}
     except (TypeError, ValueError) as error:
         raise StoreCorruptError(f"the head's balances can't be read: {error}") from error
-    return Standing(sequence, floor_ms, arrival_us, open_operations, swept_sequence, posted)
+    return checked(Standing(sequence, floor_ms, arrival_us, open_operations, swept_sequence, posted))
 
 
 def encode_payment(payment: Payment) -> bytes:
@@ -102,17 +103,19 @@ def decode_payment(data: bytes) -> Payment:
     fields = _unpack(data, 14)
     try:
         operations = tuple(
-            Operation(
-                operation_id,
-                OperationKind(kind),
-                amount,
-                OperationState(state),
-                created_ms,
-                settled_ms,
-                None if failure is None else Failure(*failure),
-                acquirer_reference,
-                reason,
-                resolved_by,
+            checked(
+                Operation(
+                    operation_id,
+                    OperationKind(kind),
+                    amount,
+                    OperationState(state),
+                    created_ms,
+                    settled_ms,
+                    None if failure is None else checked(Failure(*failure)),
+                    acquirer_reference,
+                    reason,
+                    resolved_by,
+                )
             )
             for (
                 operation_id,
@@ -130,7 +133,7 @@ def decode_payment(data: bytes) -> Payment:
     except (TypeError, ValueError) as error:
         raise StoreCorruptError(f"a payment's operations can't be read: {error}") from error
     fields[9] = operations
-    return Payment(*fields)
+    return checked(Payment(*fields))
 
 
 def encode_once(once: Once) -> bytes:
@@ -151,7 +154,7 @@ def encode_once(once: Once) -> bytes:
 
 def decode_once(data: bytes) -> Once:
     """Read an idempotency record. Raises StoreCorruptError."""
-    return Once(*_unpack(data, 8))
+    return checked(Once(*_unpack(data, 8)))
 
 
 def encode_open(operation: OpenOperation) -> bytes:
@@ -171,7 +174,7 @@ def encode_open(operation: OpenOperation) -> bytes:
 def decode_open(data: bytes) -> OpenOperation:
     """Read an open operation. Raises StoreCorruptError."""
     operation_id, payment_id, once_key, first_asked_ms, attempts = _unpack(data, 6)
-    return OpenOperation(operation_id, payment_id, _key(once_key), first_asked_ms, attempts)
+    return checked(OpenOperation(operation_id, payment_id, _key(once_key), first_asked_ms, attempts))
 
 
 def encode_entry(entry: JournalEntry) -> bytes:
@@ -197,18 +200,20 @@ def decode_entry(data: bytes) -> JournalEntry:
     """Read a journal entry. Raises StoreCorruptError."""
     sequence, at_ms, cause, request_id, epoch, tagged, posted, once_key = _unpack(data, 9)
     try:
-        return JournalEntry(
-            sequence,
-            at_ms,
-            cause,
-            request_id,
-            epoch,
-            tuple(_EVENT_TYPES[tag](*values) for tag, *values in tagged),
-            tuple(Posting(currency, Account(account), amount) for currency, account, amount in posted),
-            _key(once_key),
+        return checked(
+            JournalEntry(
+                sequence,
+                at_ms,
+                cause,
+                request_id,
+                epoch,
+                tuple(checked(_EVENT_TYPES[tag](*values)) for tag, *values in tagged),
+                tuple(checked(Posting(currency, Account(account), amount)) for currency, account, amount in posted),
+                _key(once_key),
+            )
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreCorruptError(f"journal entry {sequence} can't be read: {error}") from error
+        raise StoreCorruptError(f"journal entry {sequence!r:.40} can't be read: {error}") from error
 
 
 def encode_reconciled(row: Reconciled) -> bytes:
@@ -231,7 +236,7 @@ def encode_reconciled(row: Reconciled) -> bytes:
 
 def decode_reconciled(data: bytes) -> Reconciled:
     """Read what a settlement file said of an operation. Raises StoreCorruptError."""
-    return Reconciled(*_unpack(data, 10))
+    return checked(Reconciled(*_unpack(data, 10)))
 
 
 def encode_text(text: str) -> bytes:
@@ -242,7 +247,9 @@ def encode_text(text: str) -> bytes:
 def decode_text(data: bytes) -> str:
     """Read a plain text. Raises StoreCorruptError."""
     (text,) = _unpack(data, 2)
-    return str(text)
+    if not isinstance(text, str):
+        raise StoreCorruptError("a text is of another type")
+    return text
 
 
 def _key(parts: list[Any] | None) -> Key | None:

@@ -26,8 +26,12 @@ METADATA_VALUE_CHARACTERS_MAX: Final = 500
 OPERATIONS_PER_PAYMENT_MAX: Final = 100
 PAGE_ROWS_MAX: Final = 100
 PAGE_ROWS_DEFAULT: Final = 10
-# A page filtered by something that has no index looks at no more rows than this.
+# A page filtered by something that has no index looks at no more rows than this; the next one goes on from there.
 PAGE_ROWS_SCANNED_MAX: Final = 1_000
+# A page ends before the row that would make it larger than this; one row it always has.
+PAGE_BYTES_MAX: Final = 262_144
+# Rows that a page's making has in memory at a time, of up to STORE_VALUE_BYTES_MAX each.
+PAGE_ROWS_READ_AT_ONCE: Final = 34
 
 # What an acquirer's word may add to a payment's record and to its JSON. An operation is taken only where its outcome
 # will fit, or the outcome could never be written.
@@ -95,4 +99,5 @@ assert BATCH_BYTES_MAX + STORE_VALUE_BYTES_MAX < STORE_TRANSACTION_BYTES_MAX
 assert BATCH_COMMANDS_MAX <= MAILBOX_COMMANDS_MAX
 assert SETTLEMENT_ROWS_MAX * SETTLEMENT_ROW_BYTES_MAX < STORE_VALUE_BYTES_MAX, "a commit's rows fit into its entry"
 assert PAGE_ROWS_MAX <= PAGE_ROWS_SCANNED_MAX <= STORE_RANGE_ROWS_MAX
+assert PAGE_ROWS_READ_AT_ONCE * 3 > PAGE_ROWS_MAX, "the largest page takes three reads"
 assert ACQUIRER_RETRY_DELAY_MS_MAX * 10 < ACQUIRER_KEY_RETENTION_MS

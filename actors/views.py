@@ -84,9 +84,13 @@ def render_refund(payment: Payment, refund: Operation) -> bytes:
     return orjson.dumps(refund_view(payment, refund))
 
 
-def render_list(data: Iterable[dict[str, Any]], *, has_more: bool) -> bytes:
-    """Give a page's JSON."""
-    return orjson.dumps({"object": "list", "data": list(data), "has_more": has_more})
+def render_list(
+    data: Iterable[dict[str, Any] | orjson.Fragment], *, has_more: bool, next_starting_after: str | None = None
+) -> bytes:
+    """Give a page's JSON. `next_starting_after`: what the next page is asked for with, where there is more."""
+    return orjson.dumps(
+        {"object": "list", "data": list(data), "has_more": has_more, "next_starting_after": next_starting_after}
+    )
 
 
 def render_balance(balances: Balances) -> bytes:

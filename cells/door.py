@@ -7,10 +7,10 @@ COMMAND_SENDS_MAX times, under the same command id, so that a worker's death cos
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ from prometheus_client import Counter, Histogram
 from actors.errors import CommitUnknownError, FencedError, StoreError, StoreExistsError, StoreMissingError
 from actors.limits import COMMAND_DEADLINE_MS
 from actors.store import Put, Range
-from cells import door_metrics
+from cells import door_metrics, process_config
 from cells.api import frames, limits, logs, messages
 from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
 from cells.api.messages import NOT_MINE, Answer, Method, Profile, Refusal, RefusalCode, Refused
@@ -48,6 +48,20 @@ _CONTROL_ONLY: Final = frozenset(
         Method.LIST_UNRECONCILED,
     }
 )
+_CONFIG: Final = {
+    "cell": str,
+    "host": str,
+    "port": int,
+    "metrics_port": int,
+    "ray_address": str,
+    "token_file": str,
+    "secret_file": str,
+    "folder": str,
+    "spares": int,
+    "acquirer_url": str,
+    "log_file": str | None,
+    "logs_folder": str,
+}
 _KILL_WAIT_MS: Final = 500
 _PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")
 
@@ -112,8 +126,8 @@ class Door:
             page = Range(begin, ("partner", "\U0010ffff"), 500)
             rows = (await self._book.read((), [page])).ranges[0]
             for row in rows:
-                profile = messages.decode_profile(msgpack.unpackb(row.value))
-                self._seats[profile.partner_id] = Seat(profile)
+                partner_id = str(row.key[-1])
+                self._seats[partner_id] = Seat(_kept_profile(partner_id, row.value))
             if len(rows) < page.limit:
                 break
             begin = ("partner", str(rows[-1].key[-1]), "")
@@ -510,6 +524,22 @@ class Door:
         return dict(orjson.loads(answer.body)["partners"])
 
 
+def _kept_profile(partner_id: str, value: bytes) -> Profile:
+    """Read a profile that the cell's book keeps. One that can't be read costs its partner's writes, not the cell.
+
+    Version 0 is older than any, so the control plane hands the right one over as soon as it looks.
+    """
+    try:
+        profile = messages.decode_profile(msgpack.unpackb(value))
+        if profile.partner_id == partner_id:
+            return profile
+        error = f"it is of {profile.partner_id!r}"
+    except (messages.MessageError, ValueError) as found:
+        error = str(found)
+    log.error("profile_unreadable", partner=partner_id, error=error)
+    return Profile(partner_id, 0, status="suspended")
+
+
 def _profile(request: Request) -> Profile:
     try:
         fields = msgpack.unpackb(request.body)["profile"]
@@ -615,11 +645,16 @@ def main() -> None:
     """Run a cell's door."""
     parser = argparse.ArgumentParser(description="Run one cell's door.")
     parser.add_argument("--config", type=Path, required=True, help="JSON, as the control plane writes it")
-    config = json.loads(parser.parse_args().config.read_text())
+    try:
+        config = process_config.read(parser.parse_args().config, _CONFIG)
+        secret = process_config.read_secret(Path(config["secret_file"]))
+    except process_config.ConfigError as error:
+        sys.stderr.write(f"cells.door: {error}\n")
+        sys.exit(process_config.EXIT_CONFIG)
     logs.configure(config["log_file"], process=f"{config['cell']}.door", cell=config["cell"])
     Path(config["folder"]).mkdir(parents=True, exist_ok=True)
     try:
-        uvloop.run(_run(config, Path(config["secret_file"]).read_bytes()))
+        uvloop.run(_run(config, secret))
     except Exception:
         log.exception("door_failed")
         os._exit(1)

@@ -5,11 +5,11 @@ object store, a token of its own. The process is replaced by `ray start --block`
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
+from cells import process_config
 from cells.remote import ray_environment
 
 OBJECT_STORE_BYTES = 80_000_000
@@ -21,7 +21,13 @@ def main() -> None:
     """Replace this process by Ray's head."""
     parser = argparse.ArgumentParser(description="Start one cell's Ray cluster.")
     parser.add_argument("--config", type=Path, required=True, help="JSON: cell, ray_port, temp_folder, token_file")
-    config = json.loads(parser.parse_args().config.read_text())
+    try:
+        config = process_config.read(
+            parser.parse_args().config, {"ray_port": int, "temp_folder": str, "token_file": str}
+        )
+    except process_config.ConfigError as error:
+        sys.stderr.write(f"cells.ray_head: {error}\n")
+        sys.exit(process_config.EXIT_CONFIG)
     temp_folder = Path(config["temp_folder"])
     temp_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment = os.environ | ray_environment(Path(config["token_file"])) | {"RAY_START_HOOK": SLIMMING}

@@ -25,12 +25,14 @@ from actors.refusals import Refusal, RefusalCode
 from cells import worker_metrics
 from cells.api import frames, limits, messages
 from cells.api.connection import FrameServer, Request
+from cells.api.log_budget import LogBudget
 from cells.api.messages import NOT_MINE, Method
 from cells.api.saturation import Saturation
 from cells.heartbeat import HeartbeatThread
 from cells.http_acquirer import HttpAcquirer
 from cells.http_client import HttpClient
 from cells.poison import Marker
+from cells.process_config import read_secret
 from cells.sqlite_store import SqliteStore
 
 log = structlog.get_logger()
@@ -53,7 +55,7 @@ class Worker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
-        key = frames.role_key(Path(config.secret_file).read_bytes(), "door")
+        key = frames.role_key(read_secret(Path(config.secret_file)), "door")
         self._server = FrameServer({"door": key}, self._handle)
         self._heartbeat = HeartbeatThread(key, config.host)
         self._saturation = Saturation("worker", REGISTRY, self._turned)
@@ -64,6 +66,7 @@ class Worker:
         self._client: HttpClient | None = None
         self._reconciles = asyncio.Semaphore(limits.WORKER_RECONCILES_AT_ONCE_MAX)
         self._ending: set[asyncio.Task[None]] = set()
+        self._budget = LogBudget()
         self._door_epoch = 0
         self.port = 0
 
@@ -96,7 +99,14 @@ class Worker:
         method = request.method
         if method in messages.WRITES or method in messages.READS:
             return await self._command(request)
-        match method:
+        try:
+            return await self._serve_door(request)
+        except (messages.MessageError, KeyError, TypeError, ValueError) as error:
+            self._budget.warning("request_malformed", method=method, partner=request.partner_id, exc_info=True)
+            return _refused(RefusalCode.INTERNAL_ERROR, f"A worker can't read this {method}: {error!r:.200}")
+
+    async def _serve_door(self, request: Request) -> bytes:
+        match request.method:
             case Method.ASSIGN:
                 return await self._assign(request)
             case Method.RELEASE:
@@ -115,7 +125,7 @@ class Worker:
                 self._observe()
                 return bytes(msgpack.packb(worker_metrics.dump()))
             case _:
-                return _refused(RefusalCode.INTERNAL_ERROR, f"A worker has no method {method!r}.")
+                return _refused(RefusalCode.INTERNAL_ERROR, f"A worker has no method {request.method!r}.")
 
     async def _command(self, request: Request) -> bytes:
         actor = self._actors.get(request.partner_id)
@@ -125,9 +135,9 @@ class Worker:
             return _fitting(await self._ask(actor, request))
         except ActorStoppedError:
             return NOT_MINE
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged, trace and all
             # It is answered, because a worker that answers too little is taken for broken and killed.
-            log.exception("command_failed", partner=request.partner_id, method=request.method)
+            self._budget.warning("command_failed", partner=request.partner_id, method=request.method, exc_info=True)
             return _refused(RefusalCode.INTERNAL_ERROR, f"The cell failed at this command: {type(error).__name__}.")
 
     async def _ask(self, actor: PartnerActor, request: Request) -> Answer | Refused:
@@ -148,8 +158,8 @@ class Worker:
             return _refusal(RefusalCode.PARTNER_UNAVAILABLE, "The partner's book can't be read now.", 1_000)
         except (messages.MessageError, commands.CommandError, KeyError, TypeError, ValueError) as error:
             # The router validates; what arrives here wrong is a fault on our side of the edge.
-            log.exception("command_malformed", partner=request.partner_id, method=request.method)
-            return _refusal(RefusalCode.INTERNAL_ERROR, f"The cell can't read this command: {error}", None)
+            self._budget.warning("command_malformed", partner=request.partner_id, method=request.method, exc_info=True)
+            return _refusal(RefusalCode.INTERNAL_ERROR, f"The cell can't read this command: {error!r:.200}", None)
         if request.method == Method.RECONCILE_OPERATIONS:
             return await self._reconcile(actor, envelope, request.budget_ms)
         return await actor.ask(request.method, envelope, request.budget_ms)

@@ -322,7 +322,7 @@ async def read_book(base_url: str, api_key: str) -> list[dict[str, Any]]:
             payments += page["data"]
             if not page["has_more"]:
                 return payments
-            after = f"&starting_after={page['data'][-1]['id']}"
+            after = f"&starting_after={page['next_starting_after']}"
     raise RuntimeError(f"a book has more than {limits.BOOK_PAGES_MAX} pages")
 
 

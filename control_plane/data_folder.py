@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -234,7 +235,7 @@ def read_instance(folder: DataFolder) -> Instance | None:
         return Instance(_identity(seed, folder), seed, int(fields["cells"]), str(fields["created_at"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise FolderError(
             f"the file that says what this folder is can't be read: {error}",
             where=str(folder.instance_file),
@@ -306,6 +307,7 @@ def _make_secrets(folder: DataFolder, settings: Settings, *, first_start: bool) 
     for path, kind in _secret_files(folder, settings):
         if path.exists():
             path.chmod(0o600)
+            _check_secret(path, kind)
             continue
         if not first_start:
             raise FolderError(f"the secret {path.name} is missing", where=str(path), hint=_SECRETS_HINT)
@@ -316,6 +318,18 @@ def _make_secrets(folder: DataFolder, settings: Settings, *, first_start: bool) 
         file = folder.router_key_file(cell)
         if not file.exists() or file.read_bytes() != key:  # it can always be derived again
             write_atomically(file, key)
+
+
+def _check_secret(path: Path, kind: str) -> None:
+    found = read_secret(path)
+    if kind == "text":
+        is_right = re.fullmatch(rb"[0-9a-f]{%d}" % (2 * SECRET_BYTES), found) is not None
+    else:
+        is_right = len(found) == SECRET_BYTES
+    if not is_right:
+        raise FolderError(
+            f"the secret {path.name} is damaged: it has {len(found)} bytes", where=str(path), hint=_SECRETS_HINT
+        )
 
 
 def _name_holder(folder: DataFolder) -> str:

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cells.api.log_budget import LogBudget
 from router import openapi
 from router.cells_client import CellsClient
 from router.directory import Directory
@@ -22,7 +23,6 @@ from router.directory_file import DirectoryWatcher
 from router.edge import BareRoute, Edge
 from router.endpoints import ENDPOINTS, Endpoint
 from router.gateway import Gateway
-from router.log_budget import LogBudget
 from router.metrics import Metrics
 from router.settings import Settings, read_secret
 

@@ -16,9 +16,9 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cells.api.ids import new_ulid
+from cells.api.log_budget import LogBudget
 from cells.api.messages import RefusalCode
 from router import limits, problems
-from router.log_budget import LogBudget
 from router.metrics import Metrics
 from router.problems import EdgeCode, Problem
 from router.reading import Head
@@ -100,12 +100,8 @@ class Edge:
             await send(message)
 
         try:
-            if exchange.head.size > limits.HEAD_BYTES_MAX:
-                problem = Problem(
-                    EdgeCode.HEAD_TOO_LARGE,
-                    f"A request's head has at most {limits.HEAD_BYTES_MAX} bytes.",
-                    headers={"connection": "close"},
-                )
+            problem = _wrong_with(exchange.head, scope["http_version"])
+            if problem is not None:
                 await respond(problem, exchange)(scope, receive, send_marked)
             elif (route := self._plain.get((scope["method"], scope["path"]))) is not None:
                 scope["route"] = route
@@ -174,6 +170,18 @@ class Edge:
                 status=status,
                 code=exchange.code,
             )
+
+
+def _wrong_with(head: Head, http_version: str) -> Problem | None:
+    """Say what is wrong with a request's head as a whole; its connection ends for it."""
+    ends = {"connection": "close"}
+    if head.size > limits.HEAD_BYTES_MAX:
+        return Problem(
+            EdgeCode.HEAD_TOO_LARGE, f"A request's head has at most {limits.HEAD_BYTES_MAX} bytes.", headers=ends
+        )
+    if not head.is_of(http_version):
+        return Problem(EdgeCode.REQUEST_MALFORMED, "Send HTTP/1.1 with one Host (RFC 9112, 3.2).", headers=ends)
+    return None
 
 
 def respond(problem: Problem, exchange: Exchange) -> Response:

@@ -44,6 +44,8 @@ _REFUND: Final = PathId("refund_id", models.REFUND_ID, RefusalCode.REFUND_NOT_FO
 
 # What each may answer, in the order in which it is looked for; `refusals` above come on top.
 ALWAYS: Final[tuple[Code, ...]] = (
+    EdgeCode.REQUEST_MALFORMED,
+    EdgeCode.HEAD_TIMEOUT,
     EdgeCode.HEAD_TOO_LARGE,
     EdgeCode.NOT_READY,
     EdgeCode.AUTHORIZATION_MALFORMED,

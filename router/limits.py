@@ -10,6 +10,12 @@ actor_limits = wire.actor_limits  # type: ignore[attr-defined]  # mypy takes the
 # What one request may be.
 HEAD_BYTES_MAX: Final = 16_384
 HEAD_TIMEOUT_MS: Final = 10_000
+# Header lines of one request that come in parts, those behind a chunked body included.
+HEAD_LINES_MAX: Final = 256
+# Requests that wait behind one that is under way on their connection.
+PIPELINED_REQUESTS_MAX: Final = 32
+# How long a peer may leave an answer unread, once buffers are full.
+ANSWER_TIMEOUT_MS: Final = 20_000
 BODY_BYTES_MAX: Final = 65_536
 BODY_TIMEOUT_MS: Final = 10_000
 # Of a body that nobody wants any more so much is thrown away, for at most BODY_TIMEOUT_MS: closing at once would
@@ -41,10 +47,7 @@ DIRECTORY_POLL_MS: Final = 100
 DIRECTORY_KEEP_RETRY_MS: Final = 5_000
 PARTNER_KEYS_MAX: Final = 32
 
-# Lines a second of one kind of event; what is left out is counted in the next line.
-LOG_LINES_PER_SECOND_MAX: Final = 20
-
-assert BODY_BYTES_MAX < wire.FRAME_BYTES_MAX // 2, "any body that is let in fits into a frame"
+assert BODY_BYTES_MAX <= wire.ROUTER_FRAME_BYTES_MAX // 2, "any body that is let in fits into a frame"
 assert actor_limits.COMMAND_DEADLINE_MS < actor_limits.CLIENT_DEADLINE_MS
 assert PARTNER_REQUESTS_MAX < REQUESTS_MAX, "one hanging partner can't use up the router"
 assert PARTNER_REQUESTS_MAX >= wire.DOOR_PARTNER_COMMANDS_MAX, "the door's own bound is met first"

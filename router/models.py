@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from router.limits import actor_limits as bounds
 
@@ -16,10 +16,10 @@ ULID: Final = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 PAYMENT_ID: Final = f"^pay_{ULID}$"
 REFUND_ID: Final = f"^re_{ULID}$"
 EVENT_ID: Final = "^evt_[0-9]{20}$"
-# One line of text: no control characters (a log or a terminal must not be steered by a reference).
-_LINE: Final = r"^[^\x00-\x1f\x7f]*$"
+# One line of text: no control characters of C0 or C1 (a log or a terminal must not be steered by a reference).
+_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
 # Text of several lines.
-_TEXT: Final = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
+_TEXT: Final = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"
 
 
 class PaymentStatus(StrEnum):
@@ -95,6 +95,23 @@ class PaymentRequest(_Request):
             Annotated[str, Field(max_length=bounds.METADATA_VALUE_CHARACTERS_MAX, pattern=_TEXT)],
         ],
         Field(max_length=bounds.METADATA_ENTRIES_MAX),
+        # pydantic would let names through that match no pattern.
+        WithJsonSchema(
+            {
+                "type": "object",
+                "maxProperties": bounds.METADATA_ENTRIES_MAX,
+                "propertyNames": {
+                    "minLength": 1,
+                    "maxLength": bounds.METADATA_KEY_CHARACTERS_MAX,
+                    "pattern": _LINE,
+                },
+                "additionalProperties": {
+                    "type": "string",
+                    "maxLength": bounds.METADATA_VALUE_CHARACTERS_MAX,
+                    "pattern": _TEXT,
+                },
+            }
+        ),
     ] = {}
 
 
@@ -149,9 +166,8 @@ class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=True)
 
 
-_Limit = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=bounds.PAGE_ROWS_MAX)]
-_Time = Annotated[int, BeforeValidator(_unix_ms)]
-_TIME_SCHEMA: Final[dict[str, Any]] = {"type": "string", "format": "date-time"}
+_Limit = Annotated[int, Field(ge=1, le=bounds.PAGE_ROWS_MAX), BeforeValidator(_whole_number)]
+_Time = Annotated[int, BeforeValidator(_unix_ms), WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
 class NoQuery(_Query):
@@ -165,12 +181,12 @@ class PaymentsQuery(_Query):
     starting_after: Annotated[str, Field(pattern=PAYMENT_ID)] | None = None
     status: PaymentStatus | None = None
     reference: Annotated[str, Field(max_length=bounds.REFERENCE_CHARACTERS_MAX, pattern=_LINE)] | None = None
-    created_from_ms: Annotated[
-        _Time | None, Field(alias="created_from", json_schema_extra=_TIME_SCHEMA, description="At or after.")
-    ] = None
-    created_before_ms: Annotated[
-        _Time | None, Field(alias="created_before", json_schema_extra=_TIME_SCHEMA, description="Before.")
-    ] = None
+    created_from_ms: Annotated[_Time | None, Field(alias="created_from", description="At or after; from 1970 on.")] = (
+        None
+    )
+    created_before_ms: Annotated[_Time | None, Field(alias="created_before", description="Before; from 1970 on.")] = (
+        None
+    )
 
 
 class EventsQuery(_Query):
@@ -256,6 +272,9 @@ class PaymentList(BaseModel):
     object: Literal["list"]
     data: list[Payment]
     has_more: bool
+    next_starting_after: Annotated[
+        str | None, Field(description="`starting_after` of the next page; null where there is none.")
+    ]
 
 
 class CurrencyBalance(BaseModel):
@@ -291,6 +310,9 @@ class EventList(BaseModel):
     object: Literal["list"]
     data: list[Event]
     has_more: bool
+    next_starting_after: Annotated[
+        str | None, Field(description="`starting_after` of the next page; null where there is none.")
+    ]
 
 
 class PartnerKey(BaseModel):

@@ -21,7 +21,9 @@ MEDIA_TYPE: Final = "application/problem+json"
 class EdgeCode(StrEnum):
     """What the router itself refuses, before a cell is asked."""
 
+    REQUEST_MALFORMED = "request_malformed"
     HEAD_TOO_LARGE = "head_too_large"
+    HEAD_TIMEOUT = "head_timeout"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     NOT_READY = "not_ready"
@@ -46,6 +48,8 @@ class Kind:
 
 
 KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
+    EdgeCode.REQUEST_MALFORMED: Kind(400, "The request is not HTTP"),
+    EdgeCode.HEAD_TIMEOUT: Kind(408, "The request's head did not arrive in time"),
     EdgeCode.HEAD_TOO_LARGE: Kind(431, "The request's head is too large"),
     EdgeCode.NOT_FOUND: Kind(404, "There is nothing at this path"),
     EdgeCode.METHOD_NOT_ALLOWED: Kind(405, "The method is not allowed at this path"),

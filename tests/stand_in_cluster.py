@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from cells.remote import Cluster, ClusterError, Endpoint
 from cells.worker import WorkerConfig
 
 HOST = "127.0.0.1"
+SAYS_WITHIN_S = 10.0
 
 
 class WorkerMaker:
@@ -27,6 +29,7 @@ class WorkerMaker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
+                bufsize=0,  # so that select() tells of every line
             )
         self._lock = threading.Lock()
         assert self._process.stdout is not None
@@ -40,13 +43,15 @@ class WorkerMaker:
         assert self._process.stdout is not None
         with self._lock:
             self._process.stdin.write(json.dumps(asdict(config)).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line:
-            raise ClusterError("the process that workers are forked from has ended")
-        said = json.loads(line)
-        assert said["name"] == config.name
-        return Endpoint(config.name, said["pid"], HOST, said["port"], said["heartbeat_port"])
+            while select.select([self._process.stdout], [], [], SAYS_WITHIN_S)[0]:
+                line = self._process.stdout.readline()
+                if not line:
+                    raise ClusterError("the process that workers are forked from has ended")
+                said = json.loads(line)
+                if said["name"] == config.name:  # or it is what an earlier one said too late
+                    return Endpoint(config.name, said["pid"], HOST, said["port"], said["heartbeat_port"])
+        # A door may have killed it meanwhile: its mark is there before it says where it listens.
+        raise ClusterError(f"{config.name} did not say where it listens")
 
     def end(self) -> None:
         """End it, and with it whatever worker nobody else has ended: they are of its process group."""

@@ -7,6 +7,15 @@ from actors import limits as actor_limits
 FRAME_BYTES_MAX: Final = 1_048_576
 # What of a frame is left to an answer's body.
 ANSWER_BYTES_MAX: Final = FRAME_BYTES_MAX - 1_024
+# Before its proof a peer may send this much in a frame: a proof has some 120 bytes.
+HANDSHAKE_FRAME_BYTES_MAX: Final = 256
+# What a router may send in a frame: bodies that it lets in have 64 KiB.
+ROUTER_FRAME_BYTES_MAX: Final = 131_072
+# A frame is an array of so many fields and holds no other array or map; messages in it are bytes.
+FRAME_FIELDS_MAX: Final = 6
+# The names in a request's frame: a method, a partner.
+FRAME_NAME_CHARACTERS_MAX: Final = 64
+assert actor_limits.PAGE_BYTES_MAX + actor_limits.STORE_VALUE_BYTES_MAX < ANSWER_BYTES_MAX, "any page fits"
 HANDSHAKE_TIMEOUT_MS: Final = 2_000
 # Who asks waits so much longer than the budget that it hands down: "202, processing" in the last moment is a better
 # answer than "outcome unknown". The router waits longer than the door, and the client longer than both.
@@ -27,6 +36,11 @@ COMMAND_SENDS_MAX: Final = 2
 # One partner's share of the door.
 DOOR_PARTNER_COMMANDS_MAX: Final = 256
 DOOR_CONNECTIONS_MAX: Final = 256
+# Connections that have not proven themselves yet; one more takes the place of the oldest, so that they lock nobody out.
+UNPROVEN_CONNECTIONS_MAX: Final = 128
+
+# Lines a second of one kind of event in the log; what is left out is counted in the next line.
+LOG_LINES_PER_SECOND_MAX: Final = 20
 
 # Health. A worker is suspected after this much silence and then killed and replaced.
 HEARTBEAT_INTERVAL_MS: Final = 200
@@ -83,3 +97,5 @@ SETTLEMENT_REFERENCE_CHARACTERS_MAX: Final = actor_limits.SETTLEMENT_REFERENCE_C
 SETTLEMENT_AMOUNT_MINOR_UNITS_MAX: Final = actor_limits.AMOUNT_MINOR_UNITS_MAX
 FEE_BASIS_POINTS_MAX: Final = actor_limits.FEE_BASIS_POINTS_MAX
 FEE_FIXED_MINOR_UNITS_MAX: Final = actor_limits.FEE_FIXED_MINOR_UNITS_MAX
+PARTNER_AUTHORIZATION_VALIDITY_MS_MAX: Final = 400 * 24 * 3_600_000
+PROFILE_TEXT_CHARACTERS_MAX: Final = 2_048

@@ -11,7 +11,14 @@ import msgpack
 from actors.answers import Answer, RateState, Refused
 from actors.profile import Profile
 from actors.refusals import Refusal, RefusalCode
-from cells.api.limits import COMMAND_ID_BYTES_MAX
+from cells.api.limits import (
+    COMMAND_ID_BYTES_MAX,
+    PARTNER_AUTHORIZATION_VALIDITY_MS_MAX,
+    PARTNER_IN_FLIGHT_MAX,
+    PARTNER_RATE_BURST_MAX,
+    PARTNER_RATE_PER_SECOND_MAX,
+    PROFILE_TEXT_CHARACTERS_MAX,
+)
 
 __all__ = [
     "NOT_MINE",
@@ -190,6 +197,18 @@ def decode_answer(body: bytes) -> Answer | Refused:
 
 
 _PROFILE_TYPES = {name: field.type for name, field in Profile.__dataclass_fields__.items()}
+# What a profile may say. Numbers out of these would make rules fail on every command (a rate of 0 divides by it).
+_PROFILE_WORDS = {
+    "status": frozenset({"active", "suspended"}),
+    "mode": frozenset({"test", "live"}),
+    "isolation": frozenset({"dedicated"}),
+}
+_PROFILE_NUMBERS_MAX = {
+    "rate_per_second": PARTNER_RATE_PER_SECOND_MAX,
+    "rate_burst": PARTNER_RATE_BURST_MAX,
+    "in_flight_max": PARTNER_IN_FLIGHT_MAX,
+    "authorization_validity_ms": PARTNER_AUTHORIZATION_VALIDITY_MS_MAX,
+}
 
 
 def encode_profile(profile: Profile) -> dict[str, Any]:
@@ -204,10 +223,23 @@ def decode_profile(fields: Any) -> Profile:
     try:
         for name, kind in _PROFILE_TYPES.items():
             if name in fields:
-                _require(fields[name], kind)
+                _require_exactly(name, fields[name], kind)
         return Profile(**{name: fields[name] for name in _PROFILE_TYPES if name in fields})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise MessageError(f"a profile can't be read: {error}") from error
+
+
+def _require_exactly(name: str, value: Any, kind: Any) -> None:
+    if type(value) is not kind:  # True is an int to isinstance
+        raise TypeError(f"{name}: {value!r:.80} is no {kind}")
+    if name in _PROFILE_WORDS and value not in _PROFILE_WORDS[name]:
+        raise ValueError(f"{name}: {value!r:.80} is not known")
+    if name in _PROFILE_NUMBERS_MAX and not 1 <= value <= _PROFILE_NUMBERS_MAX[name]:
+        raise ValueError(f"{name}: {value} is not from 1 to {_PROFILE_NUMBERS_MAX[name]}")
+    if name == "version" and not 0 <= value < 1 << 63:
+        raise ValueError(f"version: {value} is not from 0 to 2**63 - 1")
+    if kind is str and len(value) > PROFILE_TEXT_CHARACTERS_MAX:
+        raise ValueError(f"{name}: more than {PROFILE_TEXT_CHARACTERS_MAX} characters")
 
 
 def _require(value: object, kind: Any) -> None:

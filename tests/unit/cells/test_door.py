@@ -15,6 +15,7 @@ import orjson
 import pytest
 
 from actors.errors import StoreMissingError
+from actors.store import Put
 from cells import door as door_module
 from cells.api import frames, limits, messages
 from cells.api.connection import Connection, PeerLostError, Request
@@ -569,6 +570,40 @@ async def test_a_profile_is_kept_and_handed_over_and_an_older_one_is_not(
         assert code(unknown) is RefusalCode.PARTNER_MOVED
     async with opened(tmp_path, cluster) as cell:
         assert (await cell.partner("alpha"))["profile_version"] == 3
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b"\xc1",
+        msgpack.packb([]),
+        msgpack.packb({"partner_id": "alpha", "version": 4, "rate_per_second": 0}),
+        msgpack.packb({"partner_id": "other", "version": 4}),
+    ],
+)
+async def test_a_profile_that_can_t_be_read_costs_its_partner_s_writes_until_it_is_handed_over_again(
+    tmp_path: Path, cluster: StandInCluster, kept: bytes
+) -> None:
+    async with opened(tmp_path, cluster) as cell:
+        await cell.onboard("alpha", "beta")
+        await cell._book.commit((), [Put(("partner", "alpha"), kept)])
+    async with opened(tmp_path, cluster) as cell:
+        await cell.serves("beta")
+        partner = await cell.partner("alpha")
+        assert (partner["profile_version"], partner["status"]) == (0, "suspended")
+        await cell.control(Method.CONFIGURE, {"profile": {"partner_id": "alpha", "version": 1}})
+        assert (await cell.partner("alpha"))["status"] == "active"
+        assert code(await cell.write("alpha", "c1")) is RefusalCode.PAYMENT_NOT_FOUND
+
+
+@pytest.mark.parametrize("method", [Method.ASSIGN, Method.CONFIGURE])
+@pytest.mark.parametrize("body", [b"", b"\xc1", msgpack.packb([1]), msgpack.packb({"profile": 1}), msgpack.packb({})])
+async def test_a_worker_answers_what_it_can_t_read_of_a_door(cell: OpenCell, method: str, body: bytes) -> None:
+    await cell.onboard("alpha")
+    connection = cell.link("alpha").connection
+    answer = messages.decode_answer(await connection.request(method, "alpha", body, BUDGET_MS))
+    assert code(answer) is RefusalCode.INTERNAL_ERROR
+    await cell.serves("alpha")
 
 
 async def test_a_profile_that_the_worker_missed_is_seen_and_handed_over_again(

@@ -57,6 +57,31 @@ def test_a_lost_secret_is_never_made_anew(tmp_path: Path, name: str) -> None:
     assert not (root / "secrets" / name).exists()
 
 
+@pytest.mark.parametrize("name", ["api_key_pepper", "cell-1.secret", "cell-0.ray_token"])
+@pytest.mark.parametrize("damage", [b"", b"half", b"\xff" * 64, b"x" * 65])
+def test_a_damaged_secret_is_never_used(tmp_path: Path, name: str, damage: bytes) -> None:
+    root = tmp_path / "data"
+    first_start(root)
+    (root / "secrets" / name).write_bytes(damage)
+    with pytest.raises(FolderError, match="is damaged") as raised:
+        first_start(root)
+    assert raised.value.where == str(root / "secrets" / name)
+    assert (root / "secrets" / name).read_bytes() == damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"\xff", b"[]", b"{}", b'{"format": 1}', b"[" * 100_000, b'{"format": 1, "seed": "", "cells": Infinity}'],
+)
+def test_a_damaged_instance_file_is_explained(tmp_path: Path, damage: bytes) -> None:
+    root = tmp_path / "data"
+    first_start(root)
+    (root / "instance.json").write_bytes(damage)
+    with pytest.raises(FolderError, match="can't be read") as raised:
+        first_start(root)
+    assert "backup" in raised.value.hint
+
+
 def test_a_first_start_that_crashed_goes_on(tmp_path: Path) -> None:
     root = tmp_path / "data"
     folder = DataFolder(root)

@@ -78,7 +78,10 @@ def names(value: Any) -> Any:
     [
         (models.Payment, views.render_payment(PAYMENT, "test")),
         (models.Refund, views.render_refund(PAYMENT, PAYMENT.operations[1])),
-        (models.PaymentList, views.render_list([views.payment_view(PAYMENT, "live")], has_more=True)),
+        (
+            models.PaymentList,
+            views.render_list([views.payment_view(PAYMENT, "live")], has_more=True, next_starting_after=PAYMENT.id),
+        ),
         (models.Balance, views.render_balance({("EUR", "partner_payable"): -1_250})),
     ],
 )
