@@ -11,7 +11,10 @@ from actors.rules import Ids
 
 
 class IdMint:
-    """Makes ids that never fall for one partner, whatever its wall clock does: time is the partner's own."""
+    """Makes ids that never fall for one partner, whatever its wall clock does: time is the partner's own.
+
+    A payment and the operation that opens it have the same ULID: `actors.payment.payment_id_of` rests on it.
+    """
 
     def __init__(self) -> None:
         self._at_ms = 0

@@ -9,6 +9,8 @@ Debits are positive, credits negative. Every partner has its own books.
     acquirer_receivable    captured, owed to us by the acquirer (debit)
     partner_payable        captured less refunded, owed by us to the partner (credit)
     refunds_pending        reserved out of partner_payable by refunds under way (credit)
+    disputes_held          taken out of partner_payable by open disputes; a dispute that is won gives it back (credit)
+    disputes_withdrawn     taken by the acquirer out of acquirer_receivable for open disputes (debit)
 """
 
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from enum import StrEnum
 
 from actors.events import (
     AuthorizationExpired,
+    DisputeClosed,
+    DisputeOpened,
     Event,
     OperationApproved,
     OperationDeclined,
@@ -34,6 +38,8 @@ class Account(StrEnum):
     ACQUIRER_RECEIVABLE = "acquirer_receivable"
     PARTNER_PAYABLE = "partner_payable"
     REFUNDS_PENDING = "refunds_pending"
+    DISPUTES_HELD = "disputes_held"
+    DISPUTES_WITHDRAWN = "disputes_withdrawn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,18 @@ def postings_of(payment: Payment, event: Event) -> tuple[Posting, ...]:
             return _approved(currency, operation.kind, operation.amount) if operation.amount else ()
         case AuthorizationExpired():
             return _move(currency, Account.OPEN_AUTHORIZATIONS, Account.ACQUIRER_HOLDS, event.amount)
+        case DisputeOpened():
+            return (
+                *_move(currency, Account.PARTNER_PAYABLE, Account.DISPUTES_HELD, event.amount),
+                *_move(currency, Account.DISPUTES_WITHDRAWN, Account.ACQUIRER_RECEIVABLE, event.amount),
+            )
+        case DisputeClosed() if event.won:
+            return (
+                *_move(currency, Account.DISPUTES_HELD, Account.PARTNER_PAYABLE, event.amount),
+                *_move(currency, Account.ACQUIRER_RECEIVABLE, Account.DISPUTES_WITHDRAWN, event.amount),
+            )
+        case DisputeClosed():
+            return _move(currency, Account.DISPUTES_HELD, Account.DISPUTES_WITHDRAWN, event.amount)
         case _:
             return ()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from actors import codec, keyspace
-from actors.acquirer import Acquirer, Approved, Declined, Instruction, NeverPerformed
+from actors.acquirer import Accepted, Acquirer, Approved, Challenged, Declined, Instruction, NeverPerformed
 from actors.commands import CreatePayment, Envelope
 from actors.errors import AcquirerUnknownError, ActorStoppedError
 from actors.partner import PartnerActor
@@ -27,6 +27,7 @@ from cells.sqlite_store import SqliteStore
 
 PARTNER = "acme"
 COMMAND_ID = "01M8000000000000000000000Z"
+Word = Approved | Declined | Challenged | Accepted
 COMMAND = CreatePayment(1_250, "EUR", "tok_approve", reference="order-1001")
 
 
@@ -36,7 +37,10 @@ class StopBefore:
     def __init__(self, inner: Acquirer) -> None:
         self._inner = inner
 
-    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined:
+    async def confirm(self, instruction: Instruction, timeout_ms: int) -> Word:
+        return await self._inner.confirm(instruction, timeout_ms)
+
+    async def perform(self, instruction: Instruction, timeout_ms: int) -> Word:
         say({"step": "stopping", "key": instruction.key})
         os.kill(os.getpid(), signal.SIGSTOP)
         outcome = await self._inner.perform(instruction, timeout_ms)
@@ -56,7 +60,10 @@ class NothingGetsOut:
     def __init__(self, inner: Acquirer) -> None:
         self._inner = inner
 
-    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined:
+    async def confirm(self, instruction: Instruction, timeout_ms: int) -> Word:
+        return await self._inner.confirm(instruction, timeout_ms)
+
+    async def perform(self, instruction: Instruction, timeout_ms: int) -> Word:
         raise AcquirerUnknownError("lost", "it never got out")
 
     async def close_key(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | NeverPerformed:
