@@ -37,6 +37,8 @@ from cells.workforce import Link, Workforce
 log = structlog.get_logger()
 
 _CONTROL_ONLY: Final = frozenset({Method.ONBOARD, Method.CONFIGURE, Method.CELL_STATUS, Method.RESOLVE_OPERATION})
+# Only the router speaks for acquirers, whose signatures it checks.
+_ROUTER_ONLY: Final = messages.NOTIFICATIONS
 _UNANSWERED_MAX: Final = 3
 _KILL_WAIT_MS: Final = 500
 _PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")
@@ -52,6 +54,7 @@ class Seat:
     link: Link | None = None
     epoch: int | None = None
     in_flight: int = 0
+    notifying: int = 0
     unanswered: int = 0
     takeovers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -146,6 +149,8 @@ class Door:
         method = request.method
         if method in _CONTROL_ONLY and request.role != "control":
             return _refused(RefusalCode.INTERNAL_ERROR, f"{method} is for the control plane only.")
+        if method in _ROUTER_ONLY:
+            return await self._notify(request)
         if method in messages.WRITES or method in messages.READS:
             return await self._forward(request)
         try:
@@ -179,6 +184,24 @@ class Door:
         finally:
             seat.in_flight -= 1
             door_metrics.COMMAND_SECONDS.labels(request.method).observe(time.monotonic() - began)
+            door_metrics.COMMANDS.labels(request.partner_id, request.method).inc()
+
+    async def _notify(self, request: Request) -> bytes:
+        """Forward what an acquirer tells, within a share of its own."""
+        if request.role != "router":
+            return _refused(RefusalCode.INTERNAL_ERROR, f"{request.method} is for routers only.")
+        seat = self._seats.get(request.partner_id)
+        if seat is None:
+            return _refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+        if seat.notifying >= limits.DOOR_PARTNER_NOTIFICATIONS_MAX:
+            door_metrics.REFUSED.labels(request.partner_id).inc()
+            detail = f"{seat.notifying} notifications to the partner are under way, more are not taken."
+            return _refused(RefusalCode.MAILBOX_FULL, detail, retry_after_ms=1_000)
+        seat.notifying += 1
+        try:
+            return await self._deliver(seat, request)
+        finally:
+            seat.notifying -= 1
             door_metrics.COMMANDS.labels(request.partner_id, request.method).inc()
 
     async def _deliver(self, seat: Seat, request: Request) -> bytes:
