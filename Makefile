@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo up test check bench kill-rounds format clean
+.PHONY: help demo up test check bench bench-history kill-rounds format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -36,8 +36,11 @@ test: check ## Everything that is to pass before a change lands
 kill-rounds: $(READY) ## SIGKILL of everything at random moments, ten rounds
 	BULKHEAD_TEST_ROUNDS=10 $(BIN)/pytest --timeout=1500 tests/acceptance/test_kill_everything.py
 
-bench: $(READY) ## Throughput and latency of the whole gateway, open loop
-	$(BIN)/python -m bench.gateway
+bench: $(READY) ## Throughput and latency of the whole gateway, open loop, up to its knee
+	$(BIN)/python -m bench.gateway $(if $(REPORT),--report $(REPORT))
+
+bench-history: $(READY) ## What a payment costs as its partner's history grows to PAYMENTS (1000000: about 20 minutes)
+	$(BIN)/python -m bench.history --payments $(or $(PAYMENTS),100000)
 
 format: $(READY) ## Put all files into the project's format
 	$(BIN)/ruff format .

@@ -5,6 +5,7 @@ is written in the oldest version that can hold it, so that what is older than ch
 """
 
 import dataclasses
+from operator import attrgetter
 from typing import Any, Final
 
 import msgpack
@@ -48,7 +49,7 @@ _EVENT_TAGS: Final[dict[type[Any], int]] = {
     events.AcquirerContradicted: 14,
 }
 _EVENT_TYPES: Final = {tag: kind for kind, tag in _EVENT_TAGS.items()}
-_EVENT_FIELDS: Final = {kind: tuple(f.name for f in dataclasses.fields(kind)) for kind in _EVENT_TAGS}
+_EVENT_VALUES: Final = {kind: attrgetter(*(f.name for f in dataclasses.fields(kind))) for kind in _EVENT_TAGS}
 
 
 def encode_standing(standing: Standing) -> bytes:
@@ -219,10 +220,7 @@ def decode_open(data: bytes) -> OpenOperation:
 
 def encode_entry(entry: JournalEntry) -> bytes:
     """Give a journal entry's bytes."""
-    tagged = [
-        [_EVENT_TAGS[type(event)], *(getattr(event, name) for name in _EVENT_FIELDS[type(event)])]
-        for event in entry.events
-    ]
+    tagged = [(_EVENT_TAGS[type(event)], *_EVENT_VALUES[type(event)](event)) for event in entry.events]
     posted = [[posting.currency, posting.account.value, posting.amount] for posting in entry.postings]
     return _pack(
         [

@@ -51,7 +51,9 @@ BATCH_COMMANDS_MAX: Final = 64
 BATCH_BYTES_MAX: Final = 2_000_000
 PAYMENTS_CACHED_MAX: Final = 2_000
 COMMIT_TIMEOUT_MS: Final = 5_000
-COMMIT_ATTEMPTS_MAX: Final = 3
+COMMIT_ATTEMPTS_MAX: Final = 4
+# After a batch whose new payments turned out not to be new, so many are read for before they are decided.
+BATCHES_READ_AFTER_WRONG_GUESS: Final = 64
 
 # The acquirer, per partner.
 ACQUIRER_SLOTS: Final = 64

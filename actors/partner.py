@@ -36,10 +36,14 @@ from actors.records import Once, OpenOperation
 from actors.refusals import Refusal, RefusalCode
 from actors.settlement import Settlement
 from actors.staging import Draft, State, TooLargeError, outcome_answer
-from actors.store import Key, Range, Store
+from actors.store import Check, Key, Range, Store
 from actors.timers import Timers
 
 log = structlog.get_logger()
+
+
+class _WrongGuessError(Exception):
+    """What was guessed to be absent has to be read."""
 
 
 class PartnerActor:
@@ -69,10 +73,12 @@ class PartnerActor:
         self._told: deque[Told | Overdue] = deque()
         self._woken: set[Expire | Sweep] = set()
         self._batch: list[Item] = []
+        self._batches_to_read = 0
         self._door_epoch = 0
         self._work = asyncio.Event()
         self._waiters: dict[str, list[Ask]] = {}
-        self._settlement = Settlement(self, acquirer)
+        self._meters = metrics.Meters(profile.partner_id)
+        self._settlement = Settlement(self, acquirer, self._meters)
         self._timers = Timers(self)
         self._task: asyncio.Task[None] | None = None
         self._stopped: str | None = None
@@ -102,9 +108,8 @@ class PartnerActor:
         self._asks.append(ask)
         self._work.set()
         result = await ask.future
-        metrics.COMMAND_SECONDS.labels(method).observe(time.monotonic() - ask.arrived)
-        outcome = result.refusal.code.value if isinstance(result, Refused) else str(result.status)
-        metrics.COMMANDS.labels(self.profile.partner_id, method, outcome).inc()
+        outcome = result.refusal.code if isinstance(result, Refused) else result.status
+        self._meters.answered(method, outcome, time.monotonic() - ask.arrived)
         return result
 
     def configure(self, profile: Profile) -> None:
@@ -217,16 +222,21 @@ class PartnerActor:
     async def _process(self, batch: list[Item]) -> None:
         unknown = False
         for _ in range(limits.COMMIT_ATTEMPTS_MAX):
+            guessed: list[Key] = []
             try:
-                state = await self._read_for(batch)
-                draft, effects = self._decide_all(state, batch)
-                if draft.writes or draft.standing is not state.standing:
+                guessed = await self._read_for(batch)
+                draft, effects = self._decide_all(self._state, batch)
+                _require_written(guessed, draft)
+                if draft.writes or draft.standing is not self._state.standing:
                     began = time.monotonic()
-                    await self.store.commit((), draft.mutations())
+                    await self.store.commit([Check(key, None) for key in guessed], draft.mutations())
                     metrics.COMMIT_SECONDS.observe(time.monotonic() - began)
                     metrics.BATCH_COMMANDS.observe(len(batch))
-            except (ConflictError, StoreUnavailableError) as error:
-                self._note_failure(error)
+            except (ConflictError, StoreUnavailableError, _WrongGuessError) as error:
+                if guessed and not isinstance(error, StoreUnavailableError):
+                    self._batches_to_read = limits.BATCHES_READ_AFTER_WRONG_GUESS
+                else:
+                    self._note_failure(error)
             except CommitUnknownError as error:
                 unknown = True
                 self._note_failure(error)
@@ -240,7 +250,7 @@ class PartnerActor:
                 self._state.forget_answered()
         self._give_back(batch, unknown=unknown)
 
-    def _note_failure(self, error: StoreError) -> None:
+    def _note_failure(self, error: Exception) -> None:
         metrics.COMMIT_FAILURES.labels(self.profile.partner_id, type(error).__name__).inc()
         self._log.warning("commit_failed", error=f"{type(error).__name__}: {error}")
 
@@ -290,18 +300,31 @@ class PartnerActor:
         self._state = State(standing, opens=opens)
         self._time = PartnerTime(self._clock, max(standing.floor_ms, self._time.now_ms() if self.epoch else 0))
 
-    async def _read_for(self, batch: list[Item]) -> State:
-        """Have at hand what the batch's decisions look at."""
+    async def _read_for(self, batch: list[Item]) -> list[Key]:
+        """Have at hand what the batch's decisions look at; give the idempotency records guessed to be absent.
+
+        A new payment comes under a new key, so a batch of nothing else is decided without a read: its commit checks the
+        guess. After a wrong one, some batches are read for, so that a flood of replays or refusals is decided once.
+        """
         state = self._state
         self._trim(state)
         keys: dict[Key, str | None] = {}
+        guesses: list[Key] = []
         for item in batch:
             payment_id = self._payment_id_of(item)
             if payment_id is not None and payment_id not in state.payments:
                 keys[keyspace.payment(payment_id)] = payment_id
+            is_new = isinstance(item, Ask) and isinstance(item.envelope.command, CreatePayment)
             for once_key in self._once_keys_of(item):
                 if once_key not in state.onces:
                     keys[once_key] = None
+                    if is_new:
+                        guesses.append(once_key)
+        self._batches_to_read = max(self._batches_to_read - 1, 0)
+        if not self._batches_to_read and len(guesses) == len(keys):
+            for key in guesses:
+                state.take_once(key, None)
+            return guesses
         if keys:
             wanted = list(keys)
             snapshot = await self.store.read(wanted)
@@ -311,7 +334,7 @@ class PartnerActor:
                     state.take_once(key, None if data is None else codec.decode_once(data))
                 elif data is not None:
                     state.payments[name] = codec.decode_payment(data)
-        return state
+        return []
 
     def _payment_id_of(self, item: Item) -> str | None:
         if isinstance(item, Expire):
@@ -572,7 +595,7 @@ class PartnerActor:
             self._log_settled(operation, payment_id, asks)
             for ask in asks:
                 assert answer is not None, f"somebody waits for {operation.id}, which nobody asked for"
-                ask.resolve(replace(answer, rate=self.rate_state()))
+                ask.resolve(Answer(answer.status, answer.body, answer.replayed, self.rate_state()))
         for event in effects.contradictions:
             self._log.error(
                 "acquirer_contradicts", payment=event.payment_id, operation=event.operation_id, claim=event.claim
@@ -639,3 +662,9 @@ def _told_of(envelope: Envelope) -> str | None:
     """Give the operation that a person or the acquirer tells of; None for a command of a partner."""
     command = envelope.command
     return command.operation_id if isinstance(command, ResolveOperation | Notification) else None
+
+
+def _require_written(guessed: list[Key], draft: Draft) -> None:
+    """Raise _WrongGuessError where the commit would not check a guess: what was refused may have been a replay."""
+    if any(key not in draft.onces for key in guessed):
+        raise _WrongGuessError

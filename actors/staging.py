@@ -4,7 +4,7 @@ Each command works in a draft of its own; only a command that went through is me
 too-large write or a refusal takes nothing but its own command out. Nothing here touches the store.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from actors import codec, keyspace, ledger, limits, views
 from actors.answers import Answer
@@ -146,13 +146,14 @@ class Draft:
                 self.put_open(OpenOperation(event.operation_id, payment_id, once_key, asked_ms))
         assert payment is not None, "a record without events"
         sequence = self.standing.sequence + 1
-        self.standing = replace(
-            self.standing,
-            sequence=sequence,
-            floor_ms=max(now_ms, self.standing.floor_ms),
-            arrival_us=self.standing.arrival_us if arrival_us is None else arrival_us,
-            open_operations=opened,
-            balances=balances,
+        standing = self.standing
+        self.standing = Standing(
+            sequence,
+            max(now_ms, standing.floor_ms),
+            standing.arrival_us if arrival_us is None else arrival_us,
+            opened,
+            standing.swept_sequence,
+            balances,
         )
         entry = JournalEntry(sequence, now_ms, cause, request_id, epoch, events, tuple(postings), once_key)
         self._write(keyspace.journal(sequence), codec.encode_entry(entry))
@@ -171,7 +172,18 @@ class Draft:
             return answer  # past its retention: nobody can ask for it again
         if once.status is not None:
             return Answer(once.status, once.body)
-        self.put_once(key, replace(once, status=answer.status, body=answer.body))
+        self.put_once(
+            key,
+            Once(
+                once.command_id,
+                once.fingerprint,
+                once.payment_id,
+                once.operation_id,
+                once.created_ms,
+                answer.status,
+                answer.body,
+            ),
+        )
         return answer
 
     def merge(self) -> None:

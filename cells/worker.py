@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgpack
 import orjson
 import structlog
@@ -29,7 +28,8 @@ from cells.api.connection import FrameServer, Request
 from cells.api.messages import NOT_MINE, Method
 from cells.api.saturation import Saturation
 from cells.heartbeat import HeartbeatThread
-from cells.http_acquirer import HttpAcquirer, acquirer_session
+from cells.http_acquirer import HttpAcquirer
+from cells.http_client import HttpClient
 from cells.poison import Marker
 from cells.sqlite_store import SqliteStore
 
@@ -61,14 +61,14 @@ class Worker:
         self._actors: dict[str, PartnerActor] = {}
         self._assigning = asyncio.Lock()
         self._reads = asyncio.Semaphore(limits.WORKER_READS_AT_ONCE_MAX)
-        self._session: aiohttp.ClientSession | None = None
+        self._client: HttpClient | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._door_epoch = 0
         self.port = 0
 
     async def start(self) -> tuple[int, int]:
         """Listen; give the ports of commands and of heartbeats."""
-        self._session = acquirer_session()
+        self._client = HttpClient()
         self.port = await self._server.start(self.config.host, 0)
         self._heartbeat.start()
         self._saturation.start()
@@ -81,8 +81,8 @@ class Worker:
         actors = list(self._actors.values())
         self._actors.clear()
         await asyncio.gather(*(actor.stop("worker stops") for actor in actors), *self._ending)
-        if self._session is not None:
-            await self._session.close()
+        if self._client is not None:
+            await self._client.aclose()
         self._saturation.stop()
         self._heartbeat.stop()
         self._marker.close()
@@ -154,7 +154,7 @@ class Worker:
         fields = msgpack.unpackb(request.body)
         profile = messages.decode_profile(fields["profile"])
         door_epoch = int(fields["door_epoch"])
-        assert self._session is not None, "assigned before start"
+        assert self._client is not None, "assigned before start"
         if door_epoch < self._door_epoch:
             # The store would refuse it, too; but here the rightful actor would have been stopped for it by then.
             return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"FencedError: door {self._door_epoch} was here already")
@@ -162,7 +162,7 @@ class Worker:
         async with self._assigning:
             await self._release(profile.partner_id, "assigned again")
             try:
-                acquirer = HttpAcquirer(self._session, profile.acquirer_url, profile.partner_id)
+                acquirer = HttpAcquirer(self._client, profile.acquirer_url, profile.partner_id)
                 store = await SqliteStore.open(Path(fields["book"]))
             except (StoreError, ValueError) as error:
                 log.exception("partner_cannot_be_opened", partner=profile.partner_id)

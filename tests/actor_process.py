@@ -22,7 +22,8 @@ from actors.errors import AcquirerUnknownError, ActorStoppedError
 from actors.partner import PartnerActor
 from actors.profile import Profile
 from actors.store import Range
-from cells.http_acquirer import HttpAcquirer, acquirer_session
+from cells.http_acquirer import HttpAcquirer
+from cells.http_client import HttpClient
 from cells.sqlite_store import SqliteStore
 
 PARTNER = "acme"
@@ -83,8 +84,8 @@ def say(fields: dict[str, object]) -> None:
 
 async def run(mode: str, book: Path, url: str) -> None:
     """Be the actor."""
-    session = acquirer_session()
-    inner = HttpAcquirer(session, url, PARTNER)
+    client = HttpClient()
+    inner = HttpAcquirer(client, url, PARTNER)
     acquirer: Acquirer = {"pay-and-stop": StopBefore, "perform": lambda one: one, "close": NothingGetsOut}[mode](inner)
     store = await SqliteStore.open(book)
     stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -100,7 +101,7 @@ async def run(mode: str, book: Path, url: str) -> None:
     else:
         say({"step": "answered", "result": repr(result)})
     await actor.stop("done")
-    await session.close()
+    await client.aclose()
 
 
 async def create(book: Path) -> None:

@@ -13,7 +13,8 @@ from aiohttp import web
 from standardwebhooks import Webhook
 
 from actors.acquirer import Accepted, Approved, Challenged, Declined, Instruction, NeverPerformed
-from cells.http_acquirer import HttpAcquirer, acquirer_session
+from cells.http_acquirer import HttpAcquirer
+from cells.http_client import HttpClient
 from tests.acquirer_process import NOTIFICATION_KEY, AcquirerProcess, start_acquirer
 
 PATIENCE_MS = 10_000
@@ -62,17 +63,18 @@ class Gateway:
 class Bank:
     """A simulator's process that tells a gateway, asked through the port that workers use."""
 
-    def __init__(self, folder: Path, gateway: Gateway, session: aiohttp.ClientSession) -> None:
+    def __init__(self, folder: Path, gateway: Gateway, session: aiohttp.ClientSession, client: HttpClient) -> None:
         self.folder = folder
         self.gateway = gateway
         self.session = session
+        self.client = client
         self.partner = "acme"
         self.process: AcquirerProcess
         self.port: HttpAcquirer
 
     def start(self, port: int = 0) -> None:
         self.process = start_acquirer(self.folder, port, self.gateway.url)
-        self.port = HttpAcquirer(self.session, self.process.url, self.partner)
+        self.port = HttpAcquirer(self.client, self.process.url, self.partner)
 
     def operation(self, token: str, kind: str = "purchase") -> Instruction:
         return Instruction(f"op_{next(_numbers)}", self.partner, kind, 1_000, "EUR", token, None)
@@ -86,8 +88,8 @@ class Bank:
 async def bank(tmp_path: Path) -> AsyncIterator[Bank]:
     gateway = Gateway()
     await gateway.start()
-    async with acquirer_session() as session:
-        made = Bank(tmp_path, gateway, session)
+    async with aiohttp.ClientSession() as session, HttpClient() as client:
+        made = Bank(tmp_path, gateway, session, client)
         made.start()
         try:
             yield made
