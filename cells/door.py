@@ -48,6 +48,8 @@ _CONTROL_ONLY: Final = frozenset(
         Method.LIST_UNRECONCILED,
     }
 )
+# Only the router speaks for acquirers, whose signatures it checks.
+_ROUTER_ONLY: Final = messages.NOTIFICATIONS
 _CONFIG: Final = {
     "cell": str,
     "host": str,
@@ -76,6 +78,7 @@ class Seat:
     link: Link | None = None
     epoch: int | None = None
     in_flight: int = 0
+    notifying: int = 0
     unanswered: int = 0
     takeovers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -183,6 +186,8 @@ class Door:
         method = request.method
         if method in _CONTROL_ONLY and request.role != "control":
             return _refused(RefusalCode.INTERNAL_ERROR, f"{method} is for the control plane only.")
+        if method in _ROUTER_ONLY:
+            return await self._notify(request)
         if method in messages.WRITES or method in messages.READS:
             return await self._forward(request)
         try:
@@ -216,6 +221,24 @@ class Door:
         finally:
             seat.in_flight -= 1
             seat.count(request.method, time.monotonic() - began)
+
+    async def _notify(self, request: Request) -> bytes:
+        """Forward what an acquirer tells, within a share of its own."""
+        if request.role != "router":
+            return _refused(RefusalCode.INTERNAL_ERROR, f"{request.method} is for routers only.")
+        seat = self._seats.get(request.partner_id)
+        if seat is None:
+            return _refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+        if seat.notifying >= limits.DOOR_PARTNER_NOTIFICATIONS_MAX:
+            door_metrics.REFUSED.labels(request.partner_id).inc()
+            detail = f"{seat.notifying} notifications to the partner are under way, more are not taken."
+            return _refused(RefusalCode.MAILBOX_FULL, detail, retry_after_ms=1_000)
+        seat.notifying += 1
+        try:
+            return await self._deliver(seat, request)
+        finally:
+            seat.notifying -= 1
+            door_metrics.COMMANDS.labels(request.partner_id, request.method).inc()
 
     async def _deliver(self, seat: Seat, request: Request) -> bytes:
         budget_ms = max(min(request.budget_ms, COMMAND_DEADLINE_MS), 0)

@@ -21,6 +21,9 @@ Record = list[dict[str, Any]]
 _OPENING: Final = frozenset({"authorization", "purchase", "verification"})
 _FINAL: Final = frozenset({"succeeded", "failed"})
 _MONEY_MOVES: Final = _OPENING | {"capture", "void", "refund"}
+# The customer is to act: no end, but nothing is under way either, and nothing may be charged.
+_RESTING: Final = frozenset({"requires_action"})
+_CHANGES: Final = {"capture_payment": "capture", "void_payment": "void", "refund_payment": "refund"}
 # Answers after which nothing was written for this request: by status, and by code where the status leaves it open.
 _REFUSING_STATUSES: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429})
 _REFUSING_CODES: Final = frozenset(
@@ -254,9 +257,8 @@ def _judge_charges(judgement: Judgement, partner: str, calls: list[Call], rows: 
         known.add(call.key)
         if call.step == "create_payment":
             asked[call.request()["amount"]].add(call.key)
-        else:
-            kind = {"capture_payment": "capture", "void_payment": "void", "refund_payment": "refund"}[call.step]
-            changes[call.path.split("/")[3], kind].add(call.key)
+        elif call.step in _CHANGES:  # a confirmation goes on with what was asked for
+            changes[call.path.split("/")[3], _CHANGES[call.step]].add(call.key)
     charged = [row for row in rows if row["charged"]]
     openings: dict[int, list[str]] = defaultdict(list)
     for row in charged:
@@ -308,7 +310,10 @@ def _judge_books(judgement: Judgement, partner: str, book: Book, rows: Record) -
             row = at_acquirer.get(operation["id"])
             charged = row is not None and row["charged"]
             booked.add(operation["id"])
-            if operation["status"] not in _FINAL:
+            if operation["status"] in _RESTING:
+                if charged:
+                    judgement.accuse(Fault.CHARGED_UNBOOKED, partner, f"{operation['id']} waits for its customer")
+            elif operation["status"] not in _FINAL:
                 judgement.unknowns.append(f"{partner}: {operation['id']} is {operation['status']}")
             elif operation["status"] == "succeeded":
                 same = row is not None and (row["kind"], row["amount"], row["currency"]) == (

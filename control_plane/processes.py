@@ -18,6 +18,8 @@ STAGE_DOORS: Final = 1
 STAGE_ROUTERS: Final = 2
 # `ray start` itself looks after them once a second.
 RAY_PARTS: Final = ("gcs_server", "raylet")
+# The installation's one acquirer, as its notifications' address names it.
+ACQUIRER: Final = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +118,16 @@ class _Planned:
 def _plan_acquirer(settings: Settings, folder: DataFolder) -> list[_Planned]:
     if not settings.starts_simulator:
         return []
+    host = LOOPBACK if settings.http_host in {"0.0.0.0", "::"} else settings.http_host  # noqa: S104 - compared only
+    host = f"[{host}]" if ":" in host else host
+    routers = range(settings.http_port, settings.http_port + settings.routers)
     config = {
         "host": LOOPBACK,
         "port": settings.acquirer_port,
         "record_file": str(folder.acquirer_folder / "record.sqlite"),
         "log_file": str(folder.log_file("acquirer")),
+        "notify_urls": [f"http://{host}:{port}/v1/acquirers/{ACQUIRER}/notifications" for port in routers],
+        "notify_secret_file": str(folder.acquirer_secret_file),
     }
     return [
         _Planned(
@@ -192,6 +199,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "data_folder": str(folder.router_folder(name)),
         "pepper_file": str(folder.pepper_file),
         "cell_key_files": {cell: str(folder.router_key_file(cell)) for cell in settings.cell_names},
+        "acquirer_key_files": {ACQUIRER: str(folder.acquirer_secret_file)},
         "log_file": str(folder.log_file(name)),
     }
     return _Planned(

@@ -35,6 +35,8 @@ COMMAND_SENDS_MAX: Final = 2
 
 # One partner's share of the door.
 DOOR_PARTNER_COMMANDS_MAX: Final = 256
+# Beside them, of its acquirer's notifications: neither a partner's flood nor an acquirer's takes the other's places.
+DOOR_PARTNER_NOTIFICATIONS_MAX: Final = 32
 DOOR_CONNECTIONS_MAX: Final = 256
 # Connections that have not proven themselves yet; one more takes the place of the oldest, so that they lock nobody out.
 UNPROVEN_CONNECTIONS_MAX: Final = 128
@@ -60,10 +62,12 @@ POISON_COMMANDS_REMEMBERED_MAX: Final = 1_000
 ROUTER_REMEMBERED_429_MS_MAX: Final = 1_000
 
 assert HEARTBEAT_TIMEOUT_MS >= 4 * HEARTBEAT_INTERVAL_MS, "one late heartbeat accuses nobody"
-assert DOOR_PARTNER_COMMANDS_MAX <= actor_limits.MAILBOX_COMMANDS_MAX, "what its door lets in fits"
 assert 0 < ANSWER_GRACE_MS["door"] < ANSWER_GRACE_MS["router"]
 assert actor_limits.COMMAND_DEADLINE_MS + ANSWER_GRACE_MS["router"] < actor_limits.CLIENT_DEADLINE_MS
 assert HEARTBEAT_TIMEOUT_MS < UNANSWERED_MS_MIN < actor_limits.COMMAND_DEADLINE_MS
+assert DOOR_PARTNER_COMMANDS_MAX + DOOR_PARTNER_NOTIFICATIONS_MAX <= actor_limits.MAILBOX_COMMANDS_MAX, (
+    "what its door lets in fits"
+)
 assert actor_limits.COMMAND_DEADLINE_MS > HEARTBEAT_TIMEOUT_MS * 2, "a takeover fits into it"
 
 # Workers.
@@ -77,8 +81,9 @@ METRICS_TIMEOUT_MS: Final = 1_000
 
 # The acquirer's answers, and a worker process's connections to it: ACQUIRER_SLOTS for each of 64 partners sharing it.
 ACQUIRER_ANSWER_BYTES_MAX: Final = 16_384
-ACQUIRER_NAME_CHARACTERS_MAX: Final = 255
-ACQUIRER_TIME_MS_MAX: Final = 2**53
+ACQUIRER_NAME_CHARACTERS_MAX: Final = actor_limits.ACQUIRER_NAME_CHARACTERS_MAX
+ACQUIRER_TIME_MS_MAX: Final = actor_limits.ACQUIRER_TIME_MS_MAX
+CHALLENGE_URL_CHARACTERS_MAX: Final = actor_limits.CHALLENGE_URL_CHARACTERS_MAX
 ACQUIRER_CONNECTIONS_MAX: Final = 64 * actor_limits.ACQUIRER_SLOTS
 ACQUIRER_KEEP_ALIVE_S: Final = 30
 

@@ -235,6 +235,32 @@ def test_an_operation_that_is_still_open_makes_the_verdict_unknown(world: World)
     assert judgement.verdict == "unknown"
 
 
+def challenged(world: World) -> None:
+    """Let the payment wait for its customer."""
+    world.payment["operations"] = [{**world.purchase, "status": "requires_action"}]
+    world.create.answer = orjson.dumps({**world.payment, "status": "requires_action"})
+    world.calls = [world.create]
+    world.record = [{**world.record[0], "charged": False}]
+
+
+def test_a_payment_that_waits_for_its_customer_may_rest_but_not_be_charged(world: World) -> None:
+    challenged(world)
+    assert world.judge().verdict == "right"
+    world.record[0]["charged"] = True
+    assert world.faults() == {Fault.CHARGED_UNBOOKED}
+
+
+def test_a_confirmation_entitles_to_no_second_charge(world: World) -> None:
+    challenged(world)
+    told = {**world.payment, "operations": [world.purchase]}
+    world.payment["operations"] = [world.purchase]
+    world.record[0]["charged"] = True
+    world.calls.append(call("confirm_payment", "/v1/payments/pay_1/confirm", "k-3", {}, 200, told))
+    assert world.judge().verdict == "right"
+    world.record.append(row("op_2", "purchase", 1_000))
+    assert Fault.CHARGED_TWICE in world.faults()
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_request_without_any_answer_makes_the_verdict_unknown_whether_done_or_not(
     world: World, *, there: bool
