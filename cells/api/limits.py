@@ -29,7 +29,7 @@ DOOR_PARTNER_COMMANDS_MAX: Final = 256
 DOOR_CONNECTIONS_MAX: Final = 256
 
 # Health. A worker is suspected after this much silence and then killed and replaced.
-HEARTBEAT_INTERVAL_MS: Final = 200
+HEARTBEAT_INTERVAL_MS: Final = 350
 HEARTBEAT_TIMEOUT_MS: Final = 1_500
 DOOR_LATE_MS: Final = 500
 TAKEOVERS_AT_ONCE_MAX: Final = 4
