@@ -41,7 +41,10 @@ class Endpoint:
 
 
 class WorkerActor:
-    """The Ray actor: runs a worker's event loop in a thread, beside Ray's own."""
+    """The Ray actor: runs a worker's event loop in a thread, beside Ray's own.
+
+    It has no coroutine: Ray would take it for an asynchronous actor, and leave its main thread to Ray's loop.
+    """
 
     def __init__(self, fields: dict[str, str]) -> None:
         config = WorkerConfig(**fields)
@@ -58,22 +61,27 @@ class WorkerActor:
             raise RuntimeError(f"the worker does not listen: {self._failure!r}")
         return os.getpid(), self._config.host, *self._ports
 
+    def hold(self) -> None:
+        """Keep the process's main thread, for ever. Without a task Ray's loop there wakes a hundred times a second."""
+        threading.Event().wait()
+
     def _run(self) -> None:
         config = self._config
         logs.configure(config.log_file, process=config.name, cell=config.cell)
+
+        async def serve() -> None:
+            worker = Worker(config)
+            self._ports = await worker.start()
+            self._started.set()
+            await asyncio.Event().wait()
+
         try:
-            uvloop.run(self._serve())
+            uvloop.run(serve())
         except BaseException as error:
             self._failure = error
             raise
         finally:
             self._started.set()
-
-    async def _serve(self) -> None:
-        worker = Worker(self._config)
-        self._ports = await worker.start()
-        self._started.set()
-        await asyncio.Event().wait()
 
 
 class Cluster:
@@ -136,7 +144,6 @@ class Cluster:
                     max_restarts=0,
                     max_task_retries=0,
                     num_cpus=0,
-                    max_concurrency=2,
                 )
                 .remote(asdict(config))
             )
@@ -148,6 +155,7 @@ class Cluster:
             answer = self._ray.get(handle.endpoint.remote(), timeout=_START_TIMEOUT_SECONDS)
         except Exception as error:
             raise ClusterError(f"worker {config.name} does not answer: {error}") from error
+        handle.hold.remote()
         pid, host, port, heartbeat_port = answer
         return Endpoint(config.name, pid, host, port, heartbeat_port)
 
@@ -178,4 +186,13 @@ def ray_environment(token_file: Path) -> dict[str, str]:
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_memory_monitor_refresh_ms": "0",
+        # Nothing of ours is placed by resources, kept in the object store or spilled: looked at now and then is enough.
+        "RAY_raylet_report_resources_period_milliseconds": "2000",
+        "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
+        "RAY_report_worker_backlog_interval_ms": "10000",
+        "RAY_object_manager_timer_freq_ms": "10000",
+        "RAY_local_fs_monitor_interval_ms": "10000",
+        "RAY_kill_idle_workers_interval_ms": "5000",
+        "RAY_task_events_report_interval_ms": "0",
+        "RAY_event_stats": "0",
     }

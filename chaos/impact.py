@@ -100,8 +100,8 @@ def impacts_of(
 ) -> tuple[list[Impact], list[str]]:
     """Sum up what each fault did, and what went wrong with calls that met none. Calls that are still open don't count.
 
-    `faults` in the order in which they happened, `cells`: where each partner lives. A call that met several belongs to
-    the last, and any of them excuses it. `patience` stretches the times, for a machine that others use, too.
+    `faults` in the order in which they happened, `cells`: where each partner lives. Any of those that a call met
+    excuses it, and it belongs to the last that does. `patience` stretches the times for a machine that others use, too.
     """
     of_fault: list[list[tuple[Call, str | None]]] = [[] for _ in faults]
     in_calm: list[str] = []
@@ -113,7 +113,13 @@ def impacts_of(
         error = error_under(call, excuses)
         told = None if error is None else f"{call.partner} {call.scenario} {call.step}: {error}"
         if met:
-            of_fault[met[-1]].append((call, told))
+            # What only an earlier one allows is that one's doing.
+            excusing = [
+                number
+                for number in met
+                if error_under(call, faults[number].fault.excuses(call.partner, cells[call.partner])) is None
+            ]
+            of_fault[(excusing or met)[-1]].append((call, told))
         elif told is not None:
             in_calm.append(told)
     impacts = []

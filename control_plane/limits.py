@@ -33,9 +33,9 @@ UNRESPONSIVE_MS_MAX: Final = 8_000
 # and to replace them costs the cell's partners seconds: so these are given longer.
 STOPPED_MS_MAX: Final = 1_000
 STOPPED_RAY_MS_MAX: Final = 3_000
-STATE_LOOK_INTERVAL_MS: Final = 250
+STATE_LOOK_INTERVAL_MS: Final = 500
 # A process's parts (Ray's) are looked for again after so many looks.
-STATE_LOOKS_PER_SEARCH: Final = 8
+STATE_LOOKS_PER_SEARCH: Final = 4
 # A supervisor that finds itself this late accuses nobody.
 SUPERVISOR_LATE_MS: Final = 500
 RESTART_DELAY_MS_MIN: Final = 200

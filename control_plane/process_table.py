@@ -20,6 +20,7 @@ from control_plane import limits
 
 MARKER: Final = "BULKHEAD_PROCESS"
 _PROC: Final = Path("/proc")
+_STAT_BYTES_MAX: Final = 1_024
 
 
 class ProcessHandle:
@@ -30,6 +31,7 @@ class ProcessHandle:
         self.start_ticks = start_ticks
         self._pidfd = pidfd
         self._child = child
+        self._stat = -1  # /proc/<pid>/stat, kept open once it is looked at: it is looked at often
 
     @classmethod
     def open(cls, pid: int) -> "ProcessHandle | None":
@@ -61,8 +63,15 @@ class ProcessHandle:
 
     def is_stopped(self) -> bool:
         """Whether a signal stopped it (SIGSTOP)."""
-        fields = _read_stat(self.pid)
-        return fields is not None and fields[0] == "T" and not self.has_ended()
+        if self.has_ended():
+            return False
+        try:
+            if self._stat < 0:
+                self._stat = os.open(_PROC / str(self.pid) / "stat", os.O_RDONLY | os.O_CLOEXEC)
+            stat = os.pread(self._stat, _STAT_BYTES_MAX, 0)
+        except OSError:
+            return False
+        return stat[stat.rindex(b")") + 2 :][:1] == b"T"
 
     def children(self, names: tuple[str, ...]) -> "list[ProcessHandle]":
         """Take hold of its children that have one of these names (at most 15 characters, proc(5))."""
@@ -109,6 +118,9 @@ class ProcessHandle:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+        if self._stat >= 0:
+            os.close(self._stat)
+            self._stat = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ UNPROVEN_CONNECTIONS_MAX: Final = 128
 LOG_LINES_PER_SECOND_MAX: Final = 20
 
 # Health. A worker is suspected after this much silence and then killed and replaced.
-HEARTBEAT_INTERVAL_MS: Final = 200
+HEARTBEAT_INTERVAL_MS: Final = 350
 HEARTBEAT_TIMEOUT_MS: Final = 1_500
 DOOR_LATE_MS: Final = 500
 TAKEOVERS_AT_ONCE_MAX: Final = 4

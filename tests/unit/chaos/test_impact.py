@@ -110,12 +110,14 @@ def test_an_error_that_met_no_fault_is_one_of_calm() -> None:
     assert calm == ["ann automatic create_payment: no answer (it broke)"]
 
 
-def test_a_call_that_met_two_faults_is_the_last_one_s_and_either_excuses_it() -> None:
+def test_a_call_that_met_two_faults_is_laid_to_the_last_that_excuses_it() -> None:
     first, second = happened("Ray head killed"), happened("worker killed", struck_s=106, calm_s=109)
-    long = call("ann", 103.9, 503, "outcome_unknown", took_s=4)
-    ((one, two), calm) = impacts_of([first, second], [long], CELLS, patience=10)
-    assert (one.struck.sent, two.struck.sent) == (0, 1)
-    assert two.struck.errors == ()
+    refused = call("ann", 103.9, 503, "outcome_unknown", took_s=4)
+    well = call("ann", 103.9, took_s=4)
+    wrong = call("ann", 103.9, 500, "internal_error", took_s=4)
+    ((one, two), calm) = impacts_of([first, second], [refused, well, wrong], CELLS, patience=10)
+    assert (one.struck.sent, one.struck.errors) == (1, ())
+    assert (two.struck.sent, len(two.struck.errors)) == (2, 1)
     assert calm == []
 
 
