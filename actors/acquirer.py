@@ -5,8 +5,9 @@ key makes sure, durably, that it will never charge from now on, or tells what it
 customer is continued by confirming the same key, so it is still charged at most once.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from actors.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ The router has validated every field already. Here the types are checked once mo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from actors import limits
 from actors.acquirer import Approved, Declined
 from actors.fees import FeeSchedule
 from actors.payment import DisputeStatus, payment_id_of
+from actors.values import dataclass
 
 
 class CommandError(ValueError):

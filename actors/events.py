@@ -1,7 +1,7 @@
 """What happened to a payment, as the journal keeps it. Events are facts: applying one never fails, never decides."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from actors.payment import (
     MONEY_KINDS,
@@ -16,6 +16,7 @@ from actors.payment import (
     Payment,
     next_state,
 )
+from actors.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

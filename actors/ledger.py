@@ -16,7 +16,6 @@ Debits are positive, credits negative. Every partner has its own books.
     disputes_withdrawn     taken by the acquirer out of acquirer_receivable for open disputes (debit)
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from actors.events import (
@@ -30,6 +29,7 @@ from actors.events import (
     OperationReconciled,
 )
 from actors.payment import MONEY_KINDS, Operation, OperationKind, Payment
+from actors.values import dataclass
 
 
 class Account(StrEnum):

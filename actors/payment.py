@@ -5,10 +5,11 @@ own: its status and amounts are derived from its operations. No clock, no I/O.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
+
+from actors.values import dataclass
 
 
 class OperationKind(StrEnum):

@@ -4,7 +4,7 @@ Pure: time, ids and everything stored are arguments. A refusal changes nothing. 
 `RefusalCode`, so that the same wrong is reported the same way every time.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from actors import limits, rate_limit
 from actors.acquirer import Accepted, Approved, Challenged, Declined, NeverPerformed, Word
@@ -50,6 +50,7 @@ from actors.payment import (
 )
 from actors.profile import Profile
 from actors.refusals import Refusal, RefusalCode
+from actors.values import dataclass
 from actors.views import timestamp
 
 # Declines by which the acquirer says that an authorization is no more.

@@ -11,11 +11,11 @@ import itertools
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import structlog
 
+from actors.values import dataclass
 from cells.api import frames, limits
 from cells.api.log_budget import LogBudget
 

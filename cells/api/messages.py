@@ -3,7 +3,6 @@
 A body is opaque to the door: it forwards a command to the worker and the answer back without reading either.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -11,6 +10,7 @@ import msgpack
 from actors.answers import Answer, RateState, Refused
 from actors.profile import Profile
 from actors.refusals import Refusal, RefusalCode
+from actors.values import dataclass
 from cells.api.limits import (
     COMMAND_ID_BYTES_MAX,
     PARTNER_AUTHORIZATION_VALIDITY_MS_MAX,

@@ -33,6 +33,7 @@ def test_the_router_loads_neither_ray_nor_an_actor_nor_a_store() -> None:
         "actors.profile",
         "actors.refusals",
         "actors.ulids",
+        "actors.values",
     }
     assert {name for name in loaded if not name.startswith(("actors", "cells.api"))} == {"cells"}
 
