@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 SECONDS_EACH = $(or $(SECONDS),10)
 
-.PHONY: help demo up test check bench kill-rounds fuzz format clean
+.PHONY: help demo up test check bench bench-history kill-rounds fuzz format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -44,8 +44,11 @@ fuzz: $(READY) ## Fuzz what reads bytes of others, each target for so long: make
 		$(BIN)/python -m tests.fuzz.decoders $$target --seconds $(SECONDS_EACH) || exit 1; \
 	done
 
-bench: $(READY) ## Throughput and latency of the whole gateway, open loop
-	$(BIN)/python -m bench.gateway
+bench: $(READY) ## Throughput and latency of the whole gateway, open loop, up to its knee
+	$(BIN)/python -m bench.gateway $(if $(REPORT),--report $(REPORT))
+
+bench-history: $(READY) ## What a payment costs as its partner's history grows to PAYMENTS (1000000: about 20 minutes)
+	$(BIN)/python -m bench.history --payments $(or $(PAYMENTS),100000)
 
 format: $(READY) ## Put all files into the project's format
 	$(BIN)/ruff format .

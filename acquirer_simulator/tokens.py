@@ -18,10 +18,12 @@
 | `tok_capture_timeout_charged` | approved | as `tok_timeout_charged`, for a capture |
 | `tok_void_timeout_charged` | approved | as `tok_timeout_charged`, for a void |
 | `tok_refund_timeout_charged` | approved | as `tok_timeout_charged`, for a refund |
+| `tok_settle_missing`, `tok_settle_late`, `tok_settle_short`, `tok_settle_fee` | approved | approved |
 | anything else | declined (`invalid_payment_method`) | approved |
 
 "Approved" here means: as far as the token goes. The rules about amounts still apply (rules.py). A purchase captures by
-itself, so `tok_capture_*` don't touch it. A slow request is performed even if its client has gone away meanwhile.
+itself, so `tok_capture_*` don't touch it. `tok_settle_*` make the settlement file wrong (settlements.py). A slow
+request is performed even if its client has gone away meanwhile.
 """
 
 import re
@@ -76,6 +78,12 @@ OPENING_KINDS: Final = frozenset({"authorization", "purchase", "verification"})
 LATER_KINDS: Final = frozenset({"capture", "void", "refund"})
 KINDS: Final = OPENING_KINDS | LATER_KINDS
 
+# What settlements.py looks for.
+SETTLED_NEVER: Final = "tok_settle_missing"
+SETTLED_LATE: Final = "tok_settle_late"
+SETTLED_SHORT: Final = "tok_settle_short"
+SETTLED_OVERCHARGED: Final = "tok_settle_fee"
+
 _PLAIN: Final = Behaviour()
 _CHARGED_UNANSWERED: Final = Behaviour(Answering.SILENT_AT_FIRST)
 _OPENING: Final[dict[str, Behaviour]] = {
@@ -93,6 +101,10 @@ _OPENING: Final[dict[str, Behaviour]] = {
     "tok_capture_timeout_charged": _PLAIN,
     "tok_void_timeout_charged": _PLAIN,
     "tok_refund_timeout_charged": _PLAIN,
+    SETTLED_NEVER: _PLAIN,
+    SETTLED_LATE: _PLAIN,
+    SETTLED_SHORT: _PLAIN,
+    SETTLED_OVERCHARGED: _PLAIN,
 }
 _LATER: Final[dict[tuple[str, str], Behaviour]] = {
     ("tok_capture_decline", "capture"): Behaviour(decline="capture_declined"),

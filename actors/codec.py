@@ -4,6 +4,7 @@ A record of a version that is not known here, or whose fields have other types, 
 """
 
 import dataclasses
+from operator import attrgetter
 from typing import Any, Final
 
 import msgpack
@@ -13,7 +14,7 @@ from actors.errors import StoreCorruptError
 from actors.ledger import Account, Posting
 from actors.payment import Failure, Operation, OperationKind, OperationState, Payment
 from actors.record_types import checked
-from actors.records import JournalEntry, Once, OpenOperation
+from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.rules import Standing
 from actors.store import Key
 
@@ -28,9 +29,10 @@ _EVENT_TAGS: Final[dict[type[Any], int]] = {
     events.OperationLost: 5,
     events.AuthorizationExpired: 6,
     events.ExpiryDeferred: 7,
+    events.OperationReconciled: 20,
 }
 _EVENT_TYPES: Final = {tag: kind for kind, tag in _EVENT_TAGS.items()}
-_EVENT_FIELDS: Final = {kind: tuple(f.name for f in dataclasses.fields(kind)) for kind in _EVENT_TAGS}
+_EVENT_VALUES: Final = {kind: attrgetter(*(f.name for f in dataclasses.fields(kind))) for kind in _EVENT_TAGS}
 
 
 def encode_standing(standing: Standing) -> bytes:
@@ -177,10 +179,7 @@ def decode_open(data: bytes) -> OpenOperation:
 
 def encode_entry(entry: JournalEntry) -> bytes:
     """Give a journal entry's bytes."""
-    tagged = [
-        [_EVENT_TAGS[type(event)], *(getattr(event, name) for name in _EVENT_FIELDS[type(event)])]
-        for event in entry.events
-    ]
+    tagged = [(_EVENT_TAGS[type(event)], *_EVENT_VALUES[type(event)](event)) for event in entry.events]
     posted = [[posting.currency, posting.account.value, posting.amount] for posting in entry.postings]
     return _pack(
         [
@@ -215,6 +214,29 @@ def decode_entry(data: bytes) -> JournalEntry:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreCorruptError(f"journal entry {sequence!r:.40} can't be read: {error}") from error
+
+
+def encode_reconciled(row: Reconciled) -> bytes:
+    """Give the bytes of what a settlement file said of an operation."""
+    return _pack(
+        [
+            VERSION,
+            row.operation_id,
+            row.payment_id,
+            row.settled_on,
+            row.gross,
+            row.fee,
+            row.fee_agreed,
+            row.reference,
+            row.file,
+            row.at_ms,
+        ]
+    )
+
+
+def decode_reconciled(data: bytes) -> Reconciled:
+    """Read what a settlement file said of an operation. Raises StoreCorruptError."""
+    return checked(Reconciled(*_unpack(data, 10)))
 
 
 def encode_text(text: str) -> bytes:

@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from actors.payment import Failure, Operation, OperationKind, OperationState, Outcome, Payment, next_state
+from actors.payment import (
+    MONEY_KINDS,
+    Failure,
+    Operation,
+    OperationKind,
+    OperationState,
+    Outcome,
+    Payment,
+    next_state,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,22 @@ class ExpiryDeferred:
     until_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class OperationReconciled:
+    """A settlement file of the acquirer paid the operation out: `gross` less `fee`, refunds negative.
+
+    `settled_on`: the file's day, YYYY-MM-DD. `fee_agreed`: what the fee should have been. Once for each operation.
+    """
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+    settled_on: str
+    gross: int
+    fee: int
+    fee_agreed: int
+
+
 Event = (
     PaymentCreated
     | OperationIntended
@@ -92,6 +117,7 @@ Event = (
     | OperationLost
     | AuthorizationExpired
     | ExpiryDeferred
+    | OperationReconciled
 )
 
 
@@ -149,6 +175,11 @@ def apply(payment: Payment | None, event: Event) -> Payment:
             return replace(payment, amount_expired=payment.amount_expired + event.amount)
         case ExpiryDeferred():
             return replace(payment, expiry_check_ms=event.until_ms)
+        case OperationReconciled():
+            operation = payment.operation(event.operation_id)
+            assert operation.kind in MONEY_KINDS, f"{operation.id} moved no money"
+            assert operation.state is OperationState.SUCCEEDED, f"{operation.id} is {operation.state}"
+            return payment
 
 
 def _with(payment: Payment, operation: Operation) -> Payment:

@@ -9,6 +9,9 @@ Debits are positive, credits negative. Every partner has its own books.
     acquirer_receivable    captured, owed to us by the acquirer (debit)
     partner_payable        captured less refunded, owed by us to the partner (credit)
     refunds_pending        reserved out of partner_payable by refunds under way (credit)
+    cash_at_bank           paid out to us according to the acquirer's settlement files, refunds taken off (debit)
+    acquirer_fees          agreed fees that the acquirer kept (debit)
+    settlement_differences paid or charged other than owed or agreed, until a person clears it (debit: to our loss)
 """
 
 from dataclasses import dataclass
@@ -20,8 +23,9 @@ from actors.events import (
     OperationApproved,
     OperationDeclined,
     OperationIntended,
+    OperationReconciled,
 )
-from actors.payment import OperationKind, Payment
+from actors.payment import MONEY_KINDS, Operation, OperationKind, Payment
 
 
 class Account(StrEnum):
@@ -34,6 +38,9 @@ class Account(StrEnum):
     ACQUIRER_RECEIVABLE = "acquirer_receivable"
     PARTNER_PAYABLE = "partner_payable"
     REFUNDS_PENDING = "refunds_pending"
+    CASH_AT_BANK = "cash_at_bank"
+    ACQUIRER_FEES = "acquirer_fees"
+    SETTLEMENT_DIFFERENCES = "settlement_differences"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +83,16 @@ def postings_of(payment: Payment, event: Event) -> tuple[Posting, ...]:
             return _approved(currency, operation.kind, operation.amount) if operation.amount else ()
         case AuthorizationExpired():
             return _move(currency, Account.OPEN_AUTHORIZATIONS, Account.ACQUIRER_HOLDS, event.amount)
+        case OperationReconciled():
+            return _reconciled(currency, payment.operation(event.operation_id), event)
         case _:
             return ()
+
+
+def owed(operation: Operation) -> int:
+    """Give what the acquirer owes us for an operation that succeeded; negative for a refund."""
+    assert operation.kind in MONEY_KINDS
+    return -operation.amount if operation.kind is OperationKind.REFUND else operation.amount
 
 
 def post(balances: Balances, postings: tuple[Posting, ...]) -> Balances:
@@ -111,6 +126,18 @@ def _approved(currency: str, kind: OperationKind, amount: int) -> tuple[Posting,
             return _move(currency, Account.REFUNDS_PENDING, Account.ACQUIRER_RECEIVABLE, amount)
         case OperationKind.VERIFICATION:
             return ()
+
+
+def _reconciled(currency: str, operation: Operation, event: OperationReconciled) -> tuple[Posting, ...]:
+    """Post what was paid, and clear all of what was owed: what lacks between the two is a claim of its own."""
+    amount = owed(operation)
+    amounts = (
+        (Account.CASH_AT_BANK, event.gross - event.fee),
+        (Account.ACQUIRER_FEES, event.fee_agreed),
+        (Account.SETTLEMENT_DIFFERENCES, amount - event.gross + event.fee - event.fee_agreed),
+        (Account.ACQUIRER_RECEIVABLE, -amount),
+    )
+    return tuple(Posting(currency, account, posted) for account, posted in amounts if posted)
 
 
 def _move(currency: str, debit: Account, credit: Account, amount: int) -> tuple[Posting, ...]:

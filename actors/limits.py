@@ -43,7 +43,9 @@ BATCH_COMMANDS_MAX: Final = 64
 BATCH_BYTES_MAX: Final = 2_000_000
 PAYMENTS_CACHED_MAX: Final = 2_000
 COMMIT_TIMEOUT_MS: Final = 5_000
-COMMIT_ATTEMPTS_MAX: Final = 3
+COMMIT_ATTEMPTS_MAX: Final = 4
+# After a batch whose new payments turned out not to be new, so many are read for before they are decided.
+BATCHES_READ_AFTER_WRONG_GUESS: Final = 64
 
 # The acquirer, per partner.
 ACQUIRER_SLOTS: Final = 64
@@ -57,6 +59,15 @@ ACQUIRER_KEY_RETENTION_MS: Final = 24 * 3_600_000
 BREAKER_FAILURES_TO_OPEN: Final = 8
 BREAKER_OPEN_MS: Final = 1_000
 BREAKER_PROBES: Final = 2
+
+# Settlement files. One commit takes so many rows: a few milliseconds of the partner's time, other work goes between.
+SETTLEMENT_ROWS_MAX: Final = 100
+# What one row may add to its commit's journal entry, at most.
+SETTLEMENT_ROW_BYTES_MAX: Final = 600
+SETTLEMENT_KEY_CHARACTERS_MAX: Final = 64
+SETTLEMENT_REFERENCE_CHARACTERS_MAX: Final = 255
+FEE_BASIS_POINTS_MAX: Final = 10_000
+FEE_FIXED_MINOR_UNITS_MAX: Final = 1_000_000
 
 # Time.
 COMMAND_DEADLINE_MS: Final = 8_000
@@ -86,6 +97,7 @@ assert ACQUIRER_TIMEOUT_MS < COMMAND_DEADLINE_MS - ANSWER_MARGIN_MS, "one whole 
 assert COMMIT_TIMEOUT_MS <= STORE_TRANSACTION_MS_MAX
 assert BATCH_BYTES_MAX + STORE_VALUE_BYTES_MAX < STORE_TRANSACTION_BYTES_MAX
 assert BATCH_COMMANDS_MAX <= MAILBOX_COMMANDS_MAX
+assert SETTLEMENT_ROWS_MAX * SETTLEMENT_ROW_BYTES_MAX < STORE_VALUE_BYTES_MAX, "a commit's rows fit into its entry"
 assert PAGE_ROWS_MAX <= PAGE_ROWS_SCANNED_MAX <= STORE_RANGE_ROWS_MAX
 assert PAGE_ROWS_READ_AT_ONCE * 3 > PAGE_ROWS_MAX, "the largest page takes three reads"
 assert ACQUIRER_RETRY_DELAY_MS_MAX * 10 < ACQUIRER_KEY_RETENTION_MS

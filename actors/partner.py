@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import structlog
 
-from actors import codec, keyspace, limits, metrics, rate_limit, rules, views
+from actors import codec, keyspace, limits, metrics, rate_limit, reconciliation, rules, views
 from actors.acquirer import Acquirer
 from actors.answers import Answer, RateState, Refused, outcome_unknown, unavailable
 from actors.breaker import Breaker
 from actors.clock import Clock, PartnerTime, SystemClock
-from actors.commands import CreatePayment, Envelope, ResolveOperation
+from actors.commands import CreatePayment, Envelope, ReconcileOperations, ResolveOperation
 from actors.errors import (
     ActorStoppedError,
     CommitUnknownError,
@@ -31,14 +31,18 @@ from actors.ids import IdMint
 from actors.mailbox import Ask, Effects, Expire, Item, Lost, Overdue, Result, Settled, Sweep, Told
 from actors.payment import Operation, Payment
 from actors.profile import Profile
-from actors.records import Once, OpenOperation
+from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.refusals import Refusal, RefusalCode
 from actors.settlement import Settlement
 from actors.staging import Draft, State, TooLargeError, outcome_answer
-from actors.store import Key, Range, Store
+from actors.store import Check, Key, Range, Store
 from actors.timers import Timers
 
 log = structlog.get_logger()
+
+
+class _WrongGuessError(Exception):
+    """What was guessed to be absent has to be read."""
 
 
 class PartnerActor:
@@ -68,10 +72,12 @@ class PartnerActor:
         self._told: deque[Told | Overdue] = deque()
         self._woken: set[Expire | Sweep] = set()
         self._batch: list[Item] = []
+        self._batches_to_read = 0
         self._door_epoch = 0
         self._work = asyncio.Event()
         self._waiters: dict[str, list[Ask]] = {}
-        self._settlement = Settlement(self, acquirer)
+        self._meters = metrics.Meters(profile.partner_id)
+        self._settlement = Settlement(self, acquirer, self._meters)
         self._timers = Timers(self)
         self._task: asyncio.Task[None] | None = None
         self._stopped: str | None = None
@@ -101,9 +107,8 @@ class PartnerActor:
         self._asks.append(ask)
         self._work.set()
         result = await ask.future
-        metrics.COMMAND_SECONDS.labels(method).observe(time.monotonic() - ask.arrived)
-        outcome = result.refusal.code.value if isinstance(result, Refused) else str(result.status)
-        metrics.COMMANDS.labels(self.profile.partner_id, method, outcome).inc()
+        outcome = result.refusal.code if isinstance(result, Refused) else result.status
+        self._meters.answered(method, outcome, time.monotonic() - ask.arrived)
         return result
 
     def configure(self, profile: Profile) -> None:
@@ -216,16 +221,21 @@ class PartnerActor:
     async def _process(self, batch: list[Item]) -> None:
         unknown = False
         for _ in range(limits.COMMIT_ATTEMPTS_MAX):
+            guessed: list[Key] = []
             try:
-                state = await self._read_for(batch)
-                draft, effects = self._decide_all(state, batch)
-                if draft.writes or draft.standing is not state.standing:
+                guessed = await self._read_for(batch)
+                draft, effects = self._decide_all(self._state, batch)
+                _require_written(guessed, draft)
+                if draft.writes or draft.standing is not self._state.standing:
                     began = time.monotonic()
-                    await self.store.commit((), draft.mutations())
+                    await self.store.commit([Check(key, None) for key in guessed], draft.mutations())
                     metrics.COMMIT_SECONDS.observe(time.monotonic() - began)
                     metrics.BATCH_COMMANDS.observe(len(batch))
-            except (ConflictError, StoreUnavailableError) as error:
-                self._note_failure(error)
+            except (ConflictError, StoreUnavailableError, _WrongGuessError) as error:
+                if guessed and not isinstance(error, StoreUnavailableError):
+                    self._batches_to_read = limits.BATCHES_READ_AFTER_WRONG_GUESS
+                else:
+                    self._note_failure(error)
             except CommitUnknownError as error:
                 unknown = True
                 self._note_failure(error)
@@ -239,7 +249,7 @@ class PartnerActor:
                 self._state.forget_answered()
         self._give_back(batch, unknown=unknown)
 
-    def _note_failure(self, error: StoreError) -> None:
+    def _note_failure(self, error: Exception) -> None:
         metrics.COMMIT_FAILURES.labels(self.profile.partner_id, type(error).__name__).inc()
         self._log.warning("commit_failed", error=f"{type(error).__name__}: {error}")
 
@@ -289,35 +299,59 @@ class PartnerActor:
         self._state = State(standing, opens=opens)
         self._time = PartnerTime(self._clock, max(standing.floor_ms, self._time.now_ms() if self.epoch else 0))
 
-    async def _read_for(self, batch: list[Item]) -> State:
-        """Have at hand what the batch's decisions look at."""
+    async def _read_for(self, batch: list[Item]) -> list[Key]:
+        """Have at hand what the batch's decisions look at; give the idempotency records guessed to be absent.
+
+        A new payment comes under a new key, so a batch of nothing else is decided without a read: its commit checks the
+        guess. After a wrong one, some batches are read for, so that a flood of replays or refusals is decided once.
+        """
         state = self._state
         self._trim(state)
-        keys: dict[Key, str | None] = {}
-        for item in batch:
-            payment_id = self._payment_id_of(item)
-            if payment_id is not None and payment_id not in state.payments:
-                keys[keyspace.payment(payment_id)] = payment_id
-            for once_key in self._once_keys_of(item):
-                if once_key not in state.onces:
-                    keys[once_key] = None
-        if keys:
+        keys, row_keys, guesses = self._looked_at_by(batch)
+        self._batches_to_read = max(self._batches_to_read - 1, 0)
+        if not self._batches_to_read and not row_keys and len(guesses) == len(keys):
+            for key in guesses:
+                state.take_once(key, None)
+            return guesses
+        if keys or row_keys:
             wanted = list(keys)
-            snapshot = await self.store.read(wanted)
-            for key, data in zip(wanted, snapshot.values, strict=True):
+            snapshot = await self.store.read(wanted + row_keys)
+            state.rows = dict(zip(row_keys, snapshot.values[len(wanted) :], strict=True))
+            for key, data in zip(wanted, snapshot.values, strict=False):
                 name = keys[key]
                 if name is None:
                     state.take_once(key, None if data is None else codec.decode_once(data))
                 elif data is not None:
                     state.payments[name] = codec.decode_payment(data)
-        return state
+        return []
+
+    def _looked_at_by(self, batch: list[Item]) -> tuple[dict[Key, str | None], list[Key], list[Key]]:
+        """Give the keys to read (a payment's with its id), the raw rows, and which of the keys new payments bring."""
+        state = self._state
+        keys: dict[Key, str | None] = {}
+        row_keys: list[Key] = []
+        guesses: list[Key] = []
+        for item in batch:
+            if isinstance(item, Ask) and isinstance(item.envelope.command, ReconcileOperations):
+                row_keys += reconciliation.keys_of(item.envelope.command)
+                continue
+            payment_id = self._payment_id_of(item)
+            if payment_id is not None and payment_id not in state.payments:
+                keys[keyspace.payment(payment_id)] = payment_id
+            is_new = isinstance(item, Ask) and isinstance(item.envelope.command, CreatePayment)
+            for once_key in self._once_keys_of(item):
+                if once_key not in state.onces and once_key not in keys:
+                    keys[once_key] = None
+                    if is_new:
+                        guesses.append(once_key)
+        return keys, row_keys, guesses
 
     def _payment_id_of(self, item: Item) -> str | None:
         if isinstance(item, Expire):
             return item.payment_id
         if isinstance(item, Ask):
             command = item.envelope.command
-            if isinstance(command, CreatePayment):
+            if isinstance(command, CreatePayment | ReconcileOperations):
                 return None
             if not isinstance(command, ResolveOperation):
                 return command.payment_id
@@ -419,6 +453,9 @@ class PartnerActor:
 
     def _decide_ask(self, draft: Draft, effects: Effects, ask: Ask, now_ms: int) -> None:
         envelope = ask.envelope
+        if isinstance(envelope.command, ReconcileOperations):
+            self._decide_reconcile(draft, effects, ask, envelope.command, now_ms)
+            return
         once_key = keyspace.once(envelope.idempotency_key, envelope.command_id)
         once = draft.once(once_key)
         if once is not None:
@@ -482,6 +519,32 @@ class PartnerActor:
                 retry_after_ms=1_000,
             )
             effects.answers.append((ask, Refused(refusal)))
+
+    def _decide_reconcile(
+        self, draft: Draft, effects: Effects, ask: Ask, command: ReconcileOperations, now_ms: int
+    ) -> None:
+        """Post rows of a settlement file. Each operation's row makes it happen once, so no answer need be kept."""
+
+        def payment_of(payment_id: str) -> Payment | None:
+            cached = draft.payment(payment_id)
+            data = None if cached is not None else draft.row(keyspace.payment(payment_id))
+            return cached if data is None else codec.decode_payment(data)
+
+        def known_of(operation_id: str) -> Reconciled | None:
+            data = draft.row(keyspace.reconciled(operation_id))
+            return None if data is None else codec.decode_reconciled(data)
+
+        findings = reconciliation.compare(command, payment_of, known_of)
+        posted = reconciliation.to_post(command, findings, now_ms)
+        if posted:
+            cause = f"settlement:{command.file}:{command.operator}"
+            draft.record_reconciled(
+                posted,
+                entry=JournalEntry(
+                    draft.standing.sequence + 1, now_ms, cause, ask.envelope.request_id, self.epoch, (), ()
+                ),
+            )
+        effects.answers.append((ask, Answer(200, reconciliation.render(findings))))
 
     def _decide_settled(self, draft: Draft, effects: Effects, item: Settled, now_ms: int) -> None:
         opened = draft.open(item.operation_id)
@@ -568,7 +631,7 @@ class PartnerActor:
             self._log_settled(operation, payment_id, asks)
             for ask in asks:
                 assert answer is not None, f"somebody waits for {operation.id}, which nobody asked for"
-                ask.resolve(replace(answer, rate=self.rate_state()))
+                ask.resolve(Answer(answer.status, answer.body, answer.replayed, self.rate_state()))
         self._timers.look(due_ms)
 
     def _log_settled(self, operation: Operation, payment_id: str, asks: Sequence[Ask]) -> None:
@@ -613,3 +676,9 @@ class PartnerActor:
         self._waiters.clear()
         self._settlement.abandon()
         self._on_stopped(why)
+
+
+def _require_written(guessed: list[Key], draft: Draft) -> None:
+    """Raise _WrongGuessError where the commit would not check a guess: what was refused may have been a replay."""
+    if any(key not in draft.onces for key in guessed):
+        raise _WrongGuessError

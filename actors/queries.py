@@ -10,8 +10,9 @@ from typing import Any
 
 import orjson
 
-from actors import codec, keyspace, limits, views
+from actors import codec, keyspace, limits, settlement_queries, views
 from actors.answers import Answer, Refused
+from actors.events import OperationReconciled
 from actors.ids import created_range
 from actors.partner import PartnerActor
 from actors.payment import OperationState, Payment, PaymentStatus
@@ -40,6 +41,10 @@ async def query(actor: PartnerActor, method: str, arguments: Arguments) -> Answe
             return await _list_events(actor, arguments)
         case "list_unknown":
             return await _list_unknown(actor)
+        case "compare_settlement":
+            return await settlement_queries.compare(actor, arguments)
+        case "list_unreconciled":
+            return await settlement_queries.list_unreconciled(actor, arguments)
         case _:
             raise ValueError(f"{method!r} reads nothing")
 
@@ -197,7 +202,13 @@ async def _list_events(actor: PartnerActor, arguments: Arguments) -> Answer | Re
         wanted = limits.PAGE_ROWS_READ_AT_ONCE
         rows = (await actor.store.read((), [Range(("journal",), end, wanted, reverse=True)])).ranges[0]
         entries = [codec.decode_entry(row.value) for row in rows]
-        named = {event.payment_id for entry in entries for event in entry.events}
+        # A settlement's entry names many payments, and none for partners to see.
+        named = {
+            event.payment_id
+            for entry in entries
+            for event in entry.events
+            if not isinstance(event, OperationReconciled)
+        }
         payments = {payment.id: payment for payment in await _payments(actor, named)}
         for entry in entries:
             for view in reversed(views.event_views(entry, payments)):

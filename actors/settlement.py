@@ -29,8 +29,9 @@ log = structlog.get_logger()
 class Settlement:
     """The acquirer's side of one partner's actor."""
 
-    def __init__(self, actor: "PartnerActor", acquirer: Acquirer) -> None:
+    def __init__(self, actor: "PartnerActor", acquirer: Acquirer, meters: metrics.Meters) -> None:
         self._actor = actor
+        self._meters = meters
         self._acquirer = acquirer
         self._slots = asyncio.Semaphore(limits.ACQUIRER_SLOTS)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -129,9 +130,8 @@ class Settlement:
             self._log.exception("acquirer_client_failed", operation=instruction.key)
         else:
             breaker.succeed()
-        metrics.ACQUIRER_SECONDS.observe(time.monotonic() - began)
         name = outcome.kind if isinstance(outcome, AcquirerUnknownError) else type(outcome).__name__.lower()
-        metrics.ACQUIRER_CALLS.labels(instruction.partner_id, instruction.kind, name).inc()
+        self._meters.asked_acquirer(instruction.kind, name, time.monotonic() - began)
         return outcome
 
     async def _await_breaker(self) -> None:

@@ -6,6 +6,7 @@ response models; a test holds the two against each other.
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -20,7 +21,13 @@ def timestamp(at_ms: int | None) -> str | None:
     """Give RFC 3339 in UTC with milliseconds: 2026-11-22T17:10:00.123Z."""
     if at_ms is None:
         return None
-    return datetime.fromtimestamp(at_ms // 1_000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{at_ms % 1_000:03d}Z"
+    return f"{_second(at_ms // 1_000)}.{at_ms % 1_000:03d}Z"
+
+
+@lru_cache(maxsize=256)
+def _second(at_s: int) -> str:
+    """Give all but the fraction; what is under way shares its seconds."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def payment_view(payment: Payment, mode: str) -> dict[str, Any]:
@@ -131,6 +138,8 @@ def event_views(entry: JournalEntry, payments: dict[str, Payment]) -> list[dict[
     """Give the public events of a journal entry, oldest first. `payments` has those the entry names, as of now."""
     views = []
     for index, event in enumerate(entry.events):
+        if isinstance(event, events.OperationReconciled):
+            continue
         kind = _event_type(event, payments[event.payment_id])
         if kind is None:
             continue
@@ -190,7 +199,7 @@ def _event_type(event: events.Event, payment: Payment) -> str | None:
             return "operation.unknown"
         case events.AuthorizationExpired():
             return "payment.expired"
-        case events.ExpiryDeferred():
+        case events.ExpiryDeferred() | events.OperationReconciled():
             return None
 
 

@@ -21,6 +21,7 @@ import msgpack
 import orjson
 import structlog
 import uvloop
+from prometheus_client import Counter, Histogram
 
 from actors.errors import CommitUnknownError, FencedError, StoreError, StoreExistsError, StoreMissingError
 from actors.limits import COMMAND_DEADLINE_MS
@@ -36,7 +37,17 @@ from cells.workforce import Link, Workforce
 
 log = structlog.get_logger()
 
-_CONTROL_ONLY: Final = frozenset({Method.ONBOARD, Method.CONFIGURE, Method.CELL_STATUS, Method.RESOLVE_OPERATION})
+_CONTROL_ONLY: Final = frozenset(
+    {
+        Method.ONBOARD,
+        Method.CONFIGURE,
+        Method.CELL_STATUS,
+        Method.RESOLVE_OPERATION,
+        Method.RECONCILE_OPERATIONS,
+        Method.COMPARE_SETTLEMENT,
+        Method.LIST_UNRECONCILED,
+    }
+)
 _CONFIG: Final = {
     "cell": str,
     "host": str,
@@ -70,6 +81,19 @@ class Seat:
     takeovers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     activation: asyncio.Task[None] | None = None
+    meters: dict[str, tuple[Counter, Histogram]] = field(default_factory=dict)
+
+    def count(self, method: str, seconds: float) -> None:
+        """Count a command; looking a series up by its labels costs more than counting, so it is kept."""
+        found = self.meters.get(method)
+        if found is None:
+            found = self.meters[method] = (
+                door_metrics.COMMANDS.labels(self.profile.partner_id, method),
+                door_metrics.COMMAND_SECONDS.labels(method),
+            )
+        counter, histogram = found
+        counter.inc()
+        histogram.observe(seconds)
 
 
 class Door:
@@ -192,8 +216,7 @@ class Door:
             return await self._deliver(seat, request)
         finally:
             seat.in_flight -= 1
-            door_metrics.COMMAND_SECONDS.labels(request.method).observe(time.monotonic() - began)
-            door_metrics.COMMANDS.labels(request.partner_id, request.method).inc()
+            seat.count(request.method, time.monotonic() - began)
 
     async def _deliver(self, seat: Seat, request: Request) -> bytes:
         budget_ms = max(min(request.budget_ms, COMMAND_DEADLINE_MS), 0)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgpack
 import orjson
 import structlog
@@ -30,7 +29,8 @@ from cells.api.log_budget import LogBudget
 from cells.api.messages import NOT_MINE, Method
 from cells.api.saturation import Saturation
 from cells.heartbeat import HeartbeatThread
-from cells.http_acquirer import HttpAcquirer, acquirer_session
+from cells.http_acquirer import HttpAcquirer
+from cells.http_client import HttpClient
 from cells.poison import Marker
 from cells.process_config import read_secret
 from cells.sqlite_store import SqliteStore
@@ -63,7 +63,8 @@ class Worker:
         self._actors: dict[str, PartnerActor] = {}
         self._assigning = asyncio.Lock()
         self._reads = asyncio.Semaphore(limits.WORKER_READS_AT_ONCE_MAX)
-        self._session: aiohttp.ClientSession | None = None
+        self._client: HttpClient | None = None
+        self._reconciles = asyncio.Semaphore(limits.WORKER_RECONCILES_AT_ONCE_MAX)
         self._ending: set[asyncio.Task[None]] = set()
         self._budget = LogBudget()
         self._door_epoch = 0
@@ -71,7 +72,7 @@ class Worker:
 
     async def start(self) -> tuple[int, int]:
         """Listen; give the ports of commands and of heartbeats."""
-        self._session = acquirer_session()
+        self._client = HttpClient()
         self.port = await self._server.start(self.config.host, 0)
         self._heartbeat.start()
         self._saturation.start()
@@ -84,8 +85,8 @@ class Worker:
         actors = list(self._actors.values())
         self._actors.clear()
         await asyncio.gather(*(actor.stop("worker stops") for actor in actors), *self._ending)
-        if self._session is not None:
-            await self._session.close()
+        if self._client is not None:
+            await self._client.aclose()
         self._saturation.stop()
         self._heartbeat.stop()
         self._marker.close()
@@ -158,13 +159,27 @@ class Worker:
             # The router validates; what arrives here wrong is a fault on our side of the edge.
             self._budget.warning("command_malformed", partner=request.partner_id, method=request.method, exc_info=True)
             return _refusal(RefusalCode.INTERNAL_ERROR, f"The cell can't read this command: {error!r:.200}", None)
+        if request.method == Method.RECONCILE_OPERATIONS:
+            return await self._reconcile(actor, envelope, request.budget_ms)
         return await actor.ask(request.method, envelope, request.budget_ms)
+
+    async def _reconcile(self, actor: PartnerActor, envelope: commands.Envelope, budget_ms: int) -> Answer | Refused:
+        """Post a batch of a settlement file when it is its turn; half of its time may pass until then."""
+        try:
+            async with asyncio.timeout(budget_ms / 2_000):
+                await self._reconciles.acquire()
+        except TimeoutError:
+            return _refusal(RefusalCode.MAILBOX_FULL, "Other batches of settlement files are under way.", 1_000)
+        try:
+            return await actor.ask(Method.RECONCILE_OPERATIONS, envelope, budget_ms // 2)
+        finally:
+            self._reconciles.release()
 
     async def _assign(self, request: Request) -> bytes:
         fields = msgpack.unpackb(request.body)
         profile = messages.decode_profile(fields["profile"])
         door_epoch = int(fields["door_epoch"])
-        assert self._session is not None, "assigned before start"
+        assert self._client is not None, "assigned before start"
         if door_epoch < self._door_epoch:
             # The store would refuse it, too; but here the rightful actor would have been stopped for it by then.
             return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"FencedError: door {self._door_epoch} was here already")
@@ -172,7 +187,7 @@ class Worker:
         async with self._assigning:
             await self._release(profile.partner_id, "assigned again")
             try:
-                acquirer = HttpAcquirer(self._session, profile.acquirer_url, profile.partner_id)
+                acquirer = HttpAcquirer(self._client, profile.acquirer_url, profile.partner_id)
                 store = await SqliteStore.open(Path(fields["book"]))
             except (StoreError, ValueError) as error:
                 log.exception("partner_cannot_be_opened", partner=profile.partner_id)

@@ -59,6 +59,9 @@ class Method:
     VOID_PAYMENT = "void_payment"  # {payment_id}
     REFUND_PAYMENT = "refund_payment"  # {payment_id, amount | None, reason | None}
     RESOLVE_OPERATION = "resolve_operation"  # {operation_id, outcome: succeeded | failed, operator, note}
+    # Rows of a settlement file: [key, original_key | None, kind, reference, currency, gross, fee], at most
+    # actors.limits.SETTLEMENT_ROWS_MAX.
+    RECONCILE_OPERATIONS = "reconcile_operations"  # {file, settled_on, operator, fees: {...}, rows: [...]}
     # These only read.
     GET_PAYMENT = "get_payment"  # {payment_id}
     LIST_PAYMENTS = "list_payments"  # {limit, starting_after, status, reference, created_from_ms, created_before_ms}
@@ -66,6 +69,8 @@ class Method:
     GET_BALANCE = "get_balance"  # {}
     LIST_EVENTS = "list_events"  # {limit, starting_after, type}
     LIST_UNKNOWN = "list_unknown"  # {}
+    COMPARE_SETTLEMENT = "compare_settlement"  # as RECONCILE_OPERATIONS, and posts nothing
+    LIST_UNRECONCILED = "list_unreconciled"  # {from_ms, before_ms, after: sequence | None}
     # Of a door, by the control plane (role "control" only).
     ONBOARD = "onboard"  # a profile; makes the partner's book where there is none yet
     CONFIGURE = "configure"  # a profile
@@ -84,6 +89,7 @@ WRITES = frozenset(
         Method.VOID_PAYMENT,
         Method.REFUND_PAYMENT,
         Method.RESOLVE_OPERATION,
+        Method.RECONCILE_OPERATIONS,
     }
 )
 READS = frozenset(
@@ -94,6 +100,8 @@ READS = frozenset(
         Method.GET_BALANCE,
         Method.LIST_EVENTS,
         Method.LIST_UNKNOWN,
+        Method.COMPARE_SETTLEMENT,
+        Method.LIST_UNRECONCILED,
     }
 )
 

@@ -491,7 +491,17 @@ async def test_a_partner_that_two_workers_have_is_left_to_one(tmp_path: Path, cl
 
 
 @pytest.mark.parametrize(
-    "method", [Method.ONBOARD, Method.CONFIGURE, Method.CELL_STATUS, Method.RESOLVE_OPERATION, Method.ASSIGN]
+    "method",
+    [
+        Method.ONBOARD,
+        Method.CONFIGURE,
+        Method.CELL_STATUS,
+        Method.RESOLVE_OPERATION,
+        Method.RECONCILE_OPERATIONS,
+        Method.COMPARE_SETTLEMENT,
+        Method.LIST_UNRECONCILED,
+        Method.ASSIGN,
+    ],
 )
 async def test_a_router_may_not_do_what_is_the_control_plane_s(cell: OpenCell, method: str) -> None:
     answer = await cell.control(method, {"profile": {"partner_id": "alpha", "version": 1}}, role="router")

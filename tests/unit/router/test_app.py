@@ -32,6 +32,7 @@ def test_the_router_loads_neither_ray_nor_an_actor_nor_a_store() -> None:
         "actors.limits",
         "actors.profile",
         "actors.refusals",
+        "actors.ulids",
     }
     assert {name for name in loaded if not name.startswith(("actors", "cells.api"))} == {"cells"}
 

@@ -91,7 +91,13 @@ async def test_a_payment_s_fields_are_described(document: dict[str, Any]) -> Non
 
 
 def test_every_command_of_a_partner_has_its_endpoint() -> None:
-    of_operators = {Method.RESOLVE_OPERATION, Method.LIST_UNKNOWN}
+    of_operators = {
+        Method.RESOLVE_OPERATION,
+        Method.LIST_UNKNOWN,
+        Method.RECONCILE_OPERATIONS,
+        Method.COMPARE_SETTLEMENT,
+        Method.LIST_UNRECONCILED,
+    }
     assert {endpoint.command for endpoint in ENDPOINTS if endpoint.command} == (WRITES | READS) - of_operators
     for endpoint in ENDPOINTS:
         assert (endpoint.command in WRITES) is endpoint.writes
