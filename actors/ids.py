@@ -10,7 +10,10 @@ from actors.ulids import ulid_text
 
 
 class IdMint:
-    """Makes ids that never fall for one partner, whatever its wall clock does: time is the partner's own."""
+    """Makes ids that never fall for one partner, whatever its wall clock does: time is the partner's own.
+
+    A payment and the operation that opens it have the same ULID: `actors.payment.payment_id_of` rests on it.
+    """
 
     def __init__(self) -> None:
         self._at_ms = 0

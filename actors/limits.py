@@ -24,6 +24,7 @@ METADATA_ENTRIES_MAX: Final = 50
 METADATA_KEY_CHARACTERS_MAX: Final = 40
 METADATA_VALUE_CHARACTERS_MAX: Final = 500
 OPERATIONS_PER_PAYMENT_MAX: Final = 100
+DISPUTES_PER_PAYMENT_MAX: Final = 20
 PAGE_ROWS_MAX: Final = 100
 PAGE_ROWS_DEFAULT: Final = 10
 # A page filtered by something that has no index looks at no more rows than this; the next one goes on from there.
@@ -36,6 +37,17 @@ PAGE_ROWS_READ_AT_ONCE: Final = 34
 # What an acquirer's word may add to a payment's record and to its JSON. An operation is taken only where its outcome
 # will fit, or the outcome could never be written.
 OUTCOME_BYTES_MAX: Final = 2_048
+
+# What a challenge (3-D Secure) may be: how long its address is, how long the customer has, whatever the acquirer says.
+CHALLENGE_URL_CHARACTERS_MAX: Final = 1_000
+CHALLENGE_VALIDITY_MS_MAX: Final = 3_600_000
+
+# What an acquirer's notification may hold.
+NOTIFICATION_ID_CHARACTERS_MAX: Final = 255
+ACQUIRER_NAME_CHARACTERS_MAX: Final = 255
+DISPUTE_ID_CHARACTERS_MAX: Final = 64
+# The last moment that a timestamp can say: the end of the year 9999.
+ACQUIRER_TIME_MS_MAX: Final = 253_402_300_800_000
 
 # The mailbox and its batches.
 MAILBOX_COMMANDS_MAX: Final = 512
@@ -62,6 +74,9 @@ ACQUIRER_ATTEMPTS_BEFORE_CLOSE: Final = 3
 # must not let us ask for a key that is forgotten, which could charge twice. Past it a person decides.
 ACQUIRER_KEY_RETENTION_PROMISED_MS: Final = 24 * 3_600_000
 ACQUIRER_KEY_RETENTION_MS: Final = ACQUIRER_KEY_RETENTION_PROMISED_MS - CLOCK_MARGIN_MS
+# Of an operation that the acquirer accepted it is asked at this pace; what it notifies comes sooner.
+ACQUIRER_POLL_DELAY_MS_MIN: Final = 5_000
+ACQUIRER_POLL_DELAY_MS_MAX: Final = 300_000
 BREAKER_FAILURES_TO_OPEN: Final = 8
 BREAKER_OPEN_MS: Final = 1_000
 BREAKER_PROBES: Final = 2
@@ -109,3 +124,6 @@ assert SETTLEMENT_ROWS_MAX * SETTLEMENT_ROW_BYTES_MAX < STORE_VALUE_BYTES_MAX, "
 assert PAGE_ROWS_MAX <= PAGE_ROWS_SCANNED_MAX <= STORE_RANGE_ROWS_MAX
 assert PAGE_ROWS_READ_AT_ONCE * 3 > PAGE_ROWS_MAX, "the largest page takes three reads"
 assert ACQUIRER_RETRY_DELAY_MS_MAX * 10 < ACQUIRER_KEY_RETENTION_MS
+assert ACQUIRER_POLL_DELAY_MS_MAX * 10 < ACQUIRER_KEY_RETENTION_MS
+assert CHALLENGE_VALIDITY_MS_MAX * 10 < ACQUIRER_KEY_RETENTION_MS, "a key is closed long before it is forgotten"
+assert CHALLENGE_URL_CHARACTERS_MAX + 256 < OUTCOME_BYTES_MAX, "a challenge fits into an outcome's room"

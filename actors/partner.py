@@ -18,7 +18,7 @@ from actors.acquirer import Acquirer
 from actors.answers import Answer, RateState, Refused, outcome_unknown, unavailable
 from actors.breaker import Breaker
 from actors.clock import Clock, PartnerTime, SystemClock
-from actors.commands import CreatePayment, Envelope, ReconcileOperations, ResolveOperation
+from actors.commands import CreatePayment, Envelope, Notification, ReconcileOperations, ResolveOperation
 from actors.errors import (
     ActorStoppedError,
     CommitUnknownError,
@@ -27,9 +27,10 @@ from actors.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from actors.events import AcquirerContradicted
 from actors.ids import IdMint
 from actors.mailbox import Ask, Effects, Expire, Item, Lost, Overdue, Result, Settled, Sweep, Told
-from actors.payment import Operation, Payment
+from actors.payment import Operation, OperationState, Payment
 from actors.profile import Profile
 from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.refusals import Refusal, RefusalCode
@@ -370,8 +371,7 @@ class PartnerActor:
         operation_id = None
         if isinstance(item, Ask):
             keys.append(item.once_key)
-            if isinstance(item.envelope.command, ResolveOperation):
-                operation_id = item.envelope.command.operation_id
+            operation_id = _told_of(item.envelope)
         elif isinstance(item, Settled | Overdue):
             operation_id = item.operation_id
         opened = None if operation_id is None else self._state.opens.get(operation_id)
@@ -416,6 +416,7 @@ class PartnerActor:
             effects.answers += own.answers
             effects.started += own.started
             effects.settled += own.settled
+            effects.contradictions += own.contradictions
             effects.waiting += own.waiting
         self._executing("")
         return whole, effects
@@ -458,16 +459,15 @@ class PartnerActor:
         if isinstance(envelope.command, ReconcileOperations):
             self._decide_reconcile(draft, effects, ask, envelope.command, now_ms)
             return
-        once_key = keyspace.once(envelope.idempotency_key, envelope.command_id)
+        once_key = ask.once_key
         once = draft.once(once_key)
         if once is not None:
             self._decide_again(effects, ask, once)
             return
         payment_id = self._payment_id_of(ask)
         payment = None if payment_id is None else draft.payment(payment_id)
-        resolving = None
-        if isinstance(envelope.command, ResolveOperation):
-            resolving = draft.open(envelope.command.operation_id)
+        told_of = _told_of(envelope)
+        opened = None if told_of is None else draft.open(told_of)
         ids = self._mint.ids(now_ms)
         decision = rules.decide(
             self.profile,
@@ -481,6 +481,9 @@ class PartnerActor:
         if isinstance(decision, Refusal):
             effects.answers.append((ask, Refused(decision, self.rate_state())))
             return
+        if not decision.events:  # a notification of what is known
+            effects.answers.append((ask, Answer(200, views.render_acknowledgement())))
+            return
         after = draft.record(
             decision.events,
             payment_id=ids.payment_id if payment is None else payment.id,
@@ -491,12 +494,16 @@ class PartnerActor:
             once_key=once_key,
             arrival_us=decision.arrival_us,
         )
-        operation_id = after.operations[-1].id if resolving is None else resolving.operation_id
+        operation_id = told_of or next(iter(draft.opens))  # the one that the command set going
         draft.put_once(once_key, Once(envelope.command_id, envelope.fingerprint, after.id, operation_id, now_ms))
-        if resolving is not None:
-            self._answer_settled(draft, effects, after, resolving)
-            answer = draft.answer(once_key, Answer(200, views.render_payment(after, self.profile.mode)))
-            effects.answers.append((ask, answer))
+        if told_of is not None:
+            assert payment is not None, f"{told_of} is told of without its payment"
+            if not payment.operation(told_of).is_final and after.operation(told_of).is_final:
+                self._answer_settled(draft, effects, after, told_of, None if opened is None else opened.once_key)
+            effects.contradictions += [e for e in decision.events if isinstance(e, AcquirerContradicted)]
+            resolved = isinstance(envelope.command, ResolveOperation)
+            body = views.render_payment(after, self.profile.mode) if resolved else views.render_acknowledgement()
+            effects.answers.append((ask, draft.answer(once_key, Answer(200, body))))
             return
         effects.started.append(operation_id)
         effects.waiting.append((ask, operation_id))
@@ -551,26 +558,33 @@ class PartnerActor:
     def _decide_settled(self, draft: Draft, effects: Effects, item: Settled, now_ms: int) -> None:
         opened = draft.open(item.operation_id)
         if opened is None:
-            return  # final already: a person or an earlier word was first
+            return  # known already: a person, a notification or an earlier word was first
         payment = draft.payment(opened.payment_id)
         assert payment is not None, f"{item.operation_id} is open without its payment"
-        events = rules.settle(self.profile, payment, item.operation_id, item.outcome, now_ms)
-        after = draft.record(
-            events,
-            payment_id=payment.id,
-            now_ms=now_ms,
-            cause=f"acquirer:{item.operation_id}",
-            request_id="",
-            epoch=self.epoch,
-        )
-        self._answer_settled(draft, effects, after, opened)
+        events = rules.settle(self.profile, payment, item.operation_id, item.outcome, now_ms, item.confirmations)
+        after = payment
+        if events:
+            after = draft.record(
+                events,
+                payment_id=payment.id,
+                now_ms=now_ms,
+                cause=f"acquirer:{item.operation_id}",
+                request_id="",
+                epoch=self.epoch,
+            )
+        elif payment.operation(item.operation_id).state is not OperationState.ACCEPTED:
+            return  # an old word, of before the operation was confirmed: the new one is on its way
+        # Also where its acceptance is known already: the commit of it may have lost the answers to who waited.
+        self._answer_settled(draft, effects, after, item.operation_id, opened.once_key)
 
-    def _answer_settled(self, draft: Draft, effects: Effects, payment: Payment, opened: OpenOperation) -> None:
-        """Keep the answer to the command that intended the operation; what was kept first is what all are told."""
+    def _answer_settled(
+        self, draft: Draft, effects: Effects, payment: Payment, operation_id: str, once_key: Key | None
+    ) -> None:
+        """Keep the answer to the command that set the operation going; what was kept first is what all are told."""
         answer = None
-        if opened.once_key is not None:
-            answer = draft.answer(opened.once_key, outcome_answer(payment, opened.operation_id, self.profile.mode))
-        effects.settled.append((payment.operation(opened.operation_id), payment.id, answer))
+        if once_key is not None:
+            answer = draft.answer(once_key, outcome_answer(payment, operation_id, self.profile.mode))
+        effects.settled.append((payment.operation(operation_id), payment.id, answer))
 
     def _decide_lost(self, draft: Draft, item: Lost, now_ms: int) -> None:
         opened = draft.open(item.operation_id)
@@ -615,6 +629,19 @@ class PartnerActor:
         loop = asyncio.get_running_loop()
         for ask, result in effects.answers:
             ask.resolve(result)
+        # Before those of this batch begin to wait: an operation may have been answered and confirmed in one batch.
+        for operation, payment_id, answer in effects.settled:
+            if not operation.is_open:
+                self._settlement.forget(operation.id)
+            asks = self._waiters.pop(operation.id, ())
+            self._log_settled(operation, payment_id, asks)
+            for ask in asks:
+                assert answer is not None, f"somebody waits for {operation.id}, which nobody asked for"
+                ask.resolve(Answer(answer.status, answer.body, answer.replayed, self.rate_state()))
+        for event in effects.contradictions:
+            self._log.error(
+                "acquirer_contradicts", payment=event.payment_id, operation=event.operation_id, claim=event.claim
+            )
         for ask, operation_id in effects.waiting:
             ask.joined = True
             if operation_id in self._state.opens:
@@ -627,20 +654,13 @@ class PartnerActor:
                 raise FencedError(f"{operation_id} is open and was not begun here: another worker owns the partner")
         for operation_id in effects.started:
             self._settlement.pursue(operation_id)
-        for operation, payment_id, answer in effects.settled:
-            self._settlement.forget(operation.id)
-            asks = self._waiters.pop(operation.id, ())
-            self._log_settled(operation, payment_id, asks)
-            for ask in asks:
-                assert answer is not None, f"somebody waits for {operation.id}, which nobody asked for"
-                ask.resolve(Answer(answer.status, answer.body, answer.replayed, self.rate_state()))
         self._timers.look(due_ms)
 
     def _log_settled(self, operation: Operation, payment_id: str, asks: Sequence[Ask]) -> None:
-        """Write the one line that every operation gets; nobody's ids where nobody waited any more."""
+        """Write the one line that every word on an operation gets; nobody's ids where nobody waited any more."""
         envelope = asks[0].envelope if asks else None
         self._log.info(
-            "operation_settled",
+            "operation_settled" if operation.is_final else f"operation_{operation.state.value}",
             payment=payment_id,
             operation=operation.id,
             kind=operation.kind.value,
@@ -678,6 +698,12 @@ class PartnerActor:
         self._waiters.clear()
         self._settlement.abandon()
         self._on_stopped(why)
+
+
+def _told_of(envelope: Envelope) -> str | None:
+    """Give the operation that a person or the acquirer tells of; None for a command of a partner."""
+    command = envelope.command
+    return command.operation_id if isinstance(command, ResolveOperation | Notification) else None
 
 
 def _require_written(guessed: list[Key], draft: Draft) -> None:

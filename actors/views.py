@@ -13,7 +13,7 @@ import orjson
 
 from actors import events
 from actors.ledger import Account, Balances
-from actors.payment import Failure, Operation, OperationKind, Payment
+from actors.payment import Challenge, Dispute, Failure, Operation, OperationKind, OperationState, Payment
 from actors.records import JournalEntry, OpenOperation
 
 
@@ -50,6 +50,9 @@ def payment_view(payment: Payment, mode: str) -> dict[str, Any]:
         "amount_capturable": payment.amount_capturable,
         "amount_captured": payment.amount_captured,
         "amount_refunded": payment.amount_refunded,
+        "amount_disputed": payment.amount_disputed,
+        "next_action": _next_action_view(payment.first),
+        "dispute": _dispute_view(payment.disputes[-1]) if payment.disputes else None,
         "failure": None
         if newest.failure is None
         else {"operation_id": newest.id, **_failure_view(newest.failure, newest.kind)},
@@ -93,6 +96,11 @@ def render_list(
     )
 
 
+def render_acknowledgement() -> bytes:
+    """Give the JSON that tells an acquirer that its notification is taken: the same each time."""
+    return b'{"object":"acknowledgement","taken":true}'
+
+
 def render_balance(balances: Balances) -> bytes:
     """Give the balances' JSON, one object a currency, in the currencies' order."""
     currencies = sorted({currency for currency, _ in balances})
@@ -107,6 +115,7 @@ def render_balance(balances: Balances) -> bytes:
             "authorized": credit(currency, Account.OPEN_AUTHORIZATIONS),
             "captures_pending": credit(currency, Account.CAPTURES_PENDING),
             "refunds_pending": credit(currency, Account.REFUNDS_PENDING),
+            "disputes_held": credit(currency, Account.DISPUTES_HELD),
         }
         for currency in currencies
     ]
@@ -148,8 +157,15 @@ def event_views(entry: JournalEntry, payments: dict[str, Payment]) -> list[dict[
         if not isinstance(event, events.PaymentCreated | events.AuthorizationExpired | events.ExpiryDeferred):
             operation = payment.operation(event.operation_id)
             data |= {"operation_id": operation.id, "amount": operation.amount}
-            if isinstance(event, events.OperationDeclined):
-                data["failure"] = _failure_view(Failure(event.code, event.retryable), operation.kind)
+            match event:
+                case events.OperationDeclined():
+                    data["failure"] = _failure_view(Failure(event.code, event.retryable), operation.kind)
+                case events.OperationChallenged():
+                    data["next_action"] = _redirect_view(Challenge(event.url, event.expires_ms))
+                case events.DisputeOpened() | events.DisputeClosed():
+                    data |= {"dispute_id": event.dispute_id, "amount": event.amount}
+                case events.AcquirerContradicted():
+                    data["claim"] = event.claim
         elif not isinstance(event, events.ExpiryDeferred):
             data["amount"] = event.amount
         views.append(
@@ -182,7 +198,9 @@ _DECLINED_TYPES = {
 }
 
 
-def _event_type(event: events.Event, payment: Payment) -> str | None:
+def _event_type(  # noqa: C901, PLR0911, PLR0912 - one case per event
+    event: events.Event, payment: Payment
+) -> str | None:
     match event:
         case events.PaymentCreated():
             return "payment.created"
@@ -194,13 +212,53 @@ def _event_type(event: events.Event, payment: Payment) -> str | None:
                 return "payment.expired"
             return _APPROVED_TYPES[operation.kind]
         case events.OperationDeclined():
+            if event.code == payment.operation(event.operation_id).withdrawn:
+                return "payment.canceled"
             return _DECLINED_TYPES[payment.operation(event.operation_id).kind]
         case events.OperationLost():
             return "operation.unknown"
         case events.AuthorizationExpired():
             return "payment.expired"
-        case events.ExpiryDeferred() | events.OperationReconciled():
+        case events.ExpiryDeferred() | events.OperationReconciled() | events.OperationWithdrawn():
             return None
+        case events.OperationChallenged():
+            return "payment.requires_action"
+        case events.OperationConfirmed():
+            return "payment.confirmed"
+        case events.OperationAccepted():
+            return "operation.accepted"
+        case events.DisputeOpened():
+            return "dispute.opened"
+        case events.DisputeClosed():
+            return "dispute.won" if event.won else "dispute.lost"
+        case events.AcquirerContradicted():
+            return "operation.contradicted"
+
+
+def _next_action_view(first: Operation) -> dict[str, Any] | None:
+    if first.state is not OperationState.REQUIRES_ACTION or first.challenge is None:
+        return None
+    return _redirect_view(first.challenge)
+
+
+def _redirect_view(challenge: Challenge) -> dict[str, Any]:
+    return {
+        "type": "redirect_to_url",
+        "redirect_to_url": {"url": challenge.url},
+        "expires_at": timestamp(challenge.expires_ms),
+    }
+
+
+def _dispute_view(dispute: Dispute) -> dict[str, Any]:
+    return {
+        "id": dispute.id,
+        "operation_id": dispute.operation_id,
+        "amount": dispute.amount,
+        "reason": dispute.reason,
+        "status": dispute.status.value,
+        "opened_at": timestamp(dispute.opened_ms),
+        "closed_at": timestamp(dispute.closed_ms),
+    }
 
 
 def _operation_view(operation: Operation) -> dict[str, Any]:

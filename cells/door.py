@@ -48,6 +48,8 @@ _CONTROL_ONLY: Final = frozenset(
         Method.LIST_UNRECONCILED,
     }
 )
+# Only the router speaks for acquirers, whose signatures it checks.
+_ROUTER_ONLY: Final = messages.NOTIFICATIONS
 _CONFIG: Final = {
     "cell": str,
     "host": str,
@@ -62,7 +64,6 @@ _CONFIG: Final = {
     "log_file": str | None,
     "logs_folder": str,
 }
-_UNANSWERED_MAX: Final = 3
 _KILL_WAIT_MS: Final = 500
 _PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")
 
@@ -77,6 +78,7 @@ class Seat:
     link: Link | None = None
     epoch: int | None = None
     in_flight: int = 0
+    notifying: int = 0
     unanswered: int = 0
     takeovers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -135,10 +137,10 @@ class Door:
         log.info("door_opened", door_epoch=self.door_epoch, partners=len(self._seats))
 
     async def staff(self, workforce: Workforce) -> None:
-        """Give each partner its worker: the one that has it from before, or a fresh one."""
+        """Give each partner its worker: the one that has it from before, or a fresh one. Requests may come already."""
         self._workforce = workforce
         claimed: set[str] = set()
-        await asyncio.gather(*(self._adopt(link, claimed) for link in await workforce.find_existing()))
+        await workforce.find_existing(lambda link: self._adopt(link, claimed))
         for seat in self._seats.values():
             if seat.link is None:
                 self._activate_soon(seat, "start")
@@ -184,6 +186,8 @@ class Door:
         method = request.method
         if method in _CONTROL_ONLY and request.role != "control":
             return _refused(RefusalCode.INTERNAL_ERROR, f"{method} is for the control plane only.")
+        if method in _ROUTER_ONLY:
+            return await self._notify(request)
         if method in messages.WRITES or method in messages.READS:
             return await self._forward(request)
         try:
@@ -217,6 +221,24 @@ class Door:
         finally:
             seat.in_flight -= 1
             seat.count(request.method, time.monotonic() - began)
+
+    async def _notify(self, request: Request) -> bytes:
+        """Forward what an acquirer tells, within a share of its own."""
+        if request.role != "router":
+            return _refused(RefusalCode.INTERNAL_ERROR, f"{request.method} is for routers only.")
+        seat = self._seats.get(request.partner_id)
+        if seat is None:
+            return _refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+        if seat.notifying >= limits.DOOR_PARTNER_NOTIFICATIONS_MAX:
+            door_metrics.REFUSED.labels(request.partner_id).inc()
+            detail = f"{seat.notifying} notifications to the partner are under way, more are not taken."
+            return _refused(RefusalCode.MAILBOX_FULL, detail, retry_after_ms=1_000)
+        seat.notifying += 1
+        try:
+            return await self._deliver(seat, request)
+        finally:
+            seat.notifying -= 1
+            door_metrics.COMMANDS.labels(request.partner_id, request.method).inc()
 
     async def _deliver(self, seat: Seat, request: Request) -> bytes:
         budget_ms = max(min(request.budget_ms, COMMAND_DEADLINE_MS), 0)
@@ -274,12 +296,12 @@ class Door:
             return False  # the worker says what is wrong with it
 
     def _unanswered(self, seat: Seat, link: Link, budget_ms: int, deadline: float) -> None:
-        late_ms = (time.monotonic() - deadline) * 1_000
-        if late_ms > limits.DOOR_LATE_MS or budget_ms < limits.HEARTBEAT_TIMEOUT_MS:
+        late_ms = (time.monotonic() - deadline) * 1_000 - limits.ANSWER_GRACE_MS["door"]
+        if late_ms > limits.DOOR_LATE_MS or budget_ms < limits.UNANSWERED_MS_MIN:
             return  # the door slept, or there was no time to answer: the worker is not to blame
         seat.unanswered += 1
         log.warning("command_unanswered", partner=seat.profile.partner_id, worker=link.name, times=seat.unanswered)
-        if seat.unanswered >= _UNANSWERED_MAX and seat.link is link:
+        if seat.unanswered >= limits.UNANSWERED_IN_ROW_MAX and seat.link is link:
             seat.unanswered = 0
             assert self._workforce is not None
             self._workforce.bury(link, "unanswering")
@@ -614,7 +636,6 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
     )
     await door.open()
     cluster = Cluster(config["ray_address"], Path(config["token_file"]))
-    await asyncio.to_thread(cluster.connect)
     workforce = Workforce(
         cell=config["cell"],
         host=config["host"],
@@ -629,8 +650,10 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
         on_broken=lambda why: end(3, why),
     )
     server = FrameServer({role: frames.role_key(secret, role) for role in ("router", "control")}, door.handle)
-    await door.staff(workforce)
+    # What is asked for meanwhile waits for its partner's worker.
+    staffing = asyncio.create_task(door.staff(workforce), name="staff-door")
     await server.start(config["host"], config["port"])
+    await staffing
     metrics = await door_metrics.serve(config["host"], config["metrics_port"], workforce)
     log.info("door_listens", port=config["port"], pid=os.getpid())
     code = await ended

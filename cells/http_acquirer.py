@@ -4,16 +4,19 @@ Whatever is not exactly a documented outcome is unknown, never a decline: only t
 connections belong to the process and are shared by its partners; each partner's slots bound its share of them.
 """
 
+import re
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import orjson
 
-from actors.acquirer import Approved, Declined, Instruction, NeverPerformed
+from actors.acquirer import Accepted, Approved, Challenged, Declined, Instruction, NeverPerformed, Word
 from actors.errors import AcquirerUnknownError
 from cells.api import limits
 from cells.http_client import Address, HttpClient
 
+# What a partner may send its customer to: visible ASCII, and nothing that JSON would have to escape.
+_CHALLENGE_URL: Final = re.compile(r"https?://[!#-\[\]-~]+", re.ASCII)
 _JSON_HEADERS: Final = b"Content-Type: application/json\r\nAccept: application/json\r\n"
 
 
@@ -31,22 +34,28 @@ class HttpAcquirer:
         self._address = Address(base.hostname, base.port or (443 if is_tls else 80), is_tls)
         self._operations = f"{base.path.rstrip('/')}/operations"
 
-    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined:
-        """Perform the operation, or learn what it became. Raises AcquirerUnknownError without a final answer.
+    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | Challenged | Accepted:
+        """Perform the operation, or learn what it became. Raises AcquirerUnknownError where nothing is told.
 
         A key that was closed is final: nothing was and nothing will be charged under it, so it counts as declined.
         """
-        outcome = await self._ask(self._operations, instruction, timeout_ms)
-        return Declined("operation_closed", retryable=True) if isinstance(outcome, NeverPerformed) else outcome
+        return _undone(await self._ask(self._operations, instruction, timeout_ms))
+
+    async def confirm(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | Challenged | Accepted:
+        """Go on with a challenged operation, under its own key. Raises AcquirerUnknownError where nothing is told."""
+        return _undone(await self._ask(f"{self._operations}/{instruction.key}/confirm", instruction, timeout_ms))
 
     async def close_key(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | NeverPerformed:
         """Close the key durably and say what it did. Raises AcquirerUnknownError without a final answer."""
-        return await self._ask(f"{self._operations}/{instruction.key}/close", instruction, timeout_ms)
+        outcome = await self._ask(f"{self._operations}/{instruction.key}/close", instruction, timeout_ms)
+        if isinstance(outcome, Challenged | Accepted):
+            raise AcquirerUnknownError("malformed", "a closed key waits for nothing")
+        return outcome
 
     async def aclose(self) -> None:
         """Give back nothing: the connections belong to the client, which outlives its partners."""
 
-    async def _ask(self, path: str, instruction: Instruction, timeout_ms: int) -> Approved | Declined | NeverPerformed:
+    async def _ask(self, path: str, instruction: Instruction, timeout_ms: int) -> Word:
         assert instruction.partner_id == self._partner_id, "a partner's connection carries its operations only"
         request = orjson.dumps(
             {
@@ -67,8 +76,12 @@ class HttpAcquirer:
         return read_outcome(instruction.key, body)
 
 
-def read_outcome(key: str, body: bytes) -> Approved | Declined | NeverPerformed:
-    """Return the outcome that an answer holds. Raises AcquirerUnknownError("malformed") for any other shape.
+def _undone(outcome: Word) -> Approved | Declined | Challenged | Accepted:
+    return Declined("operation_closed", retryable=True) if isinstance(outcome, NeverPerformed) else outcome
+
+
+def read_outcome(key: str, body: bytes) -> Word:
+    """Return the word that an answer holds. Raises AcquirerUnknownError("malformed") for any other shape.
 
     Fields that are not asked for are passed over, so that an acquirer can add some.
     """
@@ -84,7 +97,7 @@ def read_outcome(key: str, body: bytes) -> Approved | Declined | NeverPerformed:
     return outcome
 
 
-def _outcome(answer: dict[str, Any]) -> Approved | Declined | NeverPerformed | None:
+def _outcome(answer: dict[str, Any]) -> Word | None:
     match answer:
         case {"result": "approved", "reference": str(reference), "expires_at_ms": None} if _is_name(reference):
             return Approved(reference)
@@ -96,6 +109,15 @@ def _outcome(answer: dict[str, Any]) -> Approved | Declined | NeverPerformed | N
             return Declined(code, retryable)
         case {"result": "closed"}:
             return NeverPerformed()
+        case {"result": "challenge", "challenge": {"url": str(url), "expires_at_ms": int(expires_ms)}} if (
+            len(url) <= limits.CHALLENGE_URL_CHARACTERS_MAX
+            and _CHALLENGE_URL.fullmatch(url)
+            and type(expires_ms) is int
+            and 0 < expires_ms < limits.ACQUIRER_TIME_MS_MAX
+        ):
+            return Challenged(url, expires_ms)
+        case {"result": "pending"}:
+            return Accepted()
     return None
 
 

@@ -76,6 +76,7 @@ class Worker:
         self.port = await self._server.start(self.config.host, 0)
         self._heartbeat.start()
         self._saturation.start()
+        self._marker.listens(self.port, self._heartbeat.port)
         log.info("worker_started", pid=os.getpid(), port=self.port)
         return self.port, self._heartbeat.port
 

@@ -4,7 +4,7 @@ lock              held by the one `bulkhead up` that uses the folder (flock: end
 instance.json     what this folder is; written last at the first start
 registry.sqlite   partners, hashes of keys, operators' changes
 control.sock      the control plane, for this user only
-secrets/          pepper, cells' secrets, routers' keys, Ray's tokens; 0600 in a folder of 0700
+secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acquirer's; 0600 in a folder of 0700
 directory/        what routers read          routers/<name>/   what each router last knew
 cells/<name>/     the partners' books        acquirer/         the simulator's own record
 run/              configurations and records of processes       logs/
@@ -102,6 +102,11 @@ class DataFolder:
     def pepper_file(self) -> Path:
         """The key of the keys' hashes."""
         return self.secrets / "api_key_pepper"
+
+    @property
+    def acquirer_secret_file(self) -> Path:
+        """The key with which the acquirer signs its notifications."""
+        return self.secrets / "acquirer.notifications.key"
 
     def cell_secret_file(self, cell: str) -> Path:
         """Give the secret from which each role's key of a cell comes."""
@@ -296,7 +301,7 @@ def _identity(seed: str, folder: DataFolder) -> str:
 
 
 def _secret_files(folder: DataFolder, settings: Settings) -> list[tuple[Path, str]]:
-    files = [(folder.pepper_file, "bytes")]
+    files = [(folder.pepper_file, "bytes"), (folder.acquirer_secret_file, "bytes")]
     for cell in settings.cell_names:
         files.append((folder.cell_secret_file(cell), "bytes"))
         files.append((folder.ray_token_file(cell), "text"))
@@ -309,7 +314,9 @@ def _make_secrets(folder: DataFolder, settings: Settings, *, first_start: bool) 
             path.chmod(0o600)
             _check_secret(path, kind)
             continue
-        if not first_start:
+        # Who signs and who checks both read the acquirer's key here, so a new one loses nothing: it is also made in a
+        # folder of before there were notifications.
+        if not first_start and path != folder.acquirer_secret_file:
             raise FolderError(f"the secret {path.name} is missing", where=str(path), hint=_SECRETS_HINT)
         content = secrets.token_bytes(SECRET_BYTES)
         write_atomically(path, content.hex().encode() if kind == "text" else content)

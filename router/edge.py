@@ -100,8 +100,9 @@ class Edge:
             await send(message)
 
         try:
-            if exchange.head.size > limits.HEAD_BYTES_MAX or not exchange.head.is_of(scope["http_version"]):
-                await respond(_wrong_head(exchange.head), exchange)(scope, receive, send_marked)
+            problem = _wrong_with(exchange.head, scope["http_version"])
+            if problem is not None:
+                await respond(problem, exchange)(scope, receive, send_marked)
             elif (route := self._plain.get((scope["method"], scope["path"]))) is not None:
                 scope["route"] = route
                 await route.app(scope, receive, send_marked)
@@ -171,12 +172,16 @@ class Edge:
             )
 
 
-def _wrong_head(head: Head) -> Problem:
+def _wrong_with(head: Head, http_version: str) -> Problem | None:
+    """Say what is wrong with a request's head as a whole; its connection ends for it."""
+    ends = {"connection": "close"}
     if head.size > limits.HEAD_BYTES_MAX:
-        code, detail = EdgeCode.HEAD_TOO_LARGE, f"A request's head has at most {limits.HEAD_BYTES_MAX} bytes."
-    else:
-        code, detail = EdgeCode.REQUEST_MALFORMED, "Send HTTP/1.1 with one Host (RFC 9112, 3.2)."
-    return Problem(code, detail, headers={"connection": "close"})
+        return Problem(
+            EdgeCode.HEAD_TOO_LARGE, f"A request's head has at most {limits.HEAD_BYTES_MAX} bytes.", headers=ends
+        )
+    if not head.is_of(http_version):
+        return Problem(EdgeCode.REQUEST_MALFORMED, "Send HTTP/1.1 with one Host (RFC 9112, 3.2).", headers=ends)
+    return None
 
 
 def respond(problem: Problem, exchange: Exchange) -> Response:

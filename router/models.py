@@ -39,12 +39,26 @@ class PaymentStatus(StrEnum):
 
 
 class OperationStatus(StrEnum):
-    """An operation's status. `unknown`: the acquirer gave no final answer yet."""
+    """An operation's status.
+
+    `unknown`: the acquirer gave no final answer yet. `accepted`: it tells its result later. `requires_action`: the
+    customer is to act.
+    """
 
     PENDING = "pending"
     UNKNOWN = "unknown"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    REQUIRES_ACTION = "requires_action"
+    ACCEPTED = "accepted"
+
+
+class DisputeStatus(StrEnum):
+    """A dispute's status. `won` and `lost` are final."""
+
+    OPEN = "open"
+    WON = "won"
+    LOST = "lost"
 
 
 # Requests.
@@ -122,7 +136,11 @@ class CaptureRequest(_Request):
 
 
 class VoidRequest(_Request):
-    """A void of what is authorized and not captured. It has no fields."""
+    """A void of what is authorized and not captured, or of a payment that waits for its customer. It has no fields."""
+
+
+class ConfirmRequest(_Request):
+    """Says that the customer came back from the challenge. It has no fields: the acquirer knows how it ended."""
 
 
 class RefundRequest(_Request):
@@ -227,6 +245,32 @@ class Operation(BaseModel):
     reason: str | None
 
 
+class Redirect(BaseModel):
+    """Where to send the customer."""
+
+    url: str
+
+
+class NextAction(BaseModel):
+    """What is to be done before the payment can go on: send the customer to `redirect_to_url.url`, then confirm."""
+
+    type: Literal["redirect_to_url"]
+    redirect_to_url: Redirect
+    expires_at: datetime
+
+
+class Dispute(BaseModel):
+    """A dispute by the customer, the newest of the payment. The acquirer holds `amount` until it is won."""
+
+    id: str
+    operation_id: str
+    amount: int
+    reason: str
+    status: DisputeStatus
+    opened_at: datetime
+    closed_at: datetime | None
+
+
 class Payment(BaseModel):
     """A payment. Amounts are in minor units of its currency."""
 
@@ -246,6 +290,9 @@ class Payment(BaseModel):
     amount_capturable: int
     amount_captured: int
     amount_refunded: int
+    amount_disputed: int
+    next_action: NextAction | None
+    dispute: Dispute | None
     failure: PaymentFailure | None
     expires_at: datetime | None
     operations: list[Operation]
@@ -285,6 +332,7 @@ class CurrencyBalance(BaseModel):
     authorized: int
     captures_pending: int
     refunds_pending: int
+    disputes_held: int
 
 
 class Balance(BaseModel):

@@ -21,6 +21,7 @@ from cells.api.limits import (
 )
 
 __all__ = [
+    "NOTIFICATIONS",
     "NOT_MINE",
     "READS",
     "WRITES",
@@ -58,10 +59,14 @@ class Method:
     CAPTURE_PAYMENT = "capture_payment"  # {payment_id, amount | None}
     VOID_PAYMENT = "void_payment"  # {payment_id}
     REFUND_PAYMENT = "refund_payment"  # {payment_id, amount | None, reason | None}
+    CONFIRM_PAYMENT = "confirm_payment"  # {payment_id}
     RESOLVE_OPERATION = "resolve_operation"  # {operation_id, outcome: succeeded | failed, operator, note}
     # Rows of a settlement file: [key, original_key | None, kind, reference, currency, gross, fee], at most
     # actors.limits.SETTLEMENT_ROWS_MAX.
     RECONCILE_OPERATIONS = "reconcile_operations"  # {file, settled_on, operator, fees: {...}, rows: [...]}
+    # An acquirer's notifications: no partner's request becomes one of these (NOTIFICATIONS below).
+    NOTIFY_RESULT = "notify_result"  # {notification_id, operation_id, original_id | None, result, ...}
+    NOTIFY_DISPUTE = "notify_dispute"  # {notification_id, operation_id, original_id | None, dispute_id, ...}
     # These only read.
     GET_PAYMENT = "get_payment"  # {payment_id}
     LIST_PAYMENTS = "list_payments"  # {limit, starting_after, status, reference, created_from_ms, created_before_ms}
@@ -88,10 +93,14 @@ WRITES = frozenset(
         Method.CAPTURE_PAYMENT,
         Method.VOID_PAYMENT,
         Method.REFUND_PAYMENT,
+        Method.CONFIRM_PAYMENT,
         Method.RESOLVE_OPERATION,
         Method.RECONCILE_OPERATIONS,
+        Method.NOTIFY_RESULT,
+        Method.NOTIFY_DISPUTE,
     }
 )
+NOTIFICATIONS = frozenset({Method.NOTIFY_RESULT, Method.NOTIFY_DISPUTE})
 READS = frozenset(
     {
         Method.GET_PAYMENT,

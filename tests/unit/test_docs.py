@@ -11,6 +11,7 @@ PAGES = [
     "ARCHITECTURE.md",
     "docs/protocol.md",
     "docs/payments.md",
+    "docs/notifications.md",
     "docs/settlement.md",
     "docs/limits-and-errors.md",
 ]

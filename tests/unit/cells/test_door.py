@@ -161,6 +161,37 @@ async def test_a_partner_that_is_not_here(cell: OpenCell) -> None:
     assert code(await cell.ask(Method.GET_BALANCE, "nobody")) is RefusalCode.PARTNER_MOVED
 
 
+NEWS = {
+    "notification_id": "msg_1",
+    "operation_id": "op_1",
+    "original_id": None,
+    "result": "approved",
+    "reference": "ref",
+    "expires_ms": None,
+}
+
+
+async def test_notifications_have_a_share_of_their_own(cell: OpenCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    await cell.onboard("alpha")
+    monkeypatch.setattr(limits, "DOOR_PARTNER_COMMANDS_MAX", 0)
+    assert code(await cell.write("alpha", "c1")) is RefusalCode.MAILBOX_FULL
+    assert code(await cell.ask(Method.NOTIFY_RESULT, "alpha", **NEWS)) is RefusalCode.PAYMENT_NOT_FOUND
+    monkeypatch.setattr(limits, "DOOR_PARTNER_NOTIFICATIONS_MAX", 0)
+    refused = await cell.ask(Method.NOTIFY_RESULT, "alpha", **NEWS)
+    assert code(refused) is RefusalCode.MAILBOX_FULL
+    assert isinstance(refused, Refused)
+    assert refused.refusal.retry_after_ms == 1_000
+    assert code(await cell.ask(Method.NOTIFY_RESULT, "nobody", **NEWS)) is RefusalCode.PARTNER_MOVED
+
+
+@pytest.mark.parametrize("method", [Method.NOTIFY_RESULT, Method.NOTIFY_DISPUTE])
+async def test_only_routers_speak_for_acquirers(cell: OpenCell, method: str) -> None:
+    await cell.onboard("alpha")
+    refused = await cell.ask(method, "alpha", role="control", **NEWS)
+    assert isinstance(refused, Refused)
+    assert "for routers only" in refused.refusal.detail
+
+
 async def test_each_partner_has_its_share_of_the_door(cell: OpenCell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "DOOR_PARTNER_COMMANDS_MAX", 3)
     await cell.onboard("alpha", "beta")
@@ -267,7 +298,7 @@ async def test_what_an_actor_gave_up_in_the_middle_of_is_unknown_not_undone(cell
 async def test_a_command_that_is_never_answered_is_unknown_and_after_some_its_worker_goes(
     cell: OpenCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "HEARTBEAT_TIMEOUT_MS", 300)
+    monkeypatch.setattr(limits, "UNANSWERED_MS_MIN", 300)
     await cell.onboard("alpha")
     pid = cell.link("alpha").endpoint.pid
     stalled = [cell.write("alpha", f"{STALL}-{number}", 700) for number in range(2)]
@@ -292,7 +323,7 @@ async def test_who_gives_no_time_to_answer_does_not_get_a_worker_killed(cell: Op
 async def test_a_door_that_slept_does_not_blame_the_worker_for_its_own_silence(
     cell: OpenCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "HEARTBEAT_TIMEOUT_MS", 300)
+    monkeypatch.setattr(limits, "UNANSWERED_MS_MIN", 300)
     monkeypatch.setattr(limits, "DOOR_LATE_MS", 100)
     await cell.onboard("alpha")
     pid = cell.link("alpha").endpoint.pid
