@@ -33,6 +33,7 @@ check: $(READY) ## Format, lint, types, import contracts, unit tests: under a mi
 	$(BIN)/pytest tests/unit tests/contract
 
 test: check ## Everything that is to pass before a change lands
+	tools/setup-tests
 	$(BIN)/pytest tests/integration tests/acceptance
 
 kill-rounds: $(READY) ## SIGKILL of everything at random moments, ten rounds

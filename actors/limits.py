@@ -59,6 +59,10 @@ COMMIT_ATTEMPTS_MAX: Final = 4
 # After a batch whose new payments turned out not to be new, so many are read for before they are decided.
 BATCHES_READ_AFTER_WRONG_GUESS: Final = 64
 
+# How wrong a machine's wall clock may be without breaking a promise: what we promise to keep is kept longer by this,
+# and what others promise us is counted on for less (docs/protocol.md, "Clocks").
+CLOCK_MARGIN_MS: Final = 3_600_000
+
 # The acquirer, per partner.
 ACQUIRER_SLOTS: Final = 64
 ACQUIRER_TIMEOUT_MS: Final = 2_500
@@ -66,8 +70,10 @@ ACQUIRER_RETRY_DELAY_MS_MIN: Final = 250
 ACQUIRER_RETRY_DELAY_MS_MAX: Final = 30_000
 # After so many attempts without a final answer the key is closed at the acquirer.
 ACQUIRER_ATTEMPTS_BEFORE_CLOSE: Final = 3
-# How long an acquirer remembers a key. Past it asking again could charge twice: a person decides.
-ACQUIRER_KEY_RETENTION_MS: Final = 24 * 3_600_000
+# How long an acquirer promises to remember a key, and how long we count on that: a clock that is late by the margin
+# must not let us ask for a key that is forgotten, which could charge twice. Past it a person decides.
+ACQUIRER_KEY_RETENTION_PROMISED_MS: Final = 24 * 3_600_000
+ACQUIRER_KEY_RETENTION_MS: Final = ACQUIRER_KEY_RETENTION_PROMISED_MS - CLOCK_MARGIN_MS
 # Of an operation that the acquirer accepted it is asked at this pace; what it notifies comes sooner.
 ACQUIRER_POLL_DELAY_MS_MIN: Final = 5_000
 ACQUIRER_POLL_DELAY_MS_MAX: Final = 300_000
@@ -96,6 +102,8 @@ WAKE_MS_MAX: Final = 60_000
 
 # Retention.
 IDEMPOTENCY_RETENTION_MS: Final = 24 * 3_600_000
+# How long they really are kept.
+IDEMPOTENCY_KEPT_MS: Final = IDEMPOTENCY_RETENTION_MS + CLOCK_MARGIN_MS
 IDEMPOTENCY_ROWS_SWEPT_MAX: Final = 200
 
 # A partner's own limits, where the operator sets none.

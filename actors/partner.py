@@ -298,7 +298,9 @@ class PartnerActor:
         head = snapshot.values[0]
         standing = rules.Standing() if head is None else codec.decode_standing(head)
         self._state = State(standing, opens=opens)
-        self._time = PartnerTime(self._clock, max(standing.floor_ms, self._time.now_ms() if self.epoch else 0))
+        # One later than what is committed: ids of one millisecond rise within one owner only.
+        floor_ms = max(standing.floor_ms + 1, self._time.now_ms() if self.epoch else 0)
+        self._time = PartnerTime(self._clock, floor_ms)
 
     async def _read_for(self, batch: list[Item]) -> list[Key]:
         """Have at hand what the batch's decisions look at; give the idempotency records guessed to be absent.

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +22,7 @@ SAYS_WITHIN_S = 10.0
 class WorkerMaker:
     """The process that workers are forked from. One serves many tests."""
 
-    def __init__(self, errors_file: Path) -> None:
+    def __init__(self, errors_file: Path, environment: Mapping[str, str] | None = None) -> None:
         with errors_file.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.worker_process"],
@@ -29,6 +30,7 @@ class WorkerMaker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
+                env={**os.environ, **(environment or {})},
                 bufsize=0,  # so that select() tells of every line
             )
         self._lock = threading.Lock()

@@ -58,7 +58,7 @@ def records(data: bytes) -> None:
     from actors import codec  # noqa: PLC0415
     from actors.errors import StoreCorruptError  # noqa: PLC0415
 
-    for name in ("standing", "payment", "once", "open", "entry", "text"):
+    for name in ("standing", "payment", "once", "open", "entry", "reconciled", "text"):
         decode: Callable[[bytes], Any] = getattr(codec, f"decode_{name}")
         encode: Callable[[Any], bytes] = getattr(codec, f"encode_{name}")
         try:

@@ -263,6 +263,7 @@ ENCODERS = {
     codec.decode_once: codec.encode_once,
     codec.decode_open: codec.encode_open,
     codec.decode_entry: codec.encode_entry,
+    codec.decode_reconciled: codec.encode_reconciled,
     codec.decode_text: codec.encode_text,
     codec.decode_reconciled: codec.encode_reconciled,
 }
