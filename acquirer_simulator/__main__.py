@@ -1,7 +1,8 @@
 """Runs the acquirer simulator: `python -m acquirer_simulator --config FILE`, or with --host, --port, --record-file.
 
-The configuration is JSON: {"host", "port", "record_file", "log_file"}. Port 0 takes a free one. When it listens, one
-line of JSON with the host and port goes to standard output. SIGTERM and SIGINT end it within 2 s, whatever hangs.
+The configuration is JSON: {"host", "port", "record_file", "log_file", "notify_urls", "notify_secret_file"}. Port 0
+takes a free one. Without notify_urls nothing is notified. When it listens, one line of JSON with the host and port goes
+to standard output. SIGTERM and SIGINT end it within 2 s, whatever hangs.
 """
 
 import argparse
@@ -24,18 +25,21 @@ import uvloop
 
 from acquirer_simulator import limits, logs
 from acquirer_simulator.app import Waits, make_app
+from acquirer_simulator.notifier import Notifier
 from acquirer_simulator.record import Record, RecordUnusableError
 
 log = structlog.get_logger()
 
 
 class Settings(NamedTuple):
-    """Where to listen and what to write to; no `log_file`: standard error."""
+    """Where to listen, what to write to (no `log_file`: standard error), whom to notify, signed with which key."""
 
     host: str = "127.0.0.1"
     port: int = 0
     record_file: str = "acquirer.db"
     log_file: str | None = None
+    notify_urls: tuple[str, ...] = ()
+    notify_secret_file: str | None = None
 
 
 class Server(uvicorn.Server):
@@ -52,6 +56,12 @@ class Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         yield
+
+    def end_if_failed(self, task: asyncio.Task[None]) -> None:
+        """End the process with a task that should run for ever: its supervisor starts both anew."""
+        if not task.cancelled():
+            log.error("notifier_failed", error=repr(task.exception()))
+            self._stop()
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -75,15 +85,16 @@ def read_settings(arguments: list[str]) -> Settings:
     return settings._replace(**{name: value for name, value in given.items() if value is not None})
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, secret: bytes) -> None:
     """Serve until a signal comes. Raises OSError where the address is taken, RecordUnusableError or sqlite3.Error."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((settings.host, settings.port), backlog=1))
-        record = Record(Path(settings.record_file), lambda: time.time_ns() // 1_000_000)
+        record = Record(Path(settings.record_file), _now_ms)
         waits = Waits()
+        host, port = listener.getsockname()[:2]
         server = Server(
             uvicorn.Config(
-                make_app(record, waits),
+                make_app(record, waits, f"http://{host}:{port}"),
                 http="httptools",
                 ws="none",
                 lifespan="off",
@@ -99,15 +110,25 @@ async def serve(settings: Settings) -> None:
             ),
             waits,
         )
-        host, port = listener.getsockname()[:2]
         log.info("listening", host=host, port=port, record_file=settings.record_file)
         sys.stdout.write(json.dumps({"event": "listening", "host": host, "port": port}) + "\n")
         sys.stdout.flush()
+        notifying: asyncio.Task[None] | None = None
+        if settings.notify_urls:
+            notifying = asyncio.create_task(Notifier(record, settings.notify_urls, secret, _now_ms).run())
+            notifying.add_done_callback(server.end_if_failed)
         try:
             await server.serve(sockets=[listener])
         finally:
+            if notifying is not None:
+                notifying.cancel()
+                await asyncio.gather(notifying, return_exceptions=True)
             await record.aclose()
         log.info("stopped")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def main() -> int:
@@ -122,7 +143,8 @@ def main() -> int:
     )
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files_hard))
     try:
-        uvloop.run(serve(settings))
+        secret = b"" if settings.notify_secret_file is None else Path(settings.notify_secret_file).read_bytes()
+        uvloop.run(serve(settings, secret))
     except (OSError, RecordUnusableError, sqlite3.Error) as error:
         log.exception("failed")
         sys.stderr.write(f"acquirer_simulator: {error}\n")

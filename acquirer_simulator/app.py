@@ -1,9 +1,13 @@
 """The acquirer over HTTP: operations, closes, the record for audits, faults for one partner. No rules of money go in.
 
     POST   /operations                       perform an operation (header Idempotency-Key), or learn what became of it
+    POST   /operations/{key}/confirm         go on with an operation whose customer came back from the challenge
     POST   /operations/{key}/close           see that nothing is ever performed under the key, or learn what was
     GET    /operations/{key}                 one row of the record
     GET    /operations?partner=&after=&limit=   the record in order of arrival, with `next` for the following page
+    GET    /challenges/{key}                 where a customer is sent: a page that says what the token does
+    GET    /disputes?partner=&after=&limit=  a partner's disputes as they stand
+    GET    /notifications?partner=           a partner's notifications and how far they got
     PUT    /faults/{partner}                 {"mode": "hang" | "refuse" | "slow", "delay_ms": for slow}
     DELETE /faults/{partner}                 all is well again (a request that hangs goes on hanging)
     GET    /settlements/{YYYY-MM-DD}.csv?partner=&preliminary=true   a day's settlement file (settlements.py)
@@ -29,10 +33,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from acquirer_simulator import limits, settlements, tokens
-from acquirer_simulator.record import KeyReusedError, Record, RecordUnavailableError
+from acquirer_simulator.record import KeyReusedError, KeyUnknownError, Record, RecordUnavailableError, Row
 from acquirer_simulator.requests import (
     Fault,
     InvalidRequestError,
@@ -46,7 +50,7 @@ from acquirer_simulator.requests import (
 )
 from acquirer_simulator.rules import Operation
 from acquirer_simulator.settlements import DAY_MS, Movement
-from acquirer_simulator.tokens import Answering
+from acquirer_simulator.tokens import Answering, Behaviour
 
 log = structlog.get_logger()
 
@@ -67,6 +71,11 @@ _WAITING: Final = prometheus_client.Gauge(
 _FAULTS: Final = prometheus_client.Gauge("bulkhead_acquirer_simulator_faults", "Partners with a fault set.")
 
 _GARBAGE: Final = b'{"result": "appro'
+_CHALLENGE_PAGE: Final = (
+    "This stands for the bank's page where customers prove who they are (3-D Secure).\n"
+    "No money moves here, and there is nothing to do: the payment method says how it ends.\n"
+    "Go back and confirm the payment: POST /v1/payments/{id}/confirm\n"
+)
 
 
 class _EndedError(Exception):
@@ -165,10 +174,11 @@ class Faults:
 class PerformEndpoint:
     """POST /operations. A plain ASGI application: the path that every payment takes stays short."""
 
-    def __init__(self, record: Record, faults: Faults, waits: Waits) -> None:
+    def __init__(self, record: Record, faults: Faults, waits: Waits, base_url: str) -> None:
         self._record = record
         self._faults = faults
         self._waits = waits
+        self._base_url = base_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or see to it that it is not answered."""
@@ -193,15 +203,49 @@ class PerformEndpoint:
             raise _EndedError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "as the token asks")
         if answering is Answering.GARBAGE:
             return HTTPStatus.OK, _GARBAGE
-        return HTTPStatus.OK, orjson.dumps(row.answer())
+        return HTTPStatus.OK, orjson.dumps(_told(row, behaviour, self._base_url))
 
 
 class RecordEndpoints:
-    """Closes of keys, and the record for audits."""
+    """Confirmations, closes of keys, and the record for audits."""
 
-    def __init__(self, record: Record, faults: Faults) -> None:
+    def __init__(self, record: Record, faults: Faults, base_url: str) -> None:
         self._record = record
         self._faults = faults
+        self._base_url = base_url
+
+    async def confirm(self, request: Request) -> Response:
+        """POST /operations/{key}/confirm, with the operation's own body."""
+        operation = read_operation(request.path_params["key"], await _read_body(request.receive))
+        await self._faults.suffer(operation.partner, request.receive)
+        behaviour = tokens.behaviour(operation.payment_method, operation.kind)
+        row = await self._record.confirm(operation, behaviour)
+        _OPERATIONS.labels(operation.kind, row.result).inc()
+        return _json(_told(row, behaviour, self._base_url))
+
+    async def challenge(self, request: Request) -> Response:
+        """GET /challenges/{key}: what a customer's browser would show."""
+        row = self._record.find(read_key(request.path_params["key"]))
+        if row is None or row.payment_method is None or row.kind is None:
+            raise _EndedError(HTTPStatus.NOT_FOUND, "key_not_found", "this key was never asked for")
+        if tokens.behaviour(row.payment_method, row.kind).challenge_ms is None:
+            raise _EndedError(HTTPStatus.NOT_FOUND, "no_challenge", "this operation has no challenge")
+        return Response(_CHALLENGE_PAGE, media_type="text/plain")
+
+    async def disputes(self, request: Request) -> Response:
+        """GET /disputes?partner=&after=&limit=."""
+        query = request.query_params
+        after = read_count(query.get("after") or "0", "after", 2**53)
+        limit = read_count(query.get("limit") or str(limits.PAGE_ROWS_DEFAULT), "limit", limits.PAGE_ROWS_MAX)
+        if limit == 0:
+            raise InvalidRequestError("limit must be at least 1")
+        rows, following = self._record.disputes(read_partner(query.get("partner")), after, limit)
+        return _json({"disputes": rows, "next": None if following is None else str(following)})
+
+    async def notifications(self, request: Request) -> Response:
+        """GET /notifications?partner=."""
+        partner = read_partner(request.query_params.get("partner"))
+        return _json({"notifications": self._record.notifications(partner)})
 
     async def close(self, request: Request) -> Response:
         """POST /operations/{key}/close, with the operation's own body or none."""
@@ -298,17 +342,25 @@ class SettlementEndpoints:
         yield writer.end()
 
 
-def make_app(record: Record, waits: Waits) -> Starlette:
-    """Make the application over an open record. Call `waits.stop()` when the process is to end."""
+def make_app(record: Record, waits: Waits, base_url: str) -> ASGIApp:
+    """Make the application over an open record. Call `waits.stop()` when the process is to end.
+
+    `base_url` is where customers find it.
+    """
     faults = Faults(waits)
-    kept = RecordEndpoints(record, faults)
+    kept = RecordEndpoints(record, faults, base_url)
     settled = SettlementEndpoints(record)
-    return Starlette(
+    perform = PerformEndpoint(record, faults, waits, base_url)
+    app = Starlette(
         routes=[
-            Route("/operations", PerformEndpoint(record, faults, waits), methods=["POST"]),
+            Route("/operations", perform, methods=["POST"]),
             Route("/operations", kept.list, methods=["GET"]),
+            Route("/operations/{key}/confirm", kept.confirm, methods=["POST"]),
             Route("/operations/{key}/close", kept.close, methods=["POST"]),
             Route("/operations/{key}", kept.show, methods=["GET"]),
+            Route("/challenges/{key}", kept.challenge, methods=["GET"]),
+            Route("/disputes", kept.disputes, methods=["GET"]),
+            Route("/notifications", kept.notifications, methods=["GET"]),
             Route("/faults/{partner}", faults.put, methods=["PUT"]),
             Route("/faults/{partner}", faults.delete, methods=["DELETE"]),
             Route("/faults", faults.list, methods=["GET"]),
@@ -322,10 +374,20 @@ def make_app(record: Record, waits: Waits) -> Starlette:
             _EndedError: _answer_failure,
             InvalidRequestError: _answer_failure,
             KeyReusedError: _answer_failure,
+            KeyUnknownError: _answer_failure,
             RecordUnavailableError: _answer_failure,
             HTTPException: _answer_http_failure,
         },
     )
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        # Every payment comes by here; the layers of the general way would cost as much as the operation.
+        if scope["type"] == "http" and scope["path"] == "/operations" and scope["method"] == "POST":
+            await perform(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return serve
 
 
 async def _livez(request: Request) -> Response:
@@ -360,12 +422,26 @@ def _ended(error: Exception) -> tuple[int, bytes]:
         status, code = HTTPStatus.BAD_REQUEST, "invalid_request"
     elif isinstance(error, KeyReusedError):
         status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "key_reused"
+    elif isinstance(error, KeyUnknownError):
+        status, code = HTTPStatus.NOT_FOUND, "key_not_found"
     elif isinstance(error, RecordUnavailableError):
         status, code = HTTPStatus.SERVICE_UNAVAILABLE, "record_unavailable"
     else:
         raise error
     _REFUSALS.labels(str(int(status))).inc()
     return status, orjson.dumps({"error": code, "detail": str(error)})
+
+
+def _told(row: Row, behaviour: Behaviour, base_url: str) -> dict[str, Any]:
+    """Return what is answered: a final outcome, or what it waits for."""
+    answer = row.answer()
+    if row.result == "unperformed" and behaviour.challenge_ms is not None:
+        answer["result"] = "challenge"
+        expires_at_ms = row.first_at_ms + behaviour.challenge_ms
+        answer["challenge"] = {"url": f"{base_url}/challenges/{row.key}", "expires_at_ms": expires_at_ms}
+    elif row.result == "unperformed" and behaviour.decides_after_ms is not None:
+        answer["result"] = "pending"
+    return answer
 
 
 def _json(value: object, status: int = HTTPStatus.OK) -> Response:

@@ -45,10 +45,31 @@ SETTLEMENT_EXTRAS_MAX: Final = 1_000
 AUTHORIZATION_VALIDITY_MS: Final = 7 * 24 * 3_600_000
 AUTHORIZATION_VALIDITY_MS_MAX: Final = 365 * 24 * 3_600_000
 
+# Challenges, results that come later, disputes: test money's times are short.
+CHALLENGE_VALIDITY_MS: Final = 15 * 60_000
+CHALLENGE_VALIDITY_MS_MAX: Final = 3_600_000
+ASYNC_RESULT_MS: Final = 1_000
+LATE_RESULT_MS: Final = 4_000
+DISPUTE_OPENS_MS: Final = 1_000
+DISPUTE_CLOSES_MS: Final = 2_000
+
+# Notifications. All attempts together take two and a half hours, far less than a gateway remembers their ids.
+NOTIFICATION_DELIVERIES: Final = 2
+NOTIFICATION_REPEAT_DELAY_MS: Final = 500
+NOTIFICATION_ATTEMPTS_MAX: Final = 40
+NOTIFICATION_RETRY_DELAY_MS_MIN: Final = 200
+NOTIFICATION_RETRY_DELAY_MS_MAX: Final = 300_000
+NOTIFICATION_TIMEOUT_MS: Final = 10_000
+# For so long a notification that was taken to be sent is nobody else's.
+NOTIFICATION_LEASE_MS: Final = 30_000
+NOTIFICATIONS_AT_ONCE_MAX: Final = 64
+NOTIFIER_IDLE_MS: Final = 60_000
+
 LOG_FILE_BYTES_MAX: Final = 50_000_000
 LOG_FILES_KEPT: Final = 3
 
 assert BATCH_OPERATIONS_MAX <= QUEUE_OPERATIONS_MAX
 assert WAITING_REQUESTS_MAX < CONNECTIONS_MAX, "hung requests leave connections for the others"
 assert DELAY_MS_MAX < HANG_MS_MAX
+assert NOTIFICATION_TIMEOUT_MS < NOTIFICATION_LEASE_MS
 assert len(str(AUTHORIZATION_VALIDITY_MS_MAX)) <= DIGITS_IN_A_TOKEN_MAX

@@ -7,6 +7,7 @@ so a decision only ever sees what is durable or what is in its own batch. Keys a
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -21,10 +22,11 @@ from typing import Any, Final, NamedTuple
 import prometheus_client
 import structlog
 
-from acquirer_simulator import limits
+from acquirer_simulator import limits, outbox
 from acquirer_simulator.rules import Decision, Operation, Original, captured_at_once, decide, reference_of
 from acquirer_simulator.settlements import Movement
 from acquirer_simulator.tokens import Behaviour
+from acquirer_simulator.tokens import behaviour as behaviour_of
 
 log = structlog.get_logger()
 
@@ -82,13 +84,21 @@ _NAME_CLOSED: Final = (
     "UPDATE operations SET partner = ?, kind = ?, amount = ?, currency = ?, payment_method = ?, original_key = ? "
     "WHERE sequence = ?"
 )
+_DECIDE: Final = (
+    "UPDATE operations SET result = ?, code = ?, retryable = ?, expires_at_ms = ?, captured = ? WHERE sequence = ?"
+)
 _CLOSE: Final = "UPDATE operations SET result = 'closed', last_at_ms = ? WHERE sequence = ?"
 _MOVE_ORIGINAL: Final = "UPDATE operations SET captured = ?, refunded = ?, voided = ? WHERE key = ?"
+_DISPUTABLE: Final = frozenset({"purchase", "capture"})
 _UNDECIDED: Final = Decision(code=None, expires_at_ms=None, original_after=None)
 
 
 class KeyReusedError(Exception):
     """The key belongs to an operation with another body; nothing was changed."""
+
+
+class KeyUnknownError(Exception):
+    """Nothing was ever asked for under the key."""
 
 
 class RecordUnavailableError(Exception):
@@ -161,6 +171,8 @@ class Record:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._planned = asyncio.Event()
+        self._has_planned = False
         self._lock = _lock(file)
         try:
             self.writer = _open(file)
@@ -177,6 +189,45 @@ class Record:
         """
         performed: Performed = await self._submit(partial(self._perform, operation, behaviour))
         return performed
+
+    async def confirm(self, operation: Operation, behaviour: Behaviour) -> Row:
+        """Go on with an operation whose customer came back, or return what became of it.
+
+        Raises KeyReusedError, KeyUnknownError or RecordUnavailableError.
+        """
+        row: Row = await self._submit(partial(self._confirm, operation, behaviour))
+        return row
+
+    async def lease_due(self) -> list[tuple[outbox.Notification, bytes]]:
+        """Take the notifications that are due, with their bodies. Raises RecordUnavailableError."""
+        due: list[tuple[outbox.Notification, bytes]] = await self._submit(self._lease_due)
+        return due
+
+    async def note_delivery(self, notification: outbox.Notification, *, taken: bool) -> str:
+        """Write down what became of a delivery; return the notification's state. Raises RecordUnavailableError."""
+        state: str = await self._submit(partial(self._note_delivery, notification, taken))
+        return state
+
+    async def wait_planned(self, time_ms: int) -> None:
+        """Wait until another notification is planned, or so long."""
+        self._planned.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(time_ms / 1000):
+                await self._planned.wait()
+
+    def next_due_ms(self) -> int | None:
+        """Return when the next notification is due."""
+        return outbox.next_due_ms(self._reader)
+
+    def disputes(self, partner: str, after: int, limit: int) -> tuple[list[dict[str, Any]], int | None]:
+        """Return disputes of a partner as they stand now, and after which the next page begins."""
+        now_ms = self._now_ms()
+        rows = outbox.disputes_page(self._reader, partner, after, limit, now_ms)
+        return [row.entry(now_ms) for row in rows], rows[-1].sequence if len(rows) == limit else None
+
+    def notifications(self, partner: str) -> list[dict[str, Any]]:
+        """Return a partner's notifications and how far they got."""
+        return outbox.listed(self._reader, partner)
 
     async def close_key(self, key: str, operation: Operation | None) -> Row:
         """Make sure that nothing is ever performed under `key` from now on, or return what was.
@@ -251,7 +302,7 @@ class Record:
             for work, _ in batch:
                 try:
                     outcomes.append(work(now_ms))
-                except KeyReusedError as error:  # found before anything was written
+                except (KeyReusedError, KeyUnknownError) as error:  # found before anything was written
                     outcomes.append(error)
         except Exception as error:  # noqa: BLE001 - whatever it was, all of the batch must hear of it
             self._end_batch(futures, [_unavailable(error)] * size)
@@ -284,6 +335,9 @@ class Record:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+        if self._has_planned:
+            self._has_planned = False
+            self._planned.set()
         if self._queue:
             asyncio.get_running_loop().call_soon(self._begin_batch)
         else:
@@ -297,10 +351,14 @@ class Record:
         if row is not None:
             self._check_same(row, operation)
             self.writer.execute(_COUNT_ATTEMPT, (now_ms, row.sequence))
-            return Performed(row._replace(attempts=row.attempts + 1, last_at_ms=now_ms), first=False)
+            row = row._replace(attempts=row.attempts + 1, last_at_ms=now_ms)
+            return Performed(self._decide_if_ripe(row, operation, behaviour, now_ms), first=False)
+        if behaviour.notifies_after_ms is not None:
+            outbox.add_result(self.writer, operation, now_ms + behaviour.notifies_after_ms)
+            self._plan()
         if not behaviour.performs:
             return Performed(self._insert(operation.key, operation, "unperformed", now_ms), first=True)
-        original = self._original(operation.original_key)
+        original = self._original(operation, now_ms)
         decision = decide(operation, behaviour, original, now_ms)
         if decision.code is not None:
             return Performed(self._insert(operation.key, operation, "declined", now_ms, decision), first=True)
@@ -308,6 +366,9 @@ class Record:
             after = decision.original_after
             moved = (after.captured, after.refunded, after.voided, operation.original_key)
             assert self.writer.execute(_MOVE_ORIGINAL, moved).rowcount == 1
+        if behaviour.dispute is not None and operation.kind in _DISPUTABLE:
+            outbox.add_dispute(self.writer, operation, behaviour.dispute, now_ms)
+            self._plan()
         return Performed(self._insert(operation.key, operation, "approved", now_ms, decision), first=True)
 
     def _close_key(self, key: str, operation: Operation | None, now_ms: int) -> Row:
@@ -321,6 +382,63 @@ class Record:
         self.writer.execute(_CLOSE, (now_ms, row.sequence))
         return row._replace(result="closed", last_at_ms=now_ms)
 
+    def _confirm(self, operation: Operation, behaviour: Behaviour, now_ms: int) -> Row:
+        row = self._find_written(operation.key)
+        if row is None:
+            raise KeyUnknownError(operation.key)
+        self._check_same(row, operation)
+        if row.result != "unperformed" or behaviour.challenge_ms is None:
+            return row
+        if now_ms >= row.first_at_ms + behaviour.challenge_ms:
+            return self._decide(row, operation, behaviour._replace(decline="challenge_expired"), now_ms)
+        return self._decide(row, operation, behaviour, now_ms) if behaviour.finishes else row
+
+    def _decide_if_ripe(self, row: Row, operation: Operation, behaviour: Behaviour, now_ms: int) -> Row:
+        """Decide an operation that was to be decided by itself by now."""
+        if row.result != "unperformed" or behaviour.decides_after_ms is None:
+            return row
+        ripe = now_ms >= row.first_at_ms + behaviour.decides_after_ms
+        return self._decide(row, operation, behaviour, now_ms) if ripe else row
+
+    def _decide(self, row: Row, operation: Operation, behaviour: Behaviour, now_ms: int) -> Row:
+        """Decide an opening operation that was not performed when it was asked for."""
+        decision = decide(operation, behaviour, None, now_ms)
+        assert decision.original_after is None
+        decided = row._replace(
+            result="declined" if decision.code is not None else "approved",
+            code=decision.code,
+            retryable=int(decision.retryable),
+            expires_at_ms=decision.expires_at_ms,
+            captured=captured_at_once(operation) if decision.code is None else 0,
+        )
+        figures = (decided.result, decided.code, decided.retryable, decided.expires_at_ms, decided.captured)
+        self.writer.execute(_DECIDE, (*figures, row.sequence))
+        return decided
+
+    def _lease_due(self, now_ms: int) -> list[tuple[outbox.Notification, bytes]]:
+        due = []
+        for notification in outbox.lease(self.writer, now_ms):
+            if notification.type != outbox.RESULT:
+                due.append((notification, outbox.dispute_body(self.writer, notification)))
+                continue
+            row = self._find_written(notification.key)
+            assert row is not None, "a notification of what was never asked for"
+            operation = Operation._make(row[1:8])
+            row = self._decide_if_ripe(row, operation, behaviour_of(operation.payment_method, operation.kind), now_ms)
+            if row.result in {"approved", "declined"}:
+                due.append((notification, outbox.result_body(notification, row.original_key, row.answer())))
+            else:
+                outbox.drop(self.writer, notification)
+        return due
+
+    def _note_delivery(self, notification: outbox.Notification, taken: bool, now_ms: int) -> str:
+        self._plan()  # it is due again long before its lease would have ended
+        return outbox.note(self.writer, notification, taken=taken, now_ms=now_ms)
+
+    def _plan(self) -> None:
+        """Have the notifier look again when this batch is committed."""
+        self._has_planned = True
+
     def _find_written(self, key: str) -> Row | None:
         found = self.writer.execute(_FIND, (key,)).fetchone()
         return None if found is None else Row._make(found)
@@ -332,7 +450,8 @@ class Record:
             raise KeyReusedError(row.key)
         self.writer.execute(_NAME_CLOSED, (*operation[1:], row.sequence))
 
-    def _original(self, key: str | None) -> Original | None:
+    def _original(self, operation: Operation, now_ms: int) -> Original | None:
+        key = operation.original_key
         row = None if key is None else self._find_written(key)
         if row is None or row.result != "approved" or row.kind not in {"authorization", "purchase"}:
             return None
@@ -347,6 +466,7 @@ class Record:
             row.refunded,
             bool(row.voided),
             row.expires_at_ms,
+            outbox.held_by_disputes(self.writer, row.key, now_ms) if operation.kind == "refund" else 0,
         )
 
     def _insert(
@@ -401,6 +521,7 @@ def _open(file: Path) -> sqlite3.Connection:
         if version == 0:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
             _sync_folder(file.parent)
+        connection.executescript(f"BEGIN IMMEDIATE; {outbox.SCHEMA} COMMIT;")
     except BaseException:
         connection.close()
         raise

@@ -22,7 +22,10 @@ class Operation(NamedTuple):
 
 
 class Original(NamedTuple):
-    """An approved authorization or purchase as later operations meet it: 0 <= refunded <= captured <= amount."""
+    """An approved authorization or purchase as later operations meet it: 0 <= refunded <= captured <= amount.
+
+    `disputed`: what disputes hold, which nobody can give back a second time.
+    """
 
     partner: str
     amount: int
@@ -31,6 +34,7 @@ class Original(NamedTuple):
     refunded: int
     voided: bool
     expires_at_ms: int | None
+    disputed: int = 0
 
 
 class Decision(NamedTuple):
@@ -84,7 +88,10 @@ def _why_not(operation: Operation, original: Original | None, now_ms: int) -> st
     if original.currency != operation.currency:
         return "currency_mismatch"
     if operation.kind == "refund":
-        return "amount_exceeds_capture" if operation.amount > original.captured - original.refunded else None
+        if operation.amount > original.captured - original.refunded:
+            return "amount_exceeds_capture"
+        left = original.captured - original.refunded - original.disputed
+        return "charge_disputed" if operation.amount > left else None
     if original.voided:
         return "authorization_voided"
     if operation.kind == "void" and original.captured == original.amount:

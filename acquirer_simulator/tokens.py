@@ -19,6 +19,17 @@
 | `tok_void_timeout_charged` | approved | as `tok_timeout_charged`, for a void |
 | `tok_refund_timeout_charged` | approved | as `tok_timeout_charged`, for a refund |
 | `tok_settle_missing`, `tok_settle_late`, `tok_settle_short`, `tok_settle_fee` | approved | approved |
+| `tok_challenge` | a challenge; approved when confirmed | approved |
+| `tok_challenge_decline` | a challenge; declined when confirmed (`authentication_failed`) | approved |
+| `tok_challenge_abandoned` | a challenge that the customer never finishes | approved |
+| `tok_challenge_expires_<ms>` | the same, and it ends after so many ms | approved |
+| `tok_async_approve` | pending; approved a second later, which is notified | approved |
+| `tok_async_decline` | pending; declined a second later (`insufficient_funds`), which is notified | approved |
+| `tok_async_unnotified` | pending; approved a second later, which only shows when it is asked for again | approved |
+| `tok_timeout_notified` | approved; no request gets an answer, a notification tells after 4 s | approved |
+| `tok_dispute` | approved; a purchase is disputed a second later | approved; so is a capture |
+| `tok_dispute_won`, `tok_dispute_lost` | the same; decided two seconds after that | the same |
+| `tok_dispute_backwards` | as `tok_dispute_won`, told in the wrong order | the same |
 | anything else | declined (`invalid_payment_method`) | approved |
 
 "Approved" here means: as far as the token goes. The rules about amounts still apply (rules.py). A purchase captures by
@@ -44,14 +55,30 @@ class Answering(StrEnum):
     GARBAGE = "garbage"
 
 
+class Dispute(NamedTuple):
+    """A dispute to come. `outcome`: won, lost, or None where it stays open."""
+
+    outcome: str | None = None
+    told_backwards: bool = False
+
+
 class Behaviour(NamedTuple):
-    """What a token does to one operation. Times in ms; `decline` is a code of RETRYABLE_BY_DECLINE or None."""
+    """What a token does to one operation. Times in ms; `decline` is a code of RETRYABLE_BY_DECLINE or None.
+
+    `performs` False: not when it is asked. `challenge_ms`: a customer has so long, and `finishes` or not.
+    `decides_after_ms`: it is decided so much later by itself. `notifies_after_ms`: then its result is told.
+    """
 
     answering: Answering = Answering.PROPER
     performs: bool = True
     decline: str | None = None
     delay_ms: int = 0
     validity_ms: int = limits.AUTHORIZATION_VALIDITY_MS
+    challenge_ms: int | None = None
+    finishes: bool = True
+    decides_after_ms: int | None = None
+    notifies_after_ms: int | None = None
+    dispute: Dispute | None = None
 
 
 # Whether a new payment with the same method may go through later.
@@ -64,6 +91,8 @@ RETRYABLE_BY_DECLINE: Final[dict[str, bool]] = {
     "invalid_payment_method": False,
     "capture_declined": False,
     "refund_declined": False,
+    "authentication_failed": True,
+    "challenge_expired": True,
     # By the rules about amounts, in order of precedence.
     "original_not_found": False,
     "currency_mismatch": False,
@@ -72,6 +101,7 @@ RETRYABLE_BY_DECLINE: Final[dict[str, bool]] = {
     "authorization_expired": False,
     "amount_exceeds_authorization": False,
     "amount_exceeds_capture": False,
+    "charge_disputed": True,
 }
 
 OPENING_KINDS: Final = frozenset({"authorization", "purchase", "verification"})
@@ -86,6 +116,16 @@ SETTLED_OVERCHARGED: Final = "tok_settle_fee"
 
 _PLAIN: Final = Behaviour()
 _CHARGED_UNANSWERED: Final = Behaviour(Answering.SILENT_AT_FIRST)
+_CHALLENGED: Final = Behaviour(performs=False, challenge_ms=limits.CHALLENGE_VALIDITY_MS)
+_LATER_DECIDED: Final = Behaviour(
+    performs=False, decides_after_ms=limits.ASYNC_RESULT_MS, notifies_after_ms=limits.ASYNC_RESULT_MS
+)
+_DISPUTED: Final[dict[str, Behaviour]] = {
+    "tok_dispute": Behaviour(dispute=Dispute()),
+    "tok_dispute_won": Behaviour(dispute=Dispute("won")),
+    "tok_dispute_lost": Behaviour(dispute=Dispute("lost")),
+    "tok_dispute_backwards": Behaviour(dispute=Dispute("won", told_backwards=True)),
+}
 _OPENING: Final[dict[str, Behaviour]] = {
     "tok_approve": _PLAIN,
     "tok_decline_insufficient_funds": Behaviour(decline="insufficient_funds"),
@@ -105,6 +145,14 @@ _OPENING: Final[dict[str, Behaviour]] = {
     SETTLED_LATE: _PLAIN,
     SETTLED_SHORT: _PLAIN,
     SETTLED_OVERCHARGED: _PLAIN,
+    "tok_challenge": _CHALLENGED,
+    "tok_challenge_decline": _CHALLENGED._replace(decline="authentication_failed"),
+    "tok_challenge_abandoned": _CHALLENGED._replace(finishes=False),
+    "tok_async_approve": _LATER_DECIDED,
+    "tok_async_decline": _LATER_DECIDED._replace(decline="insufficient_funds"),
+    "tok_async_unnotified": _LATER_DECIDED._replace(notifies_after_ms=None),
+    "tok_timeout_notified": Behaviour(Answering.SILENT, notifies_after_ms=limits.LATE_RESULT_MS),
+    **_DISPUTED,
 }
 _LATER: Final[dict[tuple[str, str], Behaviour]] = {
     ("tok_capture_decline", "capture"): Behaviour(decline="capture_declined"),
@@ -112,8 +160,9 @@ _LATER: Final[dict[tuple[str, str], Behaviour]] = {
     ("tok_capture_timeout_charged", "capture"): _CHARGED_UNANSWERED,
     ("tok_void_timeout_charged", "void"): _CHARGED_UNANSWERED,
     ("tok_refund_timeout_charged", "refund"): _CHARGED_UNANSWERED,
+    **{(token, "capture"): behaviour for token, behaviour in _DISPUTED.items()},
 }
-_WITH_MS: Final = re.compile(r"tok_(slow|expires)_([0-9]{1,11})", re.ASCII)
+_WITH_MS: Final = re.compile(r"tok_(slow|expires|challenge_expires)_([0-9]{1,11})", re.ASCII)
 
 
 @lru_cache(maxsize=limits.TOKENS_CACHED_MAX)
@@ -136,4 +185,7 @@ def _timed(payment_method: str) -> Behaviour | None:
     time_ms = int(match[2])
     if match[1] == "slow":
         return Behaviour(delay_ms=time_ms) if time_ms <= limits.DELAY_MS_MAX else None
+    if match[1] == "challenge_expires":
+        abandoned = _CHALLENGED._replace(finishes=False, challenge_ms=time_ms)
+        return abandoned if time_ms <= limits.CHALLENGE_VALIDITY_MS_MAX else None
     return Behaviour(validity_ms=time_ms) if time_ms <= limits.AUTHORIZATION_VALIDITY_MS_MAX else None

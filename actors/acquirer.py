@@ -1,11 +1,13 @@
 """The acquirer's port: what a partner's actor asks of the bank's side. No HTTP goes in; see cells/http_acquirer.py.
 
 Every operation has one key for ever. Performing the same key again must give the first outcome again; closing a
-key makes sure, durably, that it will never charge from now on, or tells what it did.
+key makes sure, durably, that it will never charge from now on, or tells what it did. An operation that waits for the
+customer is continued by confirming the same key, so it is still charged at most once.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from actors.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,30 @@ class NeverPerformed:
     """The key was closed before anything was done under it, and can do nothing any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Challenged:
+    """Nothing was moved yet: the customer is to be sent to `url` (3-D Secure), until `expires_ms` (Unix time)."""
+
+    url: str
+    expires_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Taken, and not decided yet: the result comes by notification, or by asking the same key again later."""
+
+
+Word = Approved | Declined | NeverPerformed | Challenged | Accepted
+
+
 class Acquirer(Protocol):
     """One partner's connection to its acquirer."""
 
-    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined:
-        """Perform the operation, or learn what it became. Raises AcquirerUnknownError without a final answer."""
+    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | Challenged | Accepted:
+        """Perform the operation, or learn what it became. Raises AcquirerUnknownError where nothing is told."""
+
+    async def confirm(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | Challenged | Accepted:
+        """Go on with a challenged operation: the customer came back. The same key, so asking twice charges once."""
 
     async def close_key(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | NeverPerformed:
         """Close the key durably and say what it did. Raises AcquirerUnknownError without a final answer."""

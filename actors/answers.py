@@ -1,8 +1,7 @@
 """What an actor gives back: an outcome whose body is rendered once, or a refusal; each with the rate limit's state."""
 
-from dataclasses import dataclass
-
 from actors.refusals import Refusal, RefusalCode
+from actors.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

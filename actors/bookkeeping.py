@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from actors import ledger
 from actors.events import OperationReconciled, apply
 from actors.ledger import Account
-from actors.payment import Operation, OperationState, Payment, PaymentStatus
+from actors.payment import Dispute, DisputeStatus, Operation, OperationState, Payment, PaymentStatus
 from actors.records import JournalEntry, OpenOperation, Reconciled
 from actors.rules import Standing
 
@@ -152,11 +152,11 @@ class AcquirerRecord:
 
 
 def compare_acquirer(books: Books, records: Mapping[str, AcquirerRecord]) -> list[str]:
-    """Say where the acquirer's own record disagrees with final operations. Open ones are in doubt, not wrong."""
+    """Say where the acquirer's own record disagrees with final operations. Others are in doubt, not wrong."""
     differences = []
     operations = books.operations
     for operation_id, (payment, operation) in operations.items():
-        if operation.is_open or operation.resolved_by is not None:
+        if not operation.is_final or operation.resolved_by is not None:
             continue
         record = records.get(operation_id)
         if operation.state is OperationState.SUCCEEDED:
@@ -181,8 +181,37 @@ def compare_acquirer(books: Books, records: Mapping[str, AcquirerRecord]) -> lis
     return differences
 
 
+@dataclass(frozen=True, slots=True)
+class AcquirerDispute:
+    """One dispute as the acquirer has it. `status`: open, won or lost."""
+
+    key: str
+    amount: int
+    currency: str
+    status: str
+
+
+def compare_disputes(books: Books, disputes: Mapping[str, AcquirerDispute]) -> list[str]:
+    """Say where disputes in the books are none at the acquirer, or other ones.
+
+    Read what the acquirer has after the books: news of what it opened or decided since are on their way.
+    """
+    differences = []
+    for payment in books.payments.values():
+        for dispute in payment.disputes:
+            told = disputes.get(dispute.id)
+            here = (dispute.operation_id, dispute.amount, payment.currency)
+            if told is None or (told.key, told.amount, told.currency) != here or not _may_be(dispute, told):
+                differences.append(f"dispute {dispute.id}: {dispute.status} over {here} here, the acquirer has {told}")
+    return differences
+
+
+def _may_be(dispute: Dispute, told: AcquirerDispute) -> bool:
+    return dispute.status is DisputeStatus.OPEN or dispute.status.value == told.status
+
+
 def _money(payment: Payment) -> list[str]:
     figures = (payment.amount_refunded, payment.amount_captured, payment.amount_authorized, payment.amount)
-    if list(figures) != sorted(figures) or payment.amount_capturable < 0 or payment.amount_refundable < 0:
+    if list(figures) != sorted(figures) or payment.amount_capturable < 0 or payment.amount_unreturned < 0:
         return [f"payment {payment.id}: refunded <= captured <= authorized <= amount does not hold: {figures}"]
     return []

@@ -4,11 +4,14 @@ The router has validated every field already. Here the types are checked once mo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from actors import limits
+from actors.acquirer import Approved, Declined
 from actors.fees import FeeSchedule
+from actors.payment import DisputeStatus, payment_id_of
+from actors.values import dataclass
 
 
 class CommandError(ValueError):
@@ -53,6 +56,13 @@ class RefundPayment:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfirmPayment:
+    """Go on with a payment whose customer came back from the challenge."""
+
+    payment_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ResolveOperation:
     """A person says what an operation became that the acquirer can't tell any more."""
 
@@ -60,6 +70,35 @@ class ResolveOperation:
     succeeded: bool
     operator: str
     note: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultNotification:
+    """The acquirer says by itself what an operation became. No partner can send it; `notification_id` is unique."""
+
+    notification_id: str
+    payment_id: str
+    operation_id: str
+    outcome: Approved | Declined
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeNotification:
+    """The acquirer tells of a dispute, whole each time, so that the news may come double or in any order."""
+
+    notification_id: str
+    payment_id: str
+    operation_id: str
+    dispute_id: str
+    amount: int
+    currency: str
+    reason: str
+    status: DisputeStatus
+    opened_ms: int
+    closed_ms: int | None
+
+
+Notification = ResultNotification | DisputeNotification
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +128,9 @@ class ReconcileOperations:
     rows: tuple[SettlementRow, ...]
 
 
-Command = CreatePayment | CapturePayment | VoidPayment | RefundPayment | ResolveOperation
+Command = (
+    CreatePayment | CapturePayment | VoidPayment | RefundPayment | ConfirmPayment | ResolveOperation | Notification
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +163,8 @@ def parse(method: str, arguments: Mapping[str, Any]) -> Command | ReconcileOpera
             command = CapturePayment(_text(rest, "payment_id", 64), _optional_integer(rest, "amount"))
         case "void_payment":
             command = VoidPayment(_text(rest, "payment_id", 64))
+        case "confirm_payment":
+            command = ConfirmPayment(_text(rest, "payment_id", 64))
         case "refund_payment":
             command = RefundPayment(
                 _text(rest, "payment_id", 64),
@@ -135,6 +178,10 @@ def parse(method: str, arguments: Mapping[str, Any]) -> Command | ReconcileOpera
                 _text(rest, "operator", 255),
                 _text(rest, "note", limits.DESCRIPTION_CHARACTERS_MAX),
             )
+        case "notify_result":
+            command = ResultNotification(*_origin(rest), _outcome(rest))
+        case "notify_dispute":
+            command = _dispute(rest)
         case "reconcile_operations":
             command = _reconcile(rest)
         case _:
@@ -142,6 +189,44 @@ def parse(method: str, arguments: Mapping[str, Any]) -> Command | ReconcileOpera
     if rest:
         raise CommandError(f"{method} has no {min(rest)!r}")
     return command
+
+
+def _origin(arguments: dict[str, Any]) -> tuple[str, str, str]:
+    """Give the notification's id, and the payment and operation that it is about."""
+    notification_id = _text(arguments, "notification_id", limits.NOTIFICATION_ID_CHARACTERS_MAX)
+    operation_id = _text(arguments, "operation_id", 64)
+    original_id = _optional_text(arguments, "original_id", 64)
+    return notification_id, payment_id_of(original_id or operation_id), operation_id
+
+
+def _outcome(arguments: dict[str, Any]) -> Approved | Declined:
+    if _choice(arguments, "result", "approved", "declined") == "approved":
+        reference = _text(arguments, "reference", limits.ACQUIRER_NAME_CHARACTERS_MAX)
+        return Approved(reference, _optional_time(arguments, "expires_ms"))
+    retryable = arguments.pop("retryable", None)
+    if not isinstance(retryable, bool):
+        raise CommandError("retryable is true or false")
+    return Declined(_text(arguments, "code", limits.ACQUIRER_NAME_CHARACTERS_MAX), retryable)
+
+
+def _dispute(arguments: dict[str, Any]) -> DisputeNotification:
+    origin = _origin(arguments)
+    dispute_id = _text(arguments, "dispute_id", limits.DISPUTE_ID_CHARACTERS_MAX)
+    amount = _integer(arguments, "amount")
+    currency = _text(arguments, "currency", 3)
+    reason = _text(arguments, "reason", limits.REASON_CHARACTERS_MAX)
+    status = DisputeStatus(_choice(arguments, "status", *DisputeStatus))
+    opened_ms, closed_ms = _optional_time(arguments, "opened_ms"), _optional_time(arguments, "closed_ms")
+    if opened_ms is None or amount == 0 or (closed_ms is None) != (status is DisputeStatus.OPEN):
+        raise CommandError("a dispute has an amount, and is closed if and only if it is won or lost")
+    return DisputeNotification(*origin, dispute_id, amount, currency, reason, status, opened_ms, closed_ms)
+
+
+def _optional_time(arguments: dict[str, Any], name: str) -> int | None:
+    value = arguments.pop(name, None)
+    if value is not None and (type(value) is not int or not 0 < value < limits.ACQUIRER_TIME_MS_MAX):
+        raise CommandError(f"{name} is Unix time in milliseconds")
+    return value
 
 
 def parse_reconcile(arguments: Mapping[str, Any]) -> ReconcileOperations:

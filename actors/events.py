@@ -1,10 +1,13 @@
 """What happened to a payment, as the journal keeps it. Events are facts: applying one never fails, never decides."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from actors.payment import (
     MONEY_KINDS,
+    Challenge,
+    Dispute,
+    DisputeStatus,
     Failure,
     Operation,
     OperationKind,
@@ -13,6 +16,7 @@ from actors.payment import (
     Payment,
     next_state,
 )
+from actors.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,81 @@ class ExpiryDeferred:
 
 
 @dataclass(frozen=True, slots=True)
+class OperationChallenged:
+    """The customer is to be sent to `url` before anything is moved; after `expires_ms` it is withdrawn."""
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+    url: str
+    expires_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperationConfirmed:
+    """The customer came back, says the partner: the acquirer will be asked to go on."""
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperationWithdrawn:
+    """Nobody waits for the customer any more: the key will be closed at the acquirer. `reason`: canceled, expired."""
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OperationAccepted:
+    """The acquirer took it and tells its result later."""
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeOpened:
+    """The acquirer took `amount` back, which the operation had moved. `opened_ms` is the acquirer's time."""
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+    dispute_id: str
+    amount: int
+    reason: str
+    opened_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeClosed:
+    """The dispute is decided. Final. Won: the acquirer gave `amount` back."""
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+    dispute_id: str
+    amount: int
+    won: bool
+    closed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AcquirerContradicted:
+    """The acquirer claims what does not go with what is final here. Changes nothing: a person looks into it."""
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+    claim: str
+
+
+@dataclass(frozen=True, slots=True)
 class OperationReconciled:
     """A settlement file of the acquirer paid the operation out: `gross` less `fee`, refunds negative.
 
@@ -117,11 +196,18 @@ Event = (
     | OperationLost
     | AuthorizationExpired
     | ExpiryDeferred
+    | OperationChallenged
+    | OperationConfirmed
+    | OperationWithdrawn
+    | OperationAccepted
+    | DisputeOpened
+    | DisputeClosed
+    | AcquirerContradicted
     | OperationReconciled
 )
 
 
-def apply(payment: Payment | None, event: Event) -> Payment:
+def apply(payment: Payment | None, event: Event) -> Payment:  # noqa: C901, PLR0911, PLR0912 - one case per event
     """Give the payment after the event. An event that does not fit is a bug."""
     if isinstance(event, PaymentCreated):
         assert payment is None, f"{event.payment_id} is created twice"
@@ -153,6 +239,7 @@ def apply(payment: Payment | None, event: Event) -> Payment:
                 settled_ms=event.at_ms,
                 acquirer_reference=event.acquirer_reference,
                 resolved_by=event.resolved_by,
+                challenge=None,
             )
             after = _with(payment, settled)
             if operation.kind is OperationKind.AUTHORIZATION:
@@ -166,6 +253,7 @@ def apply(payment: Payment | None, event: Event) -> Payment:
                 settled_ms=event.at_ms,
                 failure=Failure(event.code, event.retryable),
                 resolved_by=event.resolved_by,
+                challenge=None,
             )
             return _with(payment, settled)
         case OperationLost():
@@ -179,6 +267,38 @@ def apply(payment: Payment | None, event: Event) -> Payment:
             operation = payment.operation(event.operation_id)
             assert operation.kind in MONEY_KINDS, f"{operation.id} moved no money"
             assert operation.state is OperationState.SUCCEEDED, f"{operation.id} is {operation.state}"
+            return payment
+        case OperationChallenged():
+            operation = payment.operation(event.operation_id)
+            assert operation is payment.first, "only what opens a payment is challenged"
+            state = next_state(operation.state, Outcome.CHALLENGED)
+            return _with(payment, replace(operation, state=state, challenge=Challenge(event.url, event.expires_ms)))
+        case OperationConfirmed():
+            operation = payment.operation(event.operation_id)
+            state = next_state(operation.state, Outcome.CONFIRMED)
+            return _with(payment, replace(operation, state=state, confirmations=operation.confirmations + 1))
+        case OperationWithdrawn():
+            operation = payment.operation(event.operation_id)
+            state = next_state(operation.state, Outcome.WITHDRAWN)
+            return _with(payment, replace(operation, state=state, withdrawn=event.reason))
+        case OperationAccepted():
+            operation = payment.operation(event.operation_id)
+            return _with(payment, replace(operation, state=next_state(operation.state, Outcome.ACCEPTED)))
+        case DisputeOpened():
+            assert payment.dispute(event.dispute_id) is None, f"{event.dispute_id} is opened twice"
+            dispute = Dispute(
+                event.dispute_id, event.operation_id, event.amount, event.reason, DisputeStatus.OPEN, event.opened_ms
+            )
+            return replace(payment, disputes=(*payment.disputes, dispute))
+        case DisputeClosed():
+            known = payment.dispute(event.dispute_id)
+            assert known is not None, f"{event.dispute_id} was never opened"
+            assert known.status is DisputeStatus.OPEN, f"{event.dispute_id} is closed twice"
+            closed = replace(
+                known, status=DisputeStatus.WON if event.won else DisputeStatus.LOST, closed_ms=event.closed_ms
+            )
+            return replace(payment, disputes=tuple(closed if d.id == closed.id else d for d in payment.disputes))
+        case AcquirerContradicted():
             return payment
 
 

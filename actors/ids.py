@@ -5,13 +5,15 @@ A ULID here is 48 bits of milliseconds, 16 bits that count within one millisecon
 
 import secrets
 
-from ulid import ULID
-
 from actors.rules import Ids
+from actors.ulids import ulid_text
 
 
 class IdMint:
-    """Makes ids that never fall for one partner, whatever its wall clock does: time is the partner's own."""
+    """Makes ids that never fall for one partner, whatever its wall clock does: time is the partner's own.
+
+    A payment and the operation that opens it have the same ULID: `actors.payment.payment_id_of` rests on it.
+    """
 
     def __init__(self) -> None:
         self._at_ms = 0
@@ -25,8 +27,7 @@ class IdMint:
             self._at_ms, self._count = self._at_ms + 1, 0
         else:
             self._count += 1
-        raw = self._at_ms.to_bytes(6) + self._count.to_bytes(2) + secrets.token_bytes(8)
-        text = str(ULID.from_bytes(raw))
+        text = ulid_text((self._at_ms << 80) + (self._count << 64) + secrets.randbits(64))
         return Ids(f"pay_{text}", f"op_{text}", f"re_{text}")
 
 
@@ -39,4 +40,4 @@ def created_range(prefix: str, from_ms: int | None, before_ms: int | None) -> tu
 
 def _first(at_ms: int) -> str:
     clamped_ms = min(max(at_ms, 0), (1 << 48) - 1)
-    return str(ULID.from_bytes(clamped_ms.to_bytes(6) + bytes(10)))
+    return ulid_text(clamped_ms << 80)

@@ -5,11 +5,13 @@
     ("refund", refund_id)                            payment_id
     ("open", operation_id)                           OpenOperation: asked of the acquirer, outcome to come
     ("once", "key" | "command", key or command_id)   Once: a command's idempotency record
+    ("once", "notification", notification_id)        Once: of an acquirer's notification that changed something
     ("journal", sequence)                            JournalEntry: events and postings of one command
     ("status", status, payment_id)                   index of payments by status, `processing` left out
     ("reference", reference, payment_id)             index of payments by the partner's reference
     ("due", at_ms, payment_id)                       authorizations to be looked at
     ("reconciled", operation_id)                     Reconciled: what a settlement file said, posted once
+    ("due", at_ms, payment_id)                       authorizations and challenges to be looked at
 
 The store keeps ownership (epoch, door epoch) in rows of its own, outside of this keyspace.
 """
@@ -42,6 +44,11 @@ def open_operation(operation_id: str) -> Key:
 def once(idempotency_key: str | None, command_id: str) -> Key:
     """Where a command's idempotency record is: by the partner's key, or by the command's id."""
     return ("once", "command", command_id) if idempotency_key is None else ("once", "key", idempotency_key)
+
+
+def notification(notification_id: str) -> Key:
+    """Where the record of an acquirer's notification is; partners' own keys never collide with it."""
+    return ("once", "notification", notification_id)
 
 
 def journal(sequence: int) -> Key:

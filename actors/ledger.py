@@ -12,13 +12,16 @@ Debits are positive, credits negative. Every partner has its own books.
     cash_at_bank           paid out to us according to the acquirer's settlement files, refunds taken off (debit)
     acquirer_fees          agreed fees that the acquirer kept (debit)
     settlement_differences paid or charged other than owed or agreed, until a person clears it (debit: to our loss)
+    disputes_held          taken out of partner_payable by open disputes; a dispute that is won gives it back (credit)
+    disputes_withdrawn     taken by the acquirer out of acquirer_receivable for open disputes (debit)
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from actors.events import (
     AuthorizationExpired,
+    DisputeClosed,
+    DisputeOpened,
     Event,
     OperationApproved,
     OperationDeclined,
@@ -26,6 +29,7 @@ from actors.events import (
     OperationReconciled,
 )
 from actors.payment import MONEY_KINDS, Operation, OperationKind, Payment
+from actors.values import dataclass
 
 
 class Account(StrEnum):
@@ -41,6 +45,8 @@ class Account(StrEnum):
     CASH_AT_BANK = "cash_at_bank"
     ACQUIRER_FEES = "acquirer_fees"
     SETTLEMENT_DIFFERENCES = "settlement_differences"
+    DISPUTES_HELD = "disputes_held"
+    DISPUTES_WITHDRAWN = "disputes_withdrawn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ _RESERVES = {
 }
 
 
-def postings_of(payment: Payment, event: Event) -> tuple[Posting, ...]:
+def postings_of(payment: Payment, event: Event) -> tuple[Posting, ...]:  # noqa: PLR0911 - one case per event
     """Give what `event` posts. `payment` is the payment after the event."""
     currency = payment.currency
     match event:
@@ -85,6 +91,18 @@ def postings_of(payment: Payment, event: Event) -> tuple[Posting, ...]:
             return _move(currency, Account.OPEN_AUTHORIZATIONS, Account.ACQUIRER_HOLDS, event.amount)
         case OperationReconciled():
             return _reconciled(currency, payment.operation(event.operation_id), event)
+        case DisputeOpened():
+            return (
+                *_move(currency, Account.PARTNER_PAYABLE, Account.DISPUTES_HELD, event.amount),
+                *_move(currency, Account.DISPUTES_WITHDRAWN, Account.ACQUIRER_RECEIVABLE, event.amount),
+            )
+        case DisputeClosed() if event.won:
+            return (
+                *_move(currency, Account.DISPUTES_HELD, Account.PARTNER_PAYABLE, event.amount),
+                *_move(currency, Account.ACQUIRER_RECEIVABLE, Account.DISPUTES_WITHDRAWN, event.amount),
+            )
+        case DisputeClosed():
+            return _move(currency, Account.DISPUTES_HELD, Account.DISPUTES_WITHDRAWN, event.amount)
         case _:
             return ()
 

@@ -24,14 +24,30 @@ METADATA_ENTRIES_MAX: Final = 50
 METADATA_KEY_CHARACTERS_MAX: Final = 40
 METADATA_VALUE_CHARACTERS_MAX: Final = 500
 OPERATIONS_PER_PAYMENT_MAX: Final = 100
+DISPUTES_PER_PAYMENT_MAX: Final = 20
 PAGE_ROWS_MAX: Final = 100
 PAGE_ROWS_DEFAULT: Final = 10
-# A page filtered by something that has no index looks at no more rows than this.
+# A page filtered by something that has no index looks at no more rows than this; the next one goes on from there.
 PAGE_ROWS_SCANNED_MAX: Final = 1_000
+# A page ends before the row that would make it larger than this; one row it always has.
+PAGE_BYTES_MAX: Final = 262_144
+# Rows that a page's making has in memory at a time, of up to STORE_VALUE_BYTES_MAX each.
+PAGE_ROWS_READ_AT_ONCE: Final = 34
 
 # What an acquirer's word may add to a payment's record and to its JSON. An operation is taken only where its outcome
 # will fit, or the outcome could never be written.
 OUTCOME_BYTES_MAX: Final = 2_048
+
+# What a challenge (3-D Secure) may be: how long its address is, how long the customer has, whatever the acquirer says.
+CHALLENGE_URL_CHARACTERS_MAX: Final = 1_000
+CHALLENGE_VALIDITY_MS_MAX: Final = 3_600_000
+
+# What an acquirer's notification may hold.
+NOTIFICATION_ID_CHARACTERS_MAX: Final = 255
+ACQUIRER_NAME_CHARACTERS_MAX: Final = 255
+DISPUTE_ID_CHARACTERS_MAX: Final = 64
+# The last moment that a timestamp can say: the end of the year 9999.
+ACQUIRER_TIME_MS_MAX: Final = 253_402_300_800_000
 
 # The mailbox and its batches.
 MAILBOX_COMMANDS_MAX: Final = 512
@@ -39,7 +55,13 @@ BATCH_COMMANDS_MAX: Final = 64
 BATCH_BYTES_MAX: Final = 2_000_000
 PAYMENTS_CACHED_MAX: Final = 2_000
 COMMIT_TIMEOUT_MS: Final = 5_000
-COMMIT_ATTEMPTS_MAX: Final = 3
+COMMIT_ATTEMPTS_MAX: Final = 4
+# After a batch whose new payments turned out not to be new, so many are read for before they are decided.
+BATCHES_READ_AFTER_WRONG_GUESS: Final = 64
+
+# How wrong a machine's wall clock may be without breaking a promise: what we promise to keep is kept longer by this,
+# and what others promise us is counted on for less (docs/protocol.md, "Clocks").
+CLOCK_MARGIN_MS: Final = 3_600_000
 
 # The acquirer, per partner.
 ACQUIRER_SLOTS: Final = 64
@@ -48,8 +70,13 @@ ACQUIRER_RETRY_DELAY_MS_MIN: Final = 250
 ACQUIRER_RETRY_DELAY_MS_MAX: Final = 30_000
 # After so many attempts without a final answer the key is closed at the acquirer.
 ACQUIRER_ATTEMPTS_BEFORE_CLOSE: Final = 3
-# How long an acquirer remembers a key. Past it asking again could charge twice: a person decides.
-ACQUIRER_KEY_RETENTION_MS: Final = 24 * 3_600_000
+# How long an acquirer promises to remember a key, and how long we count on that: a clock that is late by the margin
+# must not let us ask for a key that is forgotten, which could charge twice. Past it a person decides.
+ACQUIRER_KEY_RETENTION_PROMISED_MS: Final = 24 * 3_600_000
+ACQUIRER_KEY_RETENTION_MS: Final = ACQUIRER_KEY_RETENTION_PROMISED_MS - CLOCK_MARGIN_MS
+# Of an operation that the acquirer accepted it is asked at this pace; what it notifies comes sooner.
+ACQUIRER_POLL_DELAY_MS_MIN: Final = 5_000
+ACQUIRER_POLL_DELAY_MS_MAX: Final = 300_000
 BREAKER_FAILURES_TO_OPEN: Final = 8
 BREAKER_OPEN_MS: Final = 1_000
 BREAKER_PROBES: Final = 2
@@ -75,6 +102,8 @@ WAKE_MS_MAX: Final = 60_000
 
 # Retention.
 IDEMPOTENCY_RETENTION_MS: Final = 24 * 3_600_000
+# How long they really are kept.
+IDEMPOTENCY_KEPT_MS: Final = IDEMPOTENCY_RETENTION_MS + CLOCK_MARGIN_MS
 IDEMPOTENCY_ROWS_SWEPT_MAX: Final = 200
 
 # A partner's own limits, where the operator sets none.
@@ -93,4 +122,8 @@ assert BATCH_BYTES_MAX + STORE_VALUE_BYTES_MAX < STORE_TRANSACTION_BYTES_MAX
 assert BATCH_COMMANDS_MAX <= MAILBOX_COMMANDS_MAX
 assert SETTLEMENT_ROWS_MAX * SETTLEMENT_ROW_BYTES_MAX < STORE_VALUE_BYTES_MAX, "a commit's rows fit into its entry"
 assert PAGE_ROWS_MAX <= PAGE_ROWS_SCANNED_MAX <= STORE_RANGE_ROWS_MAX
+assert PAGE_ROWS_READ_AT_ONCE * 3 > PAGE_ROWS_MAX, "the largest page takes three reads"
 assert ACQUIRER_RETRY_DELAY_MS_MAX * 10 < ACQUIRER_KEY_RETENTION_MS
+assert ACQUIRER_POLL_DELAY_MS_MAX * 10 < ACQUIRER_KEY_RETENTION_MS
+assert CHALLENGE_VALIDITY_MS_MAX * 10 < ACQUIRER_KEY_RETENTION_MS, "a key is closed long before it is forgotten"
+assert CHALLENGE_URL_CHARACTERS_MAX + 256 < OUTCOME_BYTES_MAX, "a challenge fits into an outcome's room"

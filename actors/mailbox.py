@@ -5,9 +5,10 @@ import time
 from dataclasses import dataclass, field
 
 from actors import keyspace
-from actors.acquirer import Approved, Declined, NeverPerformed
+from actors.acquirer import Word
 from actors.answers import Answer, Refused
-from actors.commands import Envelope
+from actors.commands import Envelope, Notification
+from actors.events import AcquirerContradicted
 from actors.payment import Operation
 from actors.store import Key
 
@@ -29,6 +30,9 @@ class Ask:
     @property
     def once_key(self) -> Key:
         """Where its idempotency record is."""
+        command = self.envelope.command
+        if isinstance(command, Notification):
+            return keyspace.notification(command.notification_id)
         return keyspace.once(self.envelope.idempotency_key, self.envelope.command_id)
 
     def resolve(self, result: Result) -> None:
@@ -49,10 +53,11 @@ class Overdue:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The acquirer's final word on an operation."""
+    """The acquirer's word on an operation; `confirmations`: how often it had been confirmed when it was asked."""
 
     operation_id: str
-    outcome: Approved | Declined | NeverPerformed
+    outcome: Word
+    confirmations: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """An authorization may be due."""
+    """An authorization or a challenge may be due."""
 
     payment_id: str
 
@@ -91,4 +96,5 @@ class Effects:
     answers: list[tuple[Ask, Result]] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     settled: list[tuple[Operation, str, Answer | None]] = field(default_factory=list)  # with the payment's id
+    contradictions: list[AcquirerContradicted] = field(default_factory=list)
     waiting: list[tuple[Ask, str]] = field(default_factory=list)

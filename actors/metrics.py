@@ -36,3 +36,31 @@ ACQUIRER_SECONDS: Final = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 BREAKERS_OPEN: Final = Gauge("bulkhead_actor_breakers_open", "Partners of this process whose breaker is not closed.")
+
+
+class Meters:
+    """One actor's counters and timers at hand: looking a series up by its labels costs more than counting."""
+
+    def __init__(self, partner_id: str) -> None:
+        self._partner_id = partner_id
+        self._seconds: dict[str, Histogram] = {}
+        self._commands: dict[tuple[str, object], Counter] = {}
+        self._calls: dict[tuple[str, str], Counter] = {}
+
+    def answered(self, method: str, outcome: object, seconds: float) -> None:
+        """Count a command's answer; `outcome` is an HTTP status or a refusal's code."""
+        series = (method, outcome)
+        counter = self._commands.get(series)
+        if counter is None:
+            counter = self._commands[series] = COMMANDS.labels(self._partner_id, method, str(outcome))
+            self._seconds[method] = COMMAND_SECONDS.labels(method)
+        counter.inc()
+        self._seconds[method].observe(seconds)
+
+    def asked_acquirer(self, kind: str, outcome: str, seconds: float) -> None:
+        """Count a call to the acquirer."""
+        counter = self._calls.get((kind, outcome))
+        if counter is None:
+            counter = self._calls[kind, outcome] = ACQUIRER_CALLS.labels(self._partner_id, kind, outcome)
+        counter.inc()
+        ACQUIRER_SECONDS.observe(seconds)

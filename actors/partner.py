@@ -18,7 +18,7 @@ from actors.acquirer import Acquirer
 from actors.answers import Answer, RateState, Refused, outcome_unknown, unavailable
 from actors.breaker import Breaker
 from actors.clock import Clock, PartnerTime, SystemClock
-from actors.commands import CreatePayment, Envelope, ReconcileOperations, ResolveOperation
+from actors.commands import CreatePayment, Envelope, Notification, ReconcileOperations, ResolveOperation
 from actors.errors import (
     ActorStoppedError,
     CommitUnknownError,
@@ -27,18 +27,23 @@ from actors.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from actors.events import AcquirerContradicted
 from actors.ids import IdMint
 from actors.mailbox import Ask, Effects, Expire, Item, Lost, Overdue, Result, Settled, Sweep, Told
-from actors.payment import Operation, Payment
+from actors.payment import Operation, OperationState, Payment
 from actors.profile import Profile
 from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.refusals import Refusal, RefusalCode
 from actors.settlement import Settlement
 from actors.staging import Draft, State, TooLargeError, outcome_answer
-from actors.store import Key, Range, Store
+from actors.store import Check, Key, Range, Store
 from actors.timers import Timers
 
 log = structlog.get_logger()
+
+
+class _WrongGuessError(Exception):
+    """What was guessed to be absent has to be read."""
 
 
 class PartnerActor:
@@ -68,10 +73,12 @@ class PartnerActor:
         self._told: deque[Told | Overdue] = deque()
         self._woken: set[Expire | Sweep] = set()
         self._batch: list[Item] = []
+        self._batches_to_read = 0
         self._door_epoch = 0
         self._work = asyncio.Event()
         self._waiters: dict[str, list[Ask]] = {}
-        self._settlement = Settlement(self, acquirer)
+        self._meters = metrics.Meters(profile.partner_id)
+        self._settlement = Settlement(self, acquirer, self._meters)
         self._timers = Timers(self)
         self._task: asyncio.Task[None] | None = None
         self._stopped: str | None = None
@@ -101,9 +108,8 @@ class PartnerActor:
         self._asks.append(ask)
         self._work.set()
         result = await ask.future
-        metrics.COMMAND_SECONDS.labels(method).observe(time.monotonic() - ask.arrived)
-        outcome = result.refusal.code.value if isinstance(result, Refused) else str(result.status)
-        metrics.COMMANDS.labels(self.profile.partner_id, method, outcome).inc()
+        outcome = result.refusal.code if isinstance(result, Refused) else result.status
+        self._meters.answered(method, outcome, time.monotonic() - ask.arrived)
         return result
 
     def configure(self, profile: Profile) -> None:
@@ -216,16 +222,21 @@ class PartnerActor:
     async def _process(self, batch: list[Item]) -> None:
         unknown = False
         for _ in range(limits.COMMIT_ATTEMPTS_MAX):
+            guessed: list[Key] = []
             try:
-                state = await self._read_for(batch)
-                draft, effects = self._decide_all(state, batch)
-                if draft.writes or draft.standing is not state.standing:
+                guessed = await self._read_for(batch)
+                draft, effects = self._decide_all(self._state, batch)
+                _require_written(guessed, draft)
+                if draft.writes or draft.standing is not self._state.standing:
                     began = time.monotonic()
-                    await self.store.commit((), draft.mutations())
+                    await self.store.commit([Check(key, None) for key in guessed], draft.mutations())
                     metrics.COMMIT_SECONDS.observe(time.monotonic() - began)
                     metrics.BATCH_COMMANDS.observe(len(batch))
-            except (ConflictError, StoreUnavailableError) as error:
-                self._note_failure(error)
+            except (ConflictError, StoreUnavailableError, _WrongGuessError) as error:
+                if guessed and not isinstance(error, StoreUnavailableError):
+                    self._batches_to_read = limits.BATCHES_READ_AFTER_WRONG_GUESS
+                else:
+                    self._note_failure(error)
             except CommitUnknownError as error:
                 unknown = True
                 self._note_failure(error)
@@ -239,7 +250,7 @@ class PartnerActor:
                 self._state.forget_answered()
         self._give_back(batch, unknown=unknown)
 
-    def _note_failure(self, error: StoreError) -> None:
+    def _note_failure(self, error: Exception) -> None:
         metrics.COMMIT_FAILURES.labels(self.profile.partner_id, type(error).__name__).inc()
         self._log.warning("commit_failed", error=f"{type(error).__name__}: {error}")
 
@@ -287,24 +298,24 @@ class PartnerActor:
         head = snapshot.values[0]
         standing = rules.Standing() if head is None else codec.decode_standing(head)
         self._state = State(standing, opens=opens)
-        self._time = PartnerTime(self._clock, max(standing.floor_ms, self._time.now_ms() if self.epoch else 0))
+        # One later than what is committed: ids of one millisecond rise within one owner only.
+        floor_ms = max(standing.floor_ms + 1, self._time.now_ms() if self.epoch else 0)
+        self._time = PartnerTime(self._clock, floor_ms)
 
-    async def _read_for(self, batch: list[Item]) -> State:
-        """Have at hand what the batch's decisions look at."""
+    async def _read_for(self, batch: list[Item]) -> list[Key]:
+        """Have at hand what the batch's decisions look at; give the idempotency records guessed to be absent.
+
+        A new payment comes under a new key, so a batch of nothing else is decided without a read: its commit checks the
+        guess. After a wrong one, some batches are read for, so that a flood of replays or refusals is decided once.
+        """
         state = self._state
         self._trim(state)
-        keys: dict[Key, str | None] = {}
-        row_keys: list[Key] = []
-        for item in batch:
-            if isinstance(item, Ask) and isinstance(item.envelope.command, ReconcileOperations):
-                row_keys += reconciliation.keys_of(item.envelope.command)
-                continue
-            payment_id = self._payment_id_of(item)
-            if payment_id is not None and payment_id not in state.payments:
-                keys[keyspace.payment(payment_id)] = payment_id
-            for once_key in self._once_keys_of(item):
-                if once_key not in state.onces:
-                    keys[once_key] = None
+        keys, row_keys, guesses = self._looked_at_by(batch)
+        self._batches_to_read = max(self._batches_to_read - 1, 0)
+        if not self._batches_to_read and not row_keys and len(guesses) == len(keys):
+            for key in guesses:
+                state.take_once(key, None)
+            return guesses
         if keys or row_keys:
             wanted = list(keys)
             snapshot = await self.store.read(wanted + row_keys)
@@ -315,7 +326,28 @@ class PartnerActor:
                     state.take_once(key, None if data is None else codec.decode_once(data))
                 elif data is not None:
                     state.payments[name] = codec.decode_payment(data)
-        return state
+        return []
+
+    def _looked_at_by(self, batch: list[Item]) -> tuple[dict[Key, str | None], list[Key], list[Key]]:
+        """Give the keys to read (a payment's with its id), the raw rows, and which of the keys new payments bring."""
+        state = self._state
+        keys: dict[Key, str | None] = {}
+        row_keys: list[Key] = []
+        guesses: list[Key] = []
+        for item in batch:
+            if isinstance(item, Ask) and isinstance(item.envelope.command, ReconcileOperations):
+                row_keys += reconciliation.keys_of(item.envelope.command)
+                continue
+            payment_id = self._payment_id_of(item)
+            if payment_id is not None and payment_id not in state.payments:
+                keys[keyspace.payment(payment_id)] = payment_id
+            is_new = isinstance(item, Ask) and isinstance(item.envelope.command, CreatePayment)
+            for once_key in self._once_keys_of(item):
+                if once_key not in state.onces and once_key not in keys:
+                    keys[once_key] = None
+                    if is_new:
+                        guesses.append(once_key)
+        return keys, row_keys, guesses
 
     def _payment_id_of(self, item: Item) -> str | None:
         if isinstance(item, Expire):
@@ -339,8 +371,7 @@ class PartnerActor:
         operation_id = None
         if isinstance(item, Ask):
             keys.append(item.once_key)
-            if isinstance(item.envelope.command, ResolveOperation):
-                operation_id = item.envelope.command.operation_id
+            operation_id = _told_of(item.envelope)
         elif isinstance(item, Settled | Overdue):
             operation_id = item.operation_id
         opened = None if operation_id is None else self._state.opens.get(operation_id)
@@ -385,6 +416,7 @@ class PartnerActor:
             effects.answers += own.answers
             effects.started += own.started
             effects.settled += own.settled
+            effects.contradictions += own.contradictions
             effects.waiting += own.waiting
         self._executing("")
         return whole, effects
@@ -427,16 +459,15 @@ class PartnerActor:
         if isinstance(envelope.command, ReconcileOperations):
             self._decide_reconcile(draft, effects, ask, envelope.command, now_ms)
             return
-        once_key = keyspace.once(envelope.idempotency_key, envelope.command_id)
+        once_key = ask.once_key
         once = draft.once(once_key)
         if once is not None:
             self._decide_again(effects, ask, once)
             return
         payment_id = self._payment_id_of(ask)
         payment = None if payment_id is None else draft.payment(payment_id)
-        resolving = None
-        if isinstance(envelope.command, ResolveOperation):
-            resolving = draft.open(envelope.command.operation_id)
+        told_of = _told_of(envelope)
+        opened = None if told_of is None else draft.open(told_of)
         ids = self._mint.ids(now_ms)
         decision = rules.decide(
             self.profile,
@@ -450,6 +481,9 @@ class PartnerActor:
         if isinstance(decision, Refusal):
             effects.answers.append((ask, Refused(decision, self.rate_state())))
             return
+        if not decision.events:  # a notification of what is known
+            effects.answers.append((ask, Answer(200, views.render_acknowledgement())))
+            return
         after = draft.record(
             decision.events,
             payment_id=ids.payment_id if payment is None else payment.id,
@@ -460,12 +494,16 @@ class PartnerActor:
             once_key=once_key,
             arrival_us=decision.arrival_us,
         )
-        operation_id = after.operations[-1].id if resolving is None else resolving.operation_id
+        operation_id = told_of or next(iter(draft.opens))  # the one that the command set going
         draft.put_once(once_key, Once(envelope.command_id, envelope.fingerprint, after.id, operation_id, now_ms))
-        if resolving is not None:
-            self._answer_settled(draft, effects, after, resolving)
-            answer = draft.answer(once_key, Answer(200, views.render_payment(after, self.profile.mode)))
-            effects.answers.append((ask, answer))
+        if told_of is not None:
+            assert payment is not None, f"{told_of} is told of without its payment"
+            if not payment.operation(told_of).is_final and after.operation(told_of).is_final:
+                self._answer_settled(draft, effects, after, told_of, None if opened is None else opened.once_key)
+            effects.contradictions += [e for e in decision.events if isinstance(e, AcquirerContradicted)]
+            resolved = isinstance(envelope.command, ResolveOperation)
+            body = views.render_payment(after, self.profile.mode) if resolved else views.render_acknowledgement()
+            effects.answers.append((ask, draft.answer(once_key, Answer(200, body))))
             return
         effects.started.append(operation_id)
         effects.waiting.append((ask, operation_id))
@@ -520,26 +558,33 @@ class PartnerActor:
     def _decide_settled(self, draft: Draft, effects: Effects, item: Settled, now_ms: int) -> None:
         opened = draft.open(item.operation_id)
         if opened is None:
-            return  # final already: a person or an earlier word was first
+            return  # known already: a person, a notification or an earlier word was first
         payment = draft.payment(opened.payment_id)
         assert payment is not None, f"{item.operation_id} is open without its payment"
-        events = rules.settle(self.profile, payment, item.operation_id, item.outcome, now_ms)
-        after = draft.record(
-            events,
-            payment_id=payment.id,
-            now_ms=now_ms,
-            cause=f"acquirer:{item.operation_id}",
-            request_id="",
-            epoch=self.epoch,
-        )
-        self._answer_settled(draft, effects, after, opened)
+        events = rules.settle(self.profile, payment, item.operation_id, item.outcome, now_ms, item.confirmations)
+        after = payment
+        if events:
+            after = draft.record(
+                events,
+                payment_id=payment.id,
+                now_ms=now_ms,
+                cause=f"acquirer:{item.operation_id}",
+                request_id="",
+                epoch=self.epoch,
+            )
+        elif payment.operation(item.operation_id).state is not OperationState.ACCEPTED:
+            return  # an old word, of before the operation was confirmed: the new one is on its way
+        # Also where its acceptance is known already: the commit of it may have lost the answers to who waited.
+        self._answer_settled(draft, effects, after, item.operation_id, opened.once_key)
 
-    def _answer_settled(self, draft: Draft, effects: Effects, payment: Payment, opened: OpenOperation) -> None:
-        """Keep the answer to the command that intended the operation; what was kept first is what all are told."""
+    def _answer_settled(
+        self, draft: Draft, effects: Effects, payment: Payment, operation_id: str, once_key: Key | None
+    ) -> None:
+        """Keep the answer to the command that set the operation going; what was kept first is what all are told."""
         answer = None
-        if opened.once_key is not None:
-            answer = draft.answer(opened.once_key, outcome_answer(payment, opened.operation_id, self.profile.mode))
-        effects.settled.append((payment.operation(opened.operation_id), payment.id, answer))
+        if once_key is not None:
+            answer = draft.answer(once_key, outcome_answer(payment, operation_id, self.profile.mode))
+        effects.settled.append((payment.operation(operation_id), payment.id, answer))
 
     def _decide_lost(self, draft: Draft, item: Lost, now_ms: int) -> None:
         opened = draft.open(item.operation_id)
@@ -584,6 +629,19 @@ class PartnerActor:
         loop = asyncio.get_running_loop()
         for ask, result in effects.answers:
             ask.resolve(result)
+        # Before those of this batch begin to wait: an operation may have been answered and confirmed in one batch.
+        for operation, payment_id, answer in effects.settled:
+            if not operation.is_open:
+                self._settlement.forget(operation.id)
+            asks = self._waiters.pop(operation.id, ())
+            self._log_settled(operation, payment_id, asks)
+            for ask in asks:
+                assert answer is not None, f"somebody waits for {operation.id}, which nobody asked for"
+                ask.resolve(Answer(answer.status, answer.body, answer.replayed, self.rate_state()))
+        for event in effects.contradictions:
+            self._log.error(
+                "acquirer_contradicts", payment=event.payment_id, operation=event.operation_id, claim=event.claim
+            )
         for ask, operation_id in effects.waiting:
             ask.joined = True
             if operation_id in self._state.opens:
@@ -596,20 +654,13 @@ class PartnerActor:
                 raise FencedError(f"{operation_id} is open and was not begun here: another worker owns the partner")
         for operation_id in effects.started:
             self._settlement.pursue(operation_id)
-        for operation, payment_id, answer in effects.settled:
-            self._settlement.forget(operation.id)
-            asks = self._waiters.pop(operation.id, ())
-            self._log_settled(operation, payment_id, asks)
-            for ask in asks:
-                assert answer is not None, f"somebody waits for {operation.id}, which nobody asked for"
-                ask.resolve(replace(answer, rate=self.rate_state()))
         self._timers.look(due_ms)
 
     def _log_settled(self, operation: Operation, payment_id: str, asks: Sequence[Ask]) -> None:
-        """Write the one line that every operation gets; nobody's ids where nobody waited any more."""
+        """Write the one line that every word on an operation gets; nobody's ids where nobody waited any more."""
         envelope = asks[0].envelope if asks else None
         self._log.info(
-            "operation_settled",
+            "operation_settled" if operation.is_final else f"operation_{operation.state.value}",
             payment=payment_id,
             operation=operation.id,
             kind=operation.kind.value,
@@ -647,3 +698,15 @@ class PartnerActor:
         self._waiters.clear()
         self._settlement.abandon()
         self._on_stopped(why)
+
+
+def _told_of(envelope: Envelope) -> str | None:
+    """Give the operation that a person or the acquirer tells of; None for a command of a partner."""
+    command = envelope.command
+    return command.operation_id if isinstance(command, ResolveOperation | Notification) else None
+
+
+def _require_written(guessed: list[Key], draft: Draft) -> None:
+    """Raise _WrongGuessError where the commit would not check a guess: what was refused may have been a replay."""
+    if any(key not in draft.onces for key in guessed):
+        raise _WrongGuessError

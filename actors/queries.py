@@ -1,11 +1,14 @@
 """What may be read of a partner: payments, refunds, balance, events, unknown operations. Reads commit nothing.
 
-Pages go from new to old. A list with a filter that has no index of its own looks at a bounded number of rows.
+Pages go from new to old. A page has bounds in rows, in bytes, and in rows looked at (a filter without an index of its
+own); where it ends before the rows do, it says from where the next one goes on.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import orjson
 
 from actors import codec, keyspace, limits, settlement_queries, views
 from actors.answers import Answer, Refused
@@ -18,8 +21,7 @@ from actors.settlement import needs_person
 from actors.store import Key, Range
 
 _PAYMENT_ID = re.compile(r"pay_[0-9A-HJKMNP-TV-Z]{26}")
-_EVENT_ID = re.compile(r"evt_(\d{16})(\d{4})")
-_ROUNDS_MAX = limits.PAGE_ROWS_SCANNED_MAX // limits.PAGE_ROWS_MAX
+_EVENT_ID = re.compile(r"evt_([0-9]{16})([0-9]{4})")
 
 Arguments = Mapping[str, Any]
 
@@ -62,8 +64,54 @@ async def _get_refund(actor: PartnerActor, refund_id: str) -> Answer | Refused:
     return Answer(200, views.render_refund(payment, payment.operation(refund_id)), rate=actor.rate_state())
 
 
+class _Page:
+    """Rows of an answer, cut where they are as many or as many bytes as may be; what is left out begins the next page.
+
+    `cursor`: the id of the last row that was looked at, shown or not. From there the next page goes on.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rows: list[orjson.Fragment] = []
+        self._bytes = 0
+        self._looked_at = 0
+        self.cursor: str | None = None
+        self.is_last = False
+
+    @property
+    def rows_wanted(self) -> int:
+        """How many rows complete it, with one more to know whether there is a next page."""
+        return self._limit + 1 - len(self._rows)
+
+    @property
+    def may_look_on(self) -> bool:
+        """Whether it may look at more rows; one that looked at its share says that there is more, and from where."""
+        return self._looked_at < limits.PAGE_ROWS_SCANNED_MAX
+
+    def show(self, cursor: str, view: dict[str, Any]) -> bool:
+        """Take a row in; False where it belongs to the next page."""
+        row = orjson.dumps(view)
+        if len(self._rows) == self._limit or (self._rows and self._bytes + len(row) > limits.PAGE_BYTES_MAX):
+            return False
+        self._rows.append(orjson.Fragment(row))
+        self._bytes += len(row)
+        self.skip(cursor)
+        return True
+
+    def skip(self, cursor: str) -> None:
+        """Pass a row by."""
+        self._looked_at += 1
+        self.cursor = cursor
+
+    def answer(self, actor: PartnerActor) -> Answer:
+        """Give the page's answer."""
+        cursor = None if self.is_last else self.cursor
+        body = views.render_list(self._rows, has_more=not self.is_last, next_starting_after=cursor)
+        return Answer(200, body, rate=actor.rate_state())
+
+
 async def _list_payments(actor: PartnerActor, arguments: Arguments) -> Answer | Refused:
-    limit = _limit(arguments)
+    page = _Page(_limit(arguments))
     low, high = created_range("pay", arguments.get("created_from_ms"), arguments.get("created_before_ms"))
     cursor = arguments.get("starting_after")
     if cursor is not None:
@@ -73,44 +121,62 @@ async def _list_payments(actor: PartnerActor, arguments: Arguments) -> Answer | 
     status = None if arguments.get("status") is None else PaymentStatus(arguments["status"])
     reference = arguments.get("reference")
     if status is PaymentStatus.PROCESSING:
-        found = await _processing(actor, low, high, reference)
+        await _fill_from_open(actor, page, low, high, reference)
     elif reference is not None:
-        found = await _indexed(actor, ("reference", reference), low, high, limit, status)
+        await _fill(actor, page, ("reference", reference), low, high, status)
     elif status is not None:
-        found = await _indexed(actor, ("status", status.value), low, high, limit, None)
+        await _fill(actor, page, ("status", status.value), low, high, None)
     else:
-        page = Range(("payment", low), ("payment", high), limit + 1, reverse=True)
-        rows = (await actor.store.read((), [page])).ranges[0]
-        found = [codec.decode_payment(row.value) for row in rows]
-    shown = [views.payment_view(payment, actor.profile.mode) for payment in found[:limit]]
-    return Answer(200, views.render_list(shown, has_more=len(found) > limit), rate=actor.rate_state())
+        await _fill(actor, page, ("payment",), low, high, None)
+    return page.answer(actor)
 
 
-async def _indexed(
-    actor: PartnerActor, prefix: Key, low: str, high: str, limit: int, status: PaymentStatus | None
-) -> list[Payment]:
-    """Give up to limit + 1 payments that an index names, newest first, that have the status."""
-    found: list[Payment] = []
-    rows_at_once = limit + 1 if status is None else limits.PAGE_ROWS_MAX
-    for _ in range(_ROUNDS_MAX):
-        page = Range((*prefix, low), (*prefix, high), rows_at_once, reverse=True)
-        rows = (await actor.store.read((), [page])).ranges[0]
-        payments = await _payments(actor, [str(row.key[-1]) for row in rows])
-        found += [payment for payment in payments if status is None or payment.status is status]
-        if len(found) > limit or len(rows) < rows_at_once:
-            break
+async def _fill(
+    actor: PartnerActor, page: _Page, prefix: Key, low: str, high: str, status: PaymentStatus | None
+) -> None:
+    """Show the payments that the range names, newest first, that have the status (None: any)."""
+    while page.may_look_on:
+        wanted = limits.PAGE_ROWS_READ_AT_ONCE
+        if status is None:
+            wanted = min(page.rows_wanted, wanted)
+        rows = (await actor.store.read((), [Range((*prefix, low), (*prefix, high), wanted, reverse=True)])).ranges[0]
+        if prefix == ("payment",):
+            payments = [codec.decode_payment(row.value) for row in rows]
+        else:
+            payments = await _payments(actor, [str(row.key[-1]) for row in rows])
+        if not _show(actor, page, payments, lambda payment: status in (None, payment.status)):
+            return
+        if len(rows) < wanted:
+            page.is_last = True
+            return
         high = str(rows[-1].key[-1])
-    return found[: limit + 1]
 
 
-async def _processing(actor: PartnerActor, low: str, high: str, reference: str | None) -> list[Payment]:
-    ids = {opened.payment_id for opened in actor.opens.values() if low <= opened.payment_id < high}
-    payments = await _payments(actor, sorted(ids, reverse=True))
-    return [
-        payment
-        for payment in payments
-        if payment.status is PaymentStatus.PROCESSING and reference in (None, payment.reference)
-    ]
+async def _fill_from_open(actor: PartnerActor, page: _Page, low: str, high: str, reference: str | None) -> None:
+    """Show the payments under way, which no index names: their open operations do."""
+    ids = sorted({o.payment_id for o in actor.opens.values() if low <= o.payment_id < high}, reverse=True)
+    for first in range(0, len(ids), limits.PAGE_ROWS_READ_AT_ONCE):
+        if not page.may_look_on:
+            return
+        payments = await _payments(actor, ids[first : first + limits.PAGE_ROWS_READ_AT_ONCE])
+        if not _show(
+            actor,
+            page,
+            payments,
+            lambda payment: payment.status is PaymentStatus.PROCESSING and reference in (None, payment.reference),
+        ):
+            return
+    page.is_last = True
+
+
+def _show(actor: PartnerActor, page: _Page, payments: Iterable[Payment], belongs: Callable[[Payment], bool]) -> bool:
+    """Show those that belong into the page; False where it is full."""
+    for payment in payments:
+        if not belongs(payment):
+            page.skip(payment.id)
+        elif not page.show(payment.id, views.payment_view(payment, actor.profile.mode)):
+            return False
+    return True
 
 
 async def _payments(actor: PartnerActor, ids: Iterable[str]) -> list[Payment]:
@@ -122,7 +188,7 @@ async def _payments(actor: PartnerActor, ids: Iterable[str]) -> list[Payment]:
 
 
 async def _list_events(actor: PartnerActor, arguments: Arguments) -> Answer | Refused:
-    limit = _limit(arguments)
+    page = _Page(_limit(arguments))
     kind = arguments.get("type")
     cursor = arguments.get("starting_after")
     end: Key = keyspace.journal(keyspace.LAST_NUMBER)
@@ -132,11 +198,9 @@ async def _list_events(actor: PartnerActor, arguments: Arguments) -> Answer | Re
         if match is None:
             return _refused(RefusalCode.CURSOR_INVALID, f"{cursor!r} is no event's id.", "/starting_after")
         end, before = keyspace.journal(int(match[1]) + 1), cursor
-    found: list[dict[str, Any]] = []
-    rows_at_once = limits.PAGE_ROWS_MAX
-    for _ in range(_ROUNDS_MAX):
-        page = Range(("journal",), end, rows_at_once, reverse=True)
-        rows = (await actor.store.read((), [page])).ranges[0]
+    while page.may_look_on:
+        wanted = limits.PAGE_ROWS_READ_AT_ONCE
+        rows = (await actor.store.read((), [Range(("journal",), end, wanted, reverse=True)])).ranges[0]
         entries = [codec.decode_entry(row.value) for row in rows]
         # A settlement's entry names many payments, and none for partners to see.
         named = {
@@ -147,15 +211,17 @@ async def _list_events(actor: PartnerActor, arguments: Arguments) -> Answer | Re
         }
         payments = {payment.id: payment for payment in await _payments(actor, named)}
         for entry in entries:
-            found += [
-                view
-                for view in reversed(views.event_views(entry, payments))
-                if (not before or view["id"] < before) and kind in (None, view["type"])
-            ]
-        if len(found) > limit or len(rows) < rows_at_once:
+            for view in reversed(views.event_views(entry, payments)):
+                if (before and view["id"] >= before) or kind not in (None, view["type"]):
+                    continue
+                if not page.show(view["id"], view):
+                    return page.answer(actor)
+            page.skip(views.event_id(entry.sequence, 0))
+        if len(rows) < wanted:
+            page.is_last = True
             break
         end = rows[-1].key
-    return Answer(200, views.render_list(found[:limit], has_more=len(found) > limit), rate=actor.rate_state())
+    return page.answer(actor)
 
 
 async def _list_unknown(actor: PartnerActor) -> Answer:

@@ -1,10 +1,9 @@
 """What is stored beside payments: idempotency records, open operations, journal entries, settled rows. Only shapes."""
 
-from dataclasses import dataclass
-
 from actors.events import Event
 from actors.ledger import Posting
 from actors.store import Key
+from actors.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

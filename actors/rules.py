@@ -4,33 +4,63 @@ Pure: time, ids and everything stored are arguments. A refusal changes nothing. 
 `RefusalCode`, so that the same wrong is reported the same way every time.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from actors import limits, rate_limit
-from actors.acquirer import Approved, Declined, NeverPerformed
-from actors.commands import CapturePayment, Command, CreatePayment, RefundPayment, ResolveOperation, VoidPayment
+from actors.acquirer import Accepted, Approved, Challenged, Declined, NeverPerformed, Word
+from actors.commands import (
+    CapturePayment,
+    Command,
+    ConfirmPayment,
+    CreatePayment,
+    DisputeNotification,
+    Notification,
+    RefundPayment,
+    ResolveOperation,
+    VoidPayment,
+)
 from actors.events import (
+    AcquirerContradicted,
     AuthorizationExpired,
+    DisputeClosed,
+    DisputeOpened,
     Event,
     ExpiryDeferred,
+    OperationAccepted,
     OperationApproved,
+    OperationChallenged,
+    OperationConfirmed,
     OperationDeclined,
     OperationIntended,
     OperationLost,
+    OperationWithdrawn,
     PaymentCreated,
     apply,
 )
 from actors.ledger import Balances
 from actors.money import is_chargeable
-from actors.payment import REASON_EXPIRED, OperationKind, OperationState, Payment
+from actors.payment import (
+    REASON_CANCELED,
+    REASON_EXPIRED,
+    DisputeStatus,
+    Operation,
+    OperationKind,
+    OperationState,
+    Payment,
+)
 from actors.profile import Profile
 from actors.refusals import Refusal, RefusalCode
+from actors.values import dataclass
 from actors.views import timestamp
 
 # Declines by which the acquirer says that an authorization is no more.
 _AUTHORIZATION_GONE = frozenset({"authorization_expired", "authorization_voided"})
 CODE_NEVER_PERFORMED = "acquirer_did_not_answer"
 CODE_RESOLVED_FAILED = "resolved_as_failed"
+# What an operation fails with whose key was closed because nobody waited for its customer any more.
+_CODES_WITHDRAWN = {REASON_CANCELED: REASON_CANCELED, REASON_EXPIRED: "challenge_expired"}
+# What can be disputed: what moved money to the partner.
+_DISPUTABLE = (OperationKind.PURCHASE, OperationKind.CAPTURE)
 REFERENCE_RESOLVED = "resolved_by_operator"
 
 
@@ -76,24 +106,11 @@ def decide(
     """Decide a command. `payment` is the one it names (or whose operation it names), None where there is none."""
     if isinstance(command, ResolveOperation):
         return _resolve(profile, payment, command, now_ms)
+    if isinstance(command, Notification):
+        return _hear(profile, payment, command, now_ms)
     if profile.status != "active":
         return Refusal(RefusalCode.PARTNER_SUSPENDED, "The partner is suspended; nothing new is taken.")
-    events: tuple[Event, ...] | Refusal
-    if isinstance(command, CreatePayment):
-        events = _create(command, now_ms, ids)
-    elif not isinstance(command, VoidPayment) and command.amount == 0:
-        events = Refusal(RefusalCode.AMOUNT_INVALID, "At least 1 is captured or refunded.", "/amount")
-    elif payment is None:
-        events = Refusal(RefusalCode.PAYMENT_NOT_FOUND, f"There is no payment {command.payment_id}.", "/payment_id")
-    elif payment.first.is_open:
-        events = Refusal(
-            RefusalCode.PAYMENT_PROCESSING,
-            "The payment's own outcome is not known yet; ask for it and try again then.",
-            retry_after_ms=1_000,
-            context={"status": payment.status.value},
-        )
-    else:
-        events = _follow_up(payment, command, now_ms, ids)
+    events = _begin(payment, command, now_ms, ids)
     if isinstance(events, Refusal):
         return events
     rate = rate_limit.admit(standing.arrival_us, now_ms * 1_000, profile.rate_per_second, profile.rate_burst)
@@ -119,31 +136,58 @@ def decide(
 
 
 def settle(
-    profile: Profile, payment: Payment, operation_id: str, outcome: Approved | Declined | NeverPerformed, now_ms: int
+    profile: Profile, payment: Payment, operation_id: str, word: Word, now_ms: int, confirmations: int = 0
 ) -> tuple[Event, ...]:
-    """Take the acquirer's final word. What is final already stays as it is: no events."""
+    """Take the acquirer's word. What is final already stays as it is: no events.
+
+    `confirmations` is how often the operation had been confirmed when this was asked: "challenged" may be an old
+    word, of before the customer came back, and is passed over then. A final word is never too old.
+    """
     operation = payment.operation(operation_id)
-    if not operation.is_open:
-        return ()
-    if isinstance(outcome, Approved):
-        return _approved(profile, payment, operation_id, outcome, now_ms, None)
-    if isinstance(outcome, NeverPerformed):
-        outcome = Declined(CODE_NEVER_PERFORMED, retryable=True)
-    return _declined(payment, operation_id, outcome, now_ms, None)
+    match word:
+        case _ if operation.is_final:
+            return ()
+        case Approved():
+            return _approved(profile, payment, operation_id, word, now_ms, None)
+        case Declined():
+            return _declined(payment, operation_id, word, now_ms, None)
+        case NeverPerformed():
+            code = _CODES_WITHDRAWN.get(operation.withdrawn or "", CODE_NEVER_PERFORMED)
+            return _declined(payment, operation_id, Declined(code, retryable=True), now_ms, None)
+        case Challenged():
+            if not operation.is_open or operation.withdrawn or operation.confirmations != confirmations:
+                return ()
+            expires_ms = min(word.expires_ms, now_ms + limits.CHALLENGE_VALIDITY_MS_MAX)
+            return (OperationChallenged(payment.id, operation_id, now_ms, word.url, expires_ms),)
+        case Accepted():
+            if operation.state not in (OperationState.PENDING, OperationState.UNKNOWN):
+                return ()
+            return (OperationAccepted(payment.id, operation_id, now_ms),)
 
 
 def lose(payment: Payment, operation_id: str, why: str, now_ms: int) -> tuple[Event, ...]:
-    """Take note that no answer came. Only the first time is an event."""
-    if payment.operation(operation_id).state is not OperationState.PENDING:
-        return ()
-    return (OperationLost(payment.id, operation_id, now_ms, why),)
+    """Take note that no answer came. Only the first time is an event.
+
+    An operation that the acquirer accepted is lost only when the acquirer may have forgotten it.
+    """
+    operation = payment.operation(operation_id)
+    forgotten = now_ms - operation.created_ms >= limits.ACQUIRER_KEY_RETENTION_MS
+    if operation.state is OperationState.PENDING or (operation.state is OperationState.ACCEPTED and forgotten):
+        return (OperationLost(payment.id, operation_id, now_ms, why),)
+    return ()
 
 
 def expire(payment: Payment, now_ms: int, ids: Ids) -> tuple[Event, ...]:
-    """Let an authorization end that is due: ask the acquirer to release it; its word wins."""
+    """Let end what is due. The acquirer's word wins in both.
+
+    A challenge that nobody confirmed: its key is to be closed, so that nothing is charged under it later. An
+    authorization: the acquirer is to release it.
+    """
     due_ms = payment.due_ms
     if due_ms is None or due_ms > now_ms:
         return ()
+    if payment.first.state is OperationState.REQUIRES_ACTION:
+        return (OperationWithdrawn(payment.id, payment.first.id, now_ms, REASON_EXPIRED),)
     if (
         payment.has_open(OperationKind.CAPTURE, OperationKind.VOID)
         or len(payment.operations) >= limits.OPERATIONS_PER_PAYMENT_MAX
@@ -155,6 +199,33 @@ def expire(payment: Payment, now_ms: int, ids: Ids) -> tuple[Event, ...]:
         # Should the acquirer decline the void, the authorization is looked at again then.
         ExpiryDeferred(payment.id, now_ms + limits.EXPIRY_RETRY_DELAY_MS),
     )
+
+
+def _begin(
+    payment: Payment | None,
+    command: CreatePayment | CapturePayment | VoidPayment | RefundPayment | ConfirmPayment,
+    now_ms: int,
+    ids: Ids,
+) -> tuple[Event, ...] | Refusal:
+    """Decide what a partner asks for, its limits left aside."""
+    if isinstance(command, CreatePayment):
+        return _create(command, now_ms, ids)
+    if isinstance(command, CapturePayment | RefundPayment) and command.amount == 0:
+        return Refusal(RefusalCode.AMOUNT_INVALID, "At least 1 is captured or refunded.", "/amount")
+    if payment is None:
+        return Refusal(RefusalCode.PAYMENT_NOT_FOUND, f"There is no payment {command.payment_id}.", "/payment_id")
+    if payment.first.is_open:
+        return Refusal(
+            RefusalCode.PAYMENT_PROCESSING,
+            "The payment's own outcome is not known yet; ask for it and try again then.",
+            retry_after_ms=1_000,
+            context={"status": payment.status.value},
+        )
+    if isinstance(command, ConfirmPayment):
+        return _continue(payment, command, now_ms)
+    if isinstance(command, VoidPayment) and payment.first.state is OperationState.REQUIRES_ACTION:
+        return _continue(payment, command, now_ms)
+    return _follow_up(payment, command, now_ms, ids)
 
 
 def _create(command: CreatePayment, now_ms: int, ids: Ids) -> tuple[Event, ...] | Refusal:
@@ -241,6 +312,80 @@ def _follow_up(
             context={"available": available},
         )
     return (OperationIntended(payment.id, operation_id, kind.value, amount, now_ms, reason),)
+
+
+def _continue(payment: Payment, command: ConfirmPayment | VoidPayment, now_ms: int) -> tuple[Event, ...] | Refusal:
+    """Confirm or cancel a payment that waits for its customer. No new operation: its own key goes on, or is closed."""
+    first = payment.first
+    if first.state is not OperationState.REQUIRES_ACTION:
+        return Refusal(
+            RefusalCode.PAYMENT_STATE_INVALID,
+            f"The payment is {payment.status}: there is nothing to confirm.",
+            context={"status": payment.status.value},
+        )
+    if isinstance(command, VoidPayment):
+        return (OperationWithdrawn(payment.id, first.id, now_ms, REASON_CANCELED),)
+    return (OperationConfirmed(payment.id, first.id, now_ms),)
+
+
+def _hear(profile: Profile, payment: Payment | None, command: Notification, now_ms: int) -> Decision | Refusal:
+    """Take what the acquirer tells by itself: double, late and out of order as it comes.
+
+    What is known already changes nothing. What does not go with something final is written down for a person.
+    """
+    if payment is None:
+        return Refusal(RefusalCode.PAYMENT_NOT_FOUND, f"There is no payment {command.payment_id}.")
+    operation = payment.find(command.operation_id)
+    if operation is None:
+        return Refusal(RefusalCode.OPERATION_NOT_FOUND, f"{payment.id} has no operation {command.operation_id}.")
+    if isinstance(command, DisputeNotification):
+        if not operation.is_final:
+            return Refusal(
+                RefusalCode.PAYMENT_PROCESSING,
+                "The disputed operation's own outcome is not known here yet; tell it again then.",
+                retry_after_ms=1_000,
+            )
+        return Decision(_dispute(payment, operation, command, now_ms))
+    if not operation.is_final:
+        return Decision(settle(profile, payment, operation.id, command.outcome, now_ms))
+    approved = isinstance(command.outcome, Approved)
+    if approved == (operation.state is OperationState.SUCCEEDED):
+        return Decision(())
+    claim = "approved" if isinstance(command.outcome, Approved) else f"declined: {command.outcome.code}"
+    return Decision((AcquirerContradicted(payment.id, operation.id, now_ms, claim),))
+
+
+def _dispute(payment: Payment, operation: Operation, told: DisputeNotification, now_ms: int) -> tuple[Event, ...]:
+    known = payment.dispute(told.dispute_id)
+    closing: tuple[Event, ...] = ()
+    if told.closed_ms is not None:
+        won = told.status is DisputeStatus.WON
+        closing = (DisputeClosed(payment.id, operation.id, now_ms, told.dispute_id, told.amount, won, told.closed_ms),)
+    if known is None:
+        held = sum(
+            dispute.amount
+            for dispute in payment.disputes
+            if dispute.operation_id == operation.id and dispute.status is not DisputeStatus.WON
+        )
+        fits = (
+            operation.kind in _DISPUTABLE
+            and operation.state is OperationState.SUCCEEDED
+            and told.currency == payment.currency
+            and told.amount <= operation.amount - held
+            and len(payment.disputes) < limits.DISPUTES_PER_PAYMENT_MAX
+        )
+        if fits:
+            opening = DisputeOpened(
+                payment.id, operation.id, now_ms, told.dispute_id, told.amount, told.reason, told.opened_ms
+            )
+            return opening, *closing
+    elif (known.operation_id, known.amount) == (operation.id, told.amount):
+        if told.status in (DisputeStatus.OPEN, known.status):
+            return ()  # known, or news of before it was decided
+        if known.status is DisputeStatus.OPEN:
+            return closing
+    claim = f"dispute {told.dispute_id} of {told.amount} {told.currency} is {told.status}"
+    return (AcquirerContradicted(payment.id, operation.id, now_ms, claim),)
 
 
 def _resolve(profile: Profile, payment: Payment | None, command: ResolveOperation, now_ms: int) -> Decision | Refusal:

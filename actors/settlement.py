@@ -2,7 +2,8 @@
 
 "Not found" is never final: a paused zombie may still send. So an operation is settled by performing its key again,
 and after some attempts by closing the key at the acquirer first. Past the acquirer's retention of keys a person
-decides (`bulkhead unknown`). Every operation under way has one task here; the task dies with the actor.
+decides (`bulkhead unknown`). Every operation under way has one task here; the task dies with the actor. An operation
+that the acquirer accepted is asked for at a slow pace, for the case that its notification gets lost.
 """
 
 import asyncio
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from actors import limits, metrics
-from actors.acquirer import Acquirer, Approved, Declined, Instruction, NeverPerformed
+from actors.acquirer import Accepted, Acquirer, Challenged, Instruction, Word
 from actors.errors import AcquirerUnknownError, StoreError
 from actors.mailbox import Lost, Settled
-from actors.payment import Payment
+from actors.payment import Operation, OperationState, Payment
 from actors.records import OpenOperation
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ log = structlog.get_logger()
 class Settlement:
     """The acquirer's side of one partner's actor."""
 
-    def __init__(self, actor: "PartnerActor", acquirer: Acquirer) -> None:
+    def __init__(self, actor: "PartnerActor", acquirer: Acquirer, meters: metrics.Meters) -> None:
         self._actor = actor
+        self._meters = meters
         self._acquirer = acquirer
         self._slots = asyncio.Semaphore(limits.ACQUIRER_SLOTS)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -38,11 +40,17 @@ class Settlement:
 
     def pursue(self, operation_id: str) -> None:
         """Begin to ask for an operation's outcome."""
-        if operation_id in self._tasks:
+        running = self._tasks.get(operation_id)
+        if running is not None and not running.cancelling():
             return
         task = asyncio.create_task(self._pursue(operation_id), name=f"settle-{operation_id}")
         self._tasks[operation_id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(operation_id, None))
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        operation_id = task.get_name().removeprefix("settle-")
+        if self._tasks.get(operation_id) is task:  # or another began as this one was being cancelled
+            del self._tasks[operation_id]
 
     def forget(self, operation_id: str) -> None:
         """Stop asking: the outcome is known."""
@@ -81,16 +89,27 @@ class Settlement:
         if opened is None or payment is None:
             return
         instruction = instruction_of(self._actor.profile.partner_id, payment, operation_id)
-        attempts = opened.attempts
+        operation = payment.operation(operation_id)
+        accepted = operation.state is OperationState.ACCEPTED
+        attempts, polls = opened.attempts, 0
         while True:
             async with self._slots:
                 # The slot first: who waited for one must still look at the breaker, and at the key's age, right before.
                 await self._await_breaker()
                 if needs_person(opened, self._actor.now_ms()):
                     break
-                outcome = await self._attempt(instruction, close=attempts >= limits.ACQUIRER_ATTEMPTS_BEFORE_CLOSE)
+                # What it accepted is never closed: there is nothing to find out, only to wait for.
+                lost = attempts >= limits.ACQUIRER_ATTEMPTS_BEFORE_CLOSE and not accepted
+                outcome = await self._attempt(instruction, operation, close=lost or operation.withdrawn is not None)
+            if isinstance(outcome, Accepted):
+                if not accepted:
+                    self._actor.tell(Settled(operation_id, outcome))
+                accepted = True
+                await self._pause_poll(polls)
+                polls += 1
+                continue
             if not isinstance(outcome, AcquirerUnknownError):
-                self._actor.tell(Settled(operation_id, outcome))
+                self._actor.tell(Settled(operation_id, outcome, operation.confirmations))
                 return
             attempts += 1
             self._actor.tell(Lost(operation_id, outcome.kind, attempts))
@@ -106,15 +125,21 @@ class Settlement:
         return opened, await self._actor.payment(opened.payment_id)
 
     async def _attempt(
-        self, instruction: Instruction, *, close: bool
-    ) -> Approved | Declined | NeverPerformed | AcquirerUnknownError:
+        self, instruction: Instruction, operation: Operation, *, close: bool
+    ) -> Word | AcquirerUnknownError:
         breaker = self._actor.breaker
         breaker.begin(self._actor.monotonic_ms())
         began = time.monotonic()
-        outcome: Approved | Declined | NeverPerformed | AcquirerUnknownError
+        outcome: Word | AcquirerUnknownError
         try:
-            ask = self._acquirer.close_key if close else self._acquirer.perform
-            outcome = await ask(instruction, limits.ACQUIRER_TIMEOUT_MS)
+            if close:
+                outcome = await self._acquirer.close_key(instruction, limits.ACQUIRER_TIMEOUT_MS)
+            elif operation.confirmations:
+                outcome = await self._acquirer.confirm(instruction, limits.ACQUIRER_TIMEOUT_MS)
+            else:
+                outcome = await self._acquirer.perform(instruction, limits.ACQUIRER_TIMEOUT_MS)
+            if isinstance(outcome, Challenged) and instruction.original_key is not None:
+                raise AcquirerUnknownError("malformed", f"a {instruction.kind} has no customer to ask")  # noqa: TRY301
         except AcquirerUnknownError as error:
             outcome = error
             breaker.fail(self._actor.monotonic_ms())
@@ -129,9 +154,8 @@ class Settlement:
             self._log.exception("acquirer_client_failed", operation=instruction.key)
         else:
             breaker.succeed()
-        metrics.ACQUIRER_SECONDS.observe(time.monotonic() - began)
         name = outcome.kind if isinstance(outcome, AcquirerUnknownError) else type(outcome).__name__.lower()
-        metrics.ACQUIRER_CALLS.labels(instruction.partner_id, instruction.kind, name).inc()
+        self._meters.asked_acquirer(instruction.kind, name, time.monotonic() - began)
         return outcome
 
     async def _await_breaker(self) -> None:
@@ -140,6 +164,10 @@ class Settlement:
 
     async def _pause(self, attempts: int) -> None:
         delay_ms = min(limits.ACQUIRER_RETRY_DELAY_MS_MIN << min(attempts, 20), limits.ACQUIRER_RETRY_DELAY_MS_MAX)
+        await asyncio.sleep(delay_ms / 1_000 * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+
+    async def _pause_poll(self, polls: int) -> None:
+        delay_ms = min(limits.ACQUIRER_POLL_DELAY_MS_MIN << min(polls, 20), limits.ACQUIRER_POLL_DELAY_MS_MAX)
         await asyncio.sleep(delay_ms / 1_000 * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
 

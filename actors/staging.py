@@ -9,11 +9,26 @@ from dataclasses import dataclass, field, replace
 
 from actors import codec, keyspace, ledger, limits, views
 from actors.answers import Answer
-from actors.events import Event, OperationApproved, OperationDeclined, OperationIntended, OperationReconciled, apply
+from actors.events import (
+    DisputeOpened,
+    Event,
+    OperationApproved,
+    OperationChallenged,
+    OperationConfirmed,
+    OperationDeclined,
+    OperationIntended,
+    OperationReconciled,
+    OperationWithdrawn,
+    apply,
+)
 from actors.payment import OperationKind, Payment, PaymentStatus
 from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.rules import Standing
 from actors.store import Clear, Key, Mutation, Put
+
+_ENDS_ASKING = (OperationApproved, OperationDeclined, OperationChallenged)
+_ASKS_AGAIN = (OperationConfirmed, OperationWithdrawn)
+_GROWS = (OperationIntended, DisputeOpened)
 
 
 class TooLargeError(Exception):
@@ -56,7 +71,7 @@ class Draft:
         self.onces: dict[Key, Once | None] = {}
         self.opens: dict[str, OpenOperation | None] = {}
         self.writes: dict[Key, bytes | None] = {}
-        self.due_ms: int | None = None  # the soonest authorization that these changes plan to look at
+        self.due_ms: int | None = None  # the soonest authorization or challenge that these changes plan to look at
 
     def payment(self, payment_id: str) -> Payment | None:
         """Give a payment as this draft sees it."""
@@ -119,6 +134,7 @@ class Draft:
         balances = self.standing.balances
         opened = self.standing.open_operations
         for event in events:
+            previous = payment
             payment = apply(payment, event)
             posted = ledger.postings_of(payment, event)
             balances = ledger.post(balances, posted)
@@ -128,26 +144,34 @@ class Draft:
                 if event.kind == OperationKind.REFUND:
                     self._write(keyspace.refund(event.operation_id), codec.encode_text(payment_id))
                 self.put_open(OpenOperation(event.operation_id, payment_id, once_key, now_ms))
-            elif isinstance(event, OperationApproved | OperationDeclined):
-                opened -= 1
-                self.opens[event.operation_id] = None
-                self.clear(keyspace.open_operation(event.operation_id))
+            elif isinstance(event, _ENDS_ASKING):
+                assert previous is not None, "the word on an operation that was never intended"
+                if previous.operation(event.operation_id).is_open:  # one that waited for its customer was not
+                    opened -= 1
+                    self.opens[event.operation_id] = None
+                    self.clear(keyspace.open_operation(event.operation_id))
+            elif isinstance(event, _ASKS_AGAIN):
+                # How long the acquirer remembers the key counts from when it was asked first.
+                asked_ms = payment.operation(event.operation_id).created_ms
+                opened += 1
+                self.put_open(OpenOperation(event.operation_id, payment_id, once_key, asked_ms))
         assert payment is not None, "a record without events"
         sequence = self.standing.sequence + 1
-        self.standing = replace(
-            self.standing,
-            sequence=sequence,
-            floor_ms=max(now_ms, self.standing.floor_ms),
-            arrival_us=self.standing.arrival_us if arrival_us is None else arrival_us,
-            open_operations=opened,
-            balances=balances,
+        standing = self.standing
+        self.standing = Standing(
+            sequence,
+            max(now_ms, standing.floor_ms),
+            standing.arrival_us if arrival_us is None else arrival_us,
+            opened,
+            standing.swept_sequence,
+            balances,
         )
         entry = JournalEntry(sequence, now_ms, cause, request_id, epoch, events, tuple(postings), once_key)
         self._write(keyspace.journal(sequence), codec.encode_entry(entry))
         self.payments[payment_id] = payment
         value = codec.encode_payment(payment)
         self._write(keyspace.payment(payment_id), value)
-        if any(isinstance(event, OperationIntended) for event in events):
+        if any(isinstance(event, _GROWS) for event in events):
             _leave_room(payment, len(value))
         self._index(before, payment)
         return payment
@@ -184,7 +208,18 @@ class Draft:
             return answer  # past its retention: nobody can ask for it again
         if once.status is not None:
             return Answer(once.status, once.body)
-        self.put_once(key, replace(once, status=answer.status, body=answer.body))
+        self.put_once(
+            key,
+            Once(
+                once.command_id,
+                once.fingerprint,
+                once.payment_id,
+                once.operation_id,
+                once.created_ms,
+                answer.status,
+                answer.body,
+            ),
+        )
         return answer
 
     def merge(self) -> None:
@@ -262,11 +297,13 @@ def _leave_room(payment: Payment, size_bytes: int) -> None:
 
 
 def outcome_answer(payment: Payment, operation_id: str, mode: str) -> Answer:
-    """Give the answer to the command that intended the operation, as things stand: 202 while it is open."""
+    """Give the answer to the command that set the operation going, as things stand: 202 while it is open."""
     operation = payment.operation(operation_id)
     if operation.kind is OperationKind.REFUND:
         status, body = 201, views.render_refund(payment, operation)
     else:
-        status = 201 if operation is payment.first else 200
+        # What opens a payment is answered once as such; what confirms or cancels it later is a change of it.
+        begins = operation is payment.first and not operation.confirmations and operation.withdrawn is None
+        status = 201 if begins else 200
         body = views.render_payment(payment, mode)
     return Answer(202 if operation.is_open else status, body)

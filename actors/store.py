@@ -6,8 +6,9 @@ leaves one partner's keyspace. The contract is as small as Deno KV's: one snapsh
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+from actors.values import dataclass
 
 Part = str | int | bytes
 Key = tuple[Part, ...]

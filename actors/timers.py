@@ -81,7 +81,7 @@ class Timers:
             limits.IDEMPOTENCY_ROWS_SWEPT_MAX,
         )
         rows = (await self._actor.store.read((), [page])).ranges[0]
-        before_ms = self._actor.now_ms() - limits.IDEMPOTENCY_RETENTION_MS
+        before_ms = self._actor.now_ms() - limits.IDEMPOTENCY_KEPT_MS
         keys: list[Key] = []
         last = swept
         for row in rows:

@@ -6,13 +6,14 @@ response models; a test holds the two against each other.
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
 
 from actors import events
 from actors.ledger import Account, Balances
-from actors.payment import Failure, Operation, OperationKind, Payment
+from actors.payment import Challenge, Dispute, Failure, Operation, OperationKind, OperationState, Payment
 from actors.records import JournalEntry, OpenOperation
 
 
@@ -20,7 +21,13 @@ def timestamp(at_ms: int | None) -> str | None:
     """Give RFC 3339 in UTC with milliseconds: 2026-11-22T17:10:00.123Z."""
     if at_ms is None:
         return None
-    return datetime.fromtimestamp(at_ms // 1_000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{at_ms % 1_000:03d}Z"
+    return f"{_second(at_ms // 1_000)}.{at_ms % 1_000:03d}Z"
+
+
+@lru_cache(maxsize=256)
+def _second(at_s: int) -> str:
+    """Give all but the fraction; what is under way shares its seconds."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def payment_view(payment: Payment, mode: str) -> dict[str, Any]:
@@ -43,6 +50,9 @@ def payment_view(payment: Payment, mode: str) -> dict[str, Any]:
         "amount_capturable": payment.amount_capturable,
         "amount_captured": payment.amount_captured,
         "amount_refunded": payment.amount_refunded,
+        "amount_disputed": payment.amount_disputed,
+        "next_action": _next_action_view(payment.first),
+        "dispute": _dispute_view(payment.disputes[-1]) if payment.disputes else None,
         "failure": None
         if newest.failure is None
         else {"operation_id": newest.id, **_failure_view(newest.failure, newest.kind)},
@@ -77,9 +87,18 @@ def render_refund(payment: Payment, refund: Operation) -> bytes:
     return orjson.dumps(refund_view(payment, refund))
 
 
-def render_list(data: Iterable[dict[str, Any]], *, has_more: bool) -> bytes:
-    """Give a page's JSON."""
-    return orjson.dumps({"object": "list", "data": list(data), "has_more": has_more})
+def render_list(
+    data: Iterable[dict[str, Any] | orjson.Fragment], *, has_more: bool, next_starting_after: str | None = None
+) -> bytes:
+    """Give a page's JSON. `next_starting_after`: what the next page is asked for with, where there is more."""
+    return orjson.dumps(
+        {"object": "list", "data": list(data), "has_more": has_more, "next_starting_after": next_starting_after}
+    )
+
+
+def render_acknowledgement() -> bytes:
+    """Give the JSON that tells an acquirer that its notification is taken: the same each time."""
+    return b'{"object":"acknowledgement","taken":true}'
 
 
 def render_balance(balances: Balances) -> bytes:
@@ -96,6 +115,7 @@ def render_balance(balances: Balances) -> bytes:
             "authorized": credit(currency, Account.OPEN_AUTHORIZATIONS),
             "captures_pending": credit(currency, Account.CAPTURES_PENDING),
             "refunds_pending": credit(currency, Account.REFUNDS_PENDING),
+            "disputes_held": credit(currency, Account.DISPUTES_HELD),
         }
         for currency in currencies
     ]
@@ -137,8 +157,15 @@ def event_views(entry: JournalEntry, payments: dict[str, Payment]) -> list[dict[
         if not isinstance(event, events.PaymentCreated | events.AuthorizationExpired | events.ExpiryDeferred):
             operation = payment.operation(event.operation_id)
             data |= {"operation_id": operation.id, "amount": operation.amount}
-            if isinstance(event, events.OperationDeclined):
-                data["failure"] = _failure_view(Failure(event.code, event.retryable), operation.kind)
+            match event:
+                case events.OperationDeclined():
+                    data["failure"] = _failure_view(Failure(event.code, event.retryable), operation.kind)
+                case events.OperationChallenged():
+                    data["next_action"] = _redirect_view(Challenge(event.url, event.expires_ms))
+                case events.DisputeOpened() | events.DisputeClosed():
+                    data |= {"dispute_id": event.dispute_id, "amount": event.amount}
+                case events.AcquirerContradicted():
+                    data["claim"] = event.claim
         elif not isinstance(event, events.ExpiryDeferred):
             data["amount"] = event.amount
         views.append(
@@ -171,7 +198,9 @@ _DECLINED_TYPES = {
 }
 
 
-def _event_type(event: events.Event, payment: Payment) -> str | None:
+def _event_type(  # noqa: C901, PLR0911, PLR0912 - one case per event
+    event: events.Event, payment: Payment
+) -> str | None:
     match event:
         case events.PaymentCreated():
             return "payment.created"
@@ -183,13 +212,53 @@ def _event_type(event: events.Event, payment: Payment) -> str | None:
                 return "payment.expired"
             return _APPROVED_TYPES[operation.kind]
         case events.OperationDeclined():
+            if event.code == payment.operation(event.operation_id).withdrawn:
+                return "payment.canceled"
             return _DECLINED_TYPES[payment.operation(event.operation_id).kind]
         case events.OperationLost():
             return "operation.unknown"
         case events.AuthorizationExpired():
             return "payment.expired"
-        case events.ExpiryDeferred() | events.OperationReconciled():
+        case events.ExpiryDeferred() | events.OperationReconciled() | events.OperationWithdrawn():
             return None
+        case events.OperationChallenged():
+            return "payment.requires_action"
+        case events.OperationConfirmed():
+            return "payment.confirmed"
+        case events.OperationAccepted():
+            return "operation.accepted"
+        case events.DisputeOpened():
+            return "dispute.opened"
+        case events.DisputeClosed():
+            return "dispute.won" if event.won else "dispute.lost"
+        case events.AcquirerContradicted():
+            return "operation.contradicted"
+
+
+def _next_action_view(first: Operation) -> dict[str, Any] | None:
+    if first.state is not OperationState.REQUIRES_ACTION or first.challenge is None:
+        return None
+    return _redirect_view(first.challenge)
+
+
+def _redirect_view(challenge: Challenge) -> dict[str, Any]:
+    return {
+        "type": "redirect_to_url",
+        "redirect_to_url": {"url": challenge.url},
+        "expires_at": timestamp(challenge.expires_ms),
+    }
+
+
+def _dispute_view(dispute: Dispute) -> dict[str, Any]:
+    return {
+        "id": dispute.id,
+        "operation_id": dispute.operation_id,
+        "amount": dispute.amount,
+        "reason": dispute.reason,
+        "status": dispute.status.value,
+        "opened_at": timestamp(dispute.opened_ms),
+        "closed_at": timestamp(dispute.closed_ms),
+    }
 
 
 def _operation_view(operation: Operation) -> dict[str, Any]:

@@ -14,7 +14,15 @@ import aiohttp
 import orjson
 
 from actors import codec, keyspace
-from actors.bookkeeping import AcquirerRecord, Books, compare_acquirer, compare_reconciled, compare_records
+from actors.bookkeeping import (
+    AcquirerDispute,
+    AcquirerRecord,
+    Books,
+    compare_acquirer,
+    compare_disputes,
+    compare_reconciled,
+    compare_records,
+)
 from actors.errors import StoreError
 from actors.payment import OperationState, Payment, PaymentStatus
 from actors.records import OpenOperation, Reconciled
@@ -74,6 +82,20 @@ class _AcquirerRecords:
                 return records
             after = str(page["next"])
 
+    async def disputes_of(self, partner_id: str) -> dict[str, AcquirerDispute]:
+        disputes: dict[str, AcquirerDispute] = {}
+        after = "0"
+        while True:
+            parameters = {"partner": partner_id, "limit": str(_ROWS_AT_ONCE), "after": after}
+            page = await self._get("/disputes", parameters)
+            if page is None:
+                raise AuditError(f"the acquirer at {self._url} does not tell its disputes")
+            for row in page["disputes"]:
+                disputes[row["id"]] = AcquirerDispute(row["key"], row["amount"], row["currency"], row["status"])
+            if not page.get("next"):
+                return disputes
+            after = str(page["next"])
+
     async def of_key(self, key: str) -> AcquirerRecord | None:
         row = await self._get(f"/operations/{key}", {})
         return None if row is None else _record(row)
@@ -105,11 +127,16 @@ async def _audit_partner(path: Path, acquirer: _AcquirerRecords) -> dict[str, An
     except StoreError as error:
         return _report(partner_id, Books(), [f"the book can't be read: {type(error).__name__}: {error}"])
     for operation_id, (_, operation) in books.operations.items():
-        if operation.state is OperationState.SUCCEEDED and operation_id not in records:
+        known = records.get(operation_id)
+        # What the acquirer had not performed when it was asked for its record, it may have performed by now.
+        if operation.state is OperationState.SUCCEEDED and (known is None or not known.charged):
             late = await acquirer.of_key(operation_id)
             if late is not None:
                 records[operation_id] = late
-    return _report(partner_id, books, differences + compare_acquirer(books, records))
+    differences += compare_acquirer(books, records)
+    if any(payment.disputes for payment in books.payments.values()):
+        differences += compare_disputes(books, await acquirer.disputes_of(partner_id))
+    return _report(partner_id, books, differences)
 
 
 def _report(partner_id: str, books: Books, differences: list[str]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ COMMAND_SENDS_MAX times, under the same command id, so that a worker's death cos
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,11 +21,12 @@ import msgpack
 import orjson
 import structlog
 import uvloop
+from prometheus_client import Counter, Histogram
 
 from actors.errors import CommitUnknownError, FencedError, StoreError, StoreExistsError, StoreMissingError
 from actors.limits import COMMAND_DEADLINE_MS
 from actors.store import Put, Range
-from cells import door_metrics
+from cells import door_metrics, process_config
 from cells.api import frames, limits, logs, messages
 from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
 from cells.api.messages import NOT_MINE, Answer, Method, Profile, Refusal, RefusalCode, Refused
@@ -47,7 +48,22 @@ _CONTROL_ONLY: Final = frozenset(
         Method.LIST_UNRECONCILED,
     }
 )
-_UNANSWERED_MAX: Final = 3
+# Only the router speaks for acquirers, whose signatures it checks.
+_ROUTER_ONLY: Final = messages.NOTIFICATIONS
+_CONFIG: Final = {
+    "cell": str,
+    "host": str,
+    "port": int,
+    "metrics_port": int,
+    "ray_address": str,
+    "token_file": str,
+    "secret_file": str,
+    "folder": str,
+    "spares": int,
+    "acquirer_url": str,
+    "log_file": str | None,
+    "logs_folder": str,
+}
 _KILL_WAIT_MS: Final = 500
 _PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")
 
@@ -62,10 +78,24 @@ class Seat:
     link: Link | None = None
     epoch: int | None = None
     in_flight: int = 0
+    notifying: int = 0
     unanswered: int = 0
     takeovers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     activation: asyncio.Task[None] | None = None
+    meters: dict[str, tuple[Counter, Histogram]] = field(default_factory=dict)
+
+    def count(self, method: str, seconds: float) -> None:
+        """Count a command; looking a series up by its labels costs more than counting, so it is kept."""
+        found = self.meters.get(method)
+        if found is None:
+            found = self.meters[method] = (
+                door_metrics.COMMANDS.labels(self.profile.partner_id, method),
+                door_metrics.COMMAND_SECONDS.labels(method),
+            )
+        counter, histogram = found
+        counter.inc()
+        histogram.observe(seconds)
 
 
 class Door:
@@ -99,18 +129,18 @@ class Door:
             page = Range(begin, ("partner", "\U0010ffff"), 500)
             rows = (await self._book.read((), [page])).ranges[0]
             for row in rows:
-                profile = messages.decode_profile(msgpack.unpackb(row.value))
-                self._seats[profile.partner_id] = Seat(profile)
+                partner_id = str(row.key[-1])
+                self._seats[partner_id] = Seat(_kept_profile(partner_id, row.value))
             if len(rows) < page.limit:
                 break
             begin = ("partner", str(rows[-1].key[-1]), "")
         log.info("door_opened", door_epoch=self.door_epoch, partners=len(self._seats))
 
     async def staff(self, workforce: Workforce) -> None:
-        """Give each partner its worker: the one that has it from before, or a fresh one."""
+        """Give each partner its worker: the one that has it from before, or a fresh one. Requests may come already."""
         self._workforce = workforce
         claimed: set[str] = set()
-        await asyncio.gather(*(self._adopt(link, claimed) for link in await workforce.find_existing()))
+        await workforce.find_existing(lambda link: self._adopt(link, claimed))
         for seat in self._seats.values():
             if seat.link is None:
                 self._activate_soon(seat, "start")
@@ -156,6 +186,8 @@ class Door:
         method = request.method
         if method in _CONTROL_ONLY and request.role != "control":
             return _refused(RefusalCode.INTERNAL_ERROR, f"{method} is for the control plane only.")
+        if method in _ROUTER_ONLY:
+            return await self._notify(request)
         if method in messages.WRITES or method in messages.READS:
             return await self._forward(request)
         try:
@@ -188,7 +220,24 @@ class Door:
             return await self._deliver(seat, request)
         finally:
             seat.in_flight -= 1
-            door_metrics.COMMAND_SECONDS.labels(request.method).observe(time.monotonic() - began)
+            seat.count(request.method, time.monotonic() - began)
+
+    async def _notify(self, request: Request) -> bytes:
+        """Forward what an acquirer tells, within a share of its own."""
+        if request.role != "router":
+            return _refused(RefusalCode.INTERNAL_ERROR, f"{request.method} is for routers only.")
+        seat = self._seats.get(request.partner_id)
+        if seat is None:
+            return _refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+        if seat.notifying >= limits.DOOR_PARTNER_NOTIFICATIONS_MAX:
+            door_metrics.REFUSED.labels(request.partner_id).inc()
+            detail = f"{seat.notifying} notifications to the partner are under way, more are not taken."
+            return _refused(RefusalCode.MAILBOX_FULL, detail, retry_after_ms=1_000)
+        seat.notifying += 1
+        try:
+            return await self._deliver(seat, request)
+        finally:
+            seat.notifying -= 1
             door_metrics.COMMANDS.labels(request.partner_id, request.method).inc()
 
     async def _deliver(self, seat: Seat, request: Request) -> bytes:
@@ -247,12 +296,12 @@ class Door:
             return False  # the worker says what is wrong with it
 
     def _unanswered(self, seat: Seat, link: Link, budget_ms: int, deadline: float) -> None:
-        late_ms = (time.monotonic() - deadline) * 1_000
-        if late_ms > limits.DOOR_LATE_MS or budget_ms < limits.HEARTBEAT_TIMEOUT_MS:
+        late_ms = (time.monotonic() - deadline) * 1_000 - limits.ANSWER_GRACE_MS["door"]
+        if late_ms > limits.DOOR_LATE_MS or budget_ms < limits.UNANSWERED_MS_MIN:
             return  # the door slept, or there was no time to answer: the worker is not to blame
         seat.unanswered += 1
         log.warning("command_unanswered", partner=seat.profile.partner_id, worker=link.name, times=seat.unanswered)
-        if seat.unanswered >= _UNANSWERED_MAX and seat.link is link:
+        if seat.unanswered >= limits.UNANSWERED_IN_ROW_MAX and seat.link is link:
             seat.unanswered = 0
             assert self._workforce is not None
             self._workforce.bury(link, "unanswering")
@@ -498,6 +547,22 @@ class Door:
         return dict(orjson.loads(answer.body)["partners"])
 
 
+def _kept_profile(partner_id: str, value: bytes) -> Profile:
+    """Read a profile that the cell's book keeps. One that can't be read costs its partner's writes, not the cell.
+
+    Version 0 is older than any, so the control plane hands the right one over as soon as it looks.
+    """
+    try:
+        profile = messages.decode_profile(msgpack.unpackb(value))
+        if profile.partner_id == partner_id:
+            return profile
+        error = f"it is of {profile.partner_id!r}"
+    except (messages.MessageError, ValueError) as found:
+        error = str(found)
+    log.error("profile_unreadable", partner=partner_id, error=error)
+    return Profile(partner_id, 0, status="suspended")
+
+
 def _profile(request: Request) -> Profile:
     try:
         fields = msgpack.unpackb(request.body)["profile"]
@@ -571,7 +636,6 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
     )
     await door.open()
     cluster = Cluster(config["ray_address"], Path(config["token_file"]))
-    await asyncio.to_thread(cluster.connect)
     workforce = Workforce(
         cell=config["cell"],
         host=config["host"],
@@ -586,8 +650,10 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
         on_broken=lambda why: end(3, why),
     )
     server = FrameServer({role: frames.role_key(secret, role) for role in ("router", "control")}, door.handle)
-    await door.staff(workforce)
+    # What is asked for meanwhile waits for its partner's worker.
+    staffing = asyncio.create_task(door.staff(workforce), name="staff-door")
     await server.start(config["host"], config["port"])
+    await staffing
     metrics = await door_metrics.serve(config["host"], config["metrics_port"], workforce)
     log.info("door_listens", port=config["port"], pid=os.getpid())
     code = await ended
@@ -602,11 +668,16 @@ def main() -> None:
     """Run a cell's door."""
     parser = argparse.ArgumentParser(description="Run one cell's door.")
     parser.add_argument("--config", type=Path, required=True, help="JSON, as the control plane writes it")
-    config = json.loads(parser.parse_args().config.read_text())
+    try:
+        config = process_config.read(parser.parse_args().config, _CONFIG)
+        secret = process_config.read_secret(Path(config["secret_file"]))
+    except process_config.ConfigError as error:
+        sys.stderr.write(f"cells.door: {error}\n")
+        sys.exit(process_config.EXIT_CONFIG)
     logs.configure(config["log_file"], process=f"{config['cell']}.door", cell=config["cell"])
     Path(config["folder"]).mkdir(parents=True, exist_ok=True)
     try:
-        uvloop.run(_run(config, Path(config["secret_file"]).read_bytes()))
+        uvloop.run(_run(config, secret))
     except Exception:
         log.exception("door_failed")
         os._exit(1)

@@ -66,7 +66,7 @@ class HeartbeatThread:
                     assert isinstance(key.fileobj, socket.socket)
                     if key.fileobj is self._listener:
                         self._accept(doors, selector)
-                    elif not self._heard(key.fileobj, doors):
+                    elif key.fileobj in doors and not self._heard(key.fileobj, doors):  # or it just gave way
                         _drop(key.fileobj, doors, selector)
                 if time.monotonic() >= next_beat:
                     number += 1
@@ -82,8 +82,12 @@ class HeartbeatThread:
         except OSError:
             return  # it went away again before we looked
         if len(doors) >= limits.HEARTBEAT_CONNECTIONS_MAX:
-            door.close()
-            return
+            # Who has proven nothing must not keep a door away, which would take this worker for dead.
+            oldest = next((other for other, unproven in doors.items() if unproven is not None), None)
+            if oldest is None:
+                door.close()
+                return
+            _drop(oldest, doors, selector)
         door.setblocking(False)
         nonce = secrets.token_bytes(_NONCE_BYTES)
         doors[door] = _Unproven(nonce, time.monotonic() + limits.HANDSHAKE_TIMEOUT_MS / 1_000)

@@ -4,62 +4,58 @@ Whatever is not exactly a documented outcome is unknown, never a decline: only t
 connections belong to the process and are shared by its partners; each partner's slots bound its share of them.
 """
 
-import asyncio
+import re
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
-from yarl import URL
 
-from actors.acquirer import Approved, Declined, Instruction, NeverPerformed
+from actors.acquirer import Accepted, Approved, Challenged, Declined, Instruction, NeverPerformed, Word
 from actors.errors import AcquirerUnknownError
 from cells.api import limits
+from cells.http_client import Address, HttpClient
 
-_JSON_HEADERS: Final = {"Content-Type": "application/json", "Accept": "application/json"}
-
-
-def acquirer_session() -> aiohttp.ClientSession:
-    """Make the one session of a worker process; whoever makes it closes it. Call it inside the event loop."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=limits.ACQUIRER_CONNECTIONS_MAX, keepalive_timeout=limits.ACQUIRER_KEEP_ALIVE_S
-        ),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None),  # each call bounds itself, as a whole
-        auto_decompress=False,
-        skip_auto_headers=("Accept-Encoding", "User-Agent"),
-        trust_env=False,
-    )
+# What a partner may send its customer to: visible ASCII, and nothing that JSON would have to escape.
+_CHALLENGE_URL: Final = re.compile(r"https?://[!#-\[\]-~]+", re.ASCII)
+_JSON_HEADERS: Final = b"Content-Type: application/json\r\nAccept: application/json\r\n"
 
 
 class HttpAcquirer:
-    """One partner's connection to its acquirer, over a session that it shares with its process's other partners."""
+    """One partner's way to its acquirer, over a client that it shares with its process's other partners."""
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, partner_id: str) -> None:
+    def __init__(self, client: HttpClient, base_url: str, partner_id: str) -> None:
         """Take an http(s) address; anything else raises ValueError."""
-        base = URL(base_url)
-        if base.scheme not in {"http", "https"} or not base.host:
+        base = urlsplit(base_url)
+        if base.scheme not in {"http", "https"} or not base.hostname:
             raise ValueError(f"not an address of an acquirer: {base_url}")
-        self._session = session
+        is_tls = base.scheme == "https"
+        self._client = client
         self._partner_id = partner_id
-        self._operations = base / "operations"
+        self._address = Address(base.hostname, base.port or (443 if is_tls else 80), is_tls)
+        self._operations = f"{base.path.rstrip('/')}/operations"
 
-    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined:
-        """Perform the operation, or learn what it became. Raises AcquirerUnknownError without a final answer.
+    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | Challenged | Accepted:
+        """Perform the operation, or learn what it became. Raises AcquirerUnknownError where nothing is told.
 
         A key that was closed is final: nothing was and nothing will be charged under it, so it counts as declined.
         """
-        outcome = await self._ask(self._operations, instruction, timeout_ms)
-        return Declined("operation_closed", retryable=True) if isinstance(outcome, NeverPerformed) else outcome
+        return _undone(await self._ask(self._operations, instruction, timeout_ms))
+
+    async def confirm(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | Challenged | Accepted:
+        """Go on with a challenged operation, under its own key. Raises AcquirerUnknownError where nothing is told."""
+        return _undone(await self._ask(f"{self._operations}/{instruction.key}/confirm", instruction, timeout_ms))
 
     async def close_key(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | NeverPerformed:
         """Close the key durably and say what it did. Raises AcquirerUnknownError without a final answer."""
-        return await self._ask(self._operations / instruction.key / "close", instruction, timeout_ms)
+        outcome = await self._ask(f"{self._operations}/{instruction.key}/close", instruction, timeout_ms)
+        if isinstance(outcome, Challenged | Accepted):
+            raise AcquirerUnknownError("malformed", "a closed key waits for nothing")
+        return outcome
 
     async def aclose(self) -> None:
-        """Give back nothing: the connections belong to the session, which outlives its partners."""
+        """Give back nothing: the connections belong to the client, which outlives its partners."""
 
-    async def _ask(self, url: URL, instruction: Instruction, timeout_ms: int) -> Approved | Declined | NeverPerformed:
+    async def _ask(self, path: str, instruction: Instruction, timeout_ms: int) -> Word:
         assert instruction.partner_id == self._partner_id, "a partner's connection carries its operations only"
         request = orjson.dumps(
             {
@@ -71,34 +67,21 @@ class HttpAcquirer:
                 "original_key": instruction.original_key,
             }
         )
-        headers = {**_JSON_HEADERS, "Idempotency-Key": instruction.key}
-        status, body = await self._exchange(url, headers, request, timeout_ms)
+        headers = b"%bIdempotency-Key: %b\r\n" % (_JSON_HEADERS, instruction.key.encode("ascii"))
+        status, body = await self._client.post(self._address, path.encode("ascii"), headers, request, timeout_ms)
         if status >= 500:
             raise AcquirerUnknownError("server_error", f"HTTP {status}")
         if status != 200:
             raise AcquirerUnknownError("malformed", f"HTTP {status}")
         return read_outcome(instruction.key, body)
 
-    async def _exchange(self, url: URL, headers: dict[str, str], request: bytes, timeout_ms: int) -> tuple[int, bytes]:
-        """Send one request and read its whole answer; a call that fails or is cancelled closes its connection."""
-        try:
-            async with (
-                asyncio.timeout(timeout_ms / 1000),
-                self._session.post(url, data=request, headers=headers, allow_redirects=False) as response,
-            ):
-                return response.status, await _read_bounded(response.content)
-        except TimeoutError as error:
-            raise AcquirerUnknownError("timeout", f"no answer within {timeout_ms} ms") from error
-        except aiohttp.ClientConnectorError as error:
-            raise AcquirerUnknownError("refused", str(error)) from error
-        except aiohttp.ClientResponseError as error:
-            raise AcquirerUnknownError("malformed", f"not HTTP: {error.message}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise AcquirerUnknownError("lost", repr(error)) from error
+
+def _undone(outcome: Word) -> Approved | Declined | Challenged | Accepted:
+    return Declined("operation_closed", retryable=True) if isinstance(outcome, NeverPerformed) else outcome
 
 
-def read_outcome(key: str, body: bytes) -> Approved | Declined | NeverPerformed:
-    """Return the outcome that an answer holds. Raises AcquirerUnknownError("malformed") for any other shape.
+def read_outcome(key: str, body: bytes) -> Word:
+    """Return the word that an answer holds. Raises AcquirerUnknownError("malformed") for any other shape.
 
     Fields that are not asked for are passed over, so that an acquirer can add some.
     """
@@ -114,7 +97,7 @@ def read_outcome(key: str, body: bytes) -> Approved | Declined | NeverPerformed:
     return outcome
 
 
-def _outcome(answer: dict[str, Any]) -> Approved | Declined | NeverPerformed | None:
+def _outcome(answer: dict[str, Any]) -> Word | None:
     match answer:
         case {"result": "approved", "reference": str(reference), "expires_at_ms": None} if _is_name(reference):
             return Approved(reference)
@@ -126,18 +109,17 @@ def _outcome(answer: dict[str, Any]) -> Approved | Declined | NeverPerformed | N
             return Declined(code, retryable)
         case {"result": "closed"}:
             return NeverPerformed()
+        case {"result": "challenge", "challenge": {"url": str(url), "expires_at_ms": int(expires_ms)}} if (
+            len(url) <= limits.CHALLENGE_URL_CHARACTERS_MAX
+            and _CHALLENGE_URL.fullmatch(url)
+            and type(expires_ms) is int
+            and 0 < expires_ms < limits.ACQUIRER_TIME_MS_MAX
+        ):
+            return Challenged(url, expires_ms)
+        case {"result": "pending"}:
+            return Accepted()
     return None
 
 
 def _is_name(text: str) -> bool:
     return 0 < len(text) <= limits.ACQUIRER_NAME_CHARACTERS_MAX
-
-
-async def _read_bounded(content: aiohttp.StreamReader) -> bytes:
-    """Return the whole body. Raises AcquirerUnknownError for one that is too large, unread."""
-    body = await content.readany()
-    while not content.at_eof() and len(body) <= limits.ACQUIRER_ANSWER_BYTES_MAX:
-        body += await content.readany()
-    if len(body) > limits.ACQUIRER_ANSWER_BYTES_MAX:
-        raise AcquirerUnknownError("malformed", f"larger than {limits.ACQUIRER_ANSWER_BYTES_MAX} bytes")
-    return body

@@ -18,6 +18,8 @@ STORE_CALLS_PENDING_MAX: Final = 256
 STORE_LOCK_WAIT_MS: Final = 3_000
 STORE_CLOSE_TIMEOUT_MS: Final = 6_000
 SQLITE_CACHE_KIB: Final = 1_024
+# Rows that one statement writes; a larger commit takes several.
+STATEMENT_ROWS_MAX: Final = 16
 
 # The write-ahead log, in pages of 4 KiB. A checkpoint beside the writer is tried each time it has grown by so many ...
 CHECKPOINT_LOG_PAGES: Final = 1_000

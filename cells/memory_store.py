@@ -61,6 +61,7 @@ class MemoryBook:
     def __init__(self) -> None:
         self.ownership = Ownership(0, 0)
         self.commits = 0
+        self.reads = 0
         self._keys: list[bytes] = []
         self._values: dict[bytes, bytes] = {}
         self._faults: defaultdict[CallName, deque[Fault]] = defaultdict(deque)
@@ -172,6 +173,7 @@ class MemoryStore:
         request = encode_read(keys, ranges)
         await self._begin()
         book = self._book
+        book.reads += 1
         book._meet_fault("read")  # noqa: SLF001
         return Snapshot(
             tuple(book._values.get(key) for key in request.keys),  # noqa: SLF001

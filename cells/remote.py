@@ -41,7 +41,10 @@ class Endpoint:
 
 
 class WorkerActor:
-    """The Ray actor: runs a worker's event loop in a thread, beside Ray's own."""
+    """The Ray actor: runs a worker's event loop in a thread, beside Ray's own.
+
+    It has no coroutine: Ray would take it for an asynchronous actor, and leave its main thread to Ray's loop.
+    """
 
     def __init__(self, fields: dict[str, str]) -> None:
         config = WorkerConfig(**fields)
@@ -58,22 +61,27 @@ class WorkerActor:
             raise RuntimeError(f"the worker does not listen: {self._failure!r}")
         return os.getpid(), self._config.host, *self._ports
 
+    def hold(self) -> None:
+        """Keep the process's main thread, for ever. Without a task Ray's loop there wakes a hundred times a second."""
+        threading.Event().wait()
+
     def _run(self) -> None:
         config = self._config
         logs.configure(config.log_file, process=config.name, cell=config.cell)
+
+        async def serve() -> None:
+            worker = Worker(config)
+            self._ports = await worker.start()
+            self._started.set()
+            await asyncio.Event().wait()
+
         try:
-            uvloop.run(self._serve())
+            uvloop.run(serve())
         except BaseException as error:
             self._failure = error
             raise
         finally:
             self._started.set()
-
-    async def _serve(self) -> None:
-        worker = Worker(self._config)
-        self._ports = await worker.start()
-        self._started.set()
-        await asyncio.Event().wait()
 
 
 class Cluster:
@@ -88,11 +96,12 @@ class Cluster:
 
     def connect(self) -> None:
         """Become a driver of the cluster, as soon as its head listens. Raises ClusterError."""
-        self._await_head()
         os.environ.update(ray_environment(self._token_file))
-        # Ray takes its token from the environment when it is imported.
+        # Ray takes its token from the environment when it is imported. That takes half a second, and a head longer to
+        # start: so the one is done while the other is waited for.
         import ray  # noqa: PLC0415
 
+        self._await_head()
         self._ray = ray
         try:
             ray.init(
@@ -135,42 +144,32 @@ class Cluster:
                     max_restarts=0,
                     max_task_retries=0,
                     num_cpus=0,
-                    max_concurrency=2,
                 )
                 .remote(asdict(config))
             )
         except Exception as error:
             raise ClusterError(f"Ray at {self.address} starts no worker: {error}") from error
-        return self._endpoint(config.name, handle, limits.WORKER_START_TIMEOUT_MS)
-
-    def find_worker(self, name: str) -> Endpoint:
-        """Find a worker from before. Raises ClusterError."""
+        with self._lock:
+            self._handles[config.name] = handle  # at once: what does not answer is to be ended, too
         try:
-            handle = self._ray.get_actor(name)
+            answer = self._ray.get(handle.endpoint.remote(), timeout=_START_TIMEOUT_SECONDS)
         except Exception as error:
-            raise ClusterError(f"Ray does not know {name}: {error}") from error
-        return self._endpoint(name, handle, limits.WORKER_FIND_TIMEOUT_MS)
+            raise ClusterError(f"worker {config.name} does not answer: {error}") from error
+        handle.hold.remote()
+        pid, host, port, heartbeat_port = answer
+        return Endpoint(config.name, pid, host, port, heartbeat_port)
 
     def kill_worker(self, name: str) -> None:
         """Have Ray end a worker, if it can; the door makes sure by the process's pid."""
         with self._lock:
             handle = self._handles.pop(name, None)
-        if handle is None:
-            return
+        if self._ray is None:
+            return  # not joined yet: whoever joins looks what Ray still names
         try:
-            self._ray.kill(handle, no_restart=True)
+            # One that an earlier door started has to be asked for.
+            self._ray.kill(self._ray.get_actor(name) if handle is None else handle, no_restart=True)
         except Exception as error:  # noqa: BLE001 - Ray has many; it may be gone itself
             log.warning("ray_ends_no_worker", worker=name, error=str(error))
-
-    def _endpoint(self, name: str, handle: Any, timeout_ms: int) -> Endpoint:
-        with self._lock:
-            self._handles[name] = handle  # at once: what does not answer is to be ended, too
-        try:
-            answer = self._ray.get(handle.endpoint.remote(), timeout=timeout_ms / 1_000)
-        except Exception as error:
-            raise ClusterError(f"worker {name} does not answer: {error}") from error
-        pid, host, port, heartbeat_port = answer
-        return Endpoint(name, pid, host, port, heartbeat_port)
 
 
 def ray_environment(token_file: Path) -> dict[str, str]:
@@ -187,4 +186,13 @@ def ray_environment(token_file: Path) -> dict[str, str]:
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_memory_monitor_refresh_ms": "0",
+        # Nothing of ours is placed by resources, kept in the object store or spilled: looked at now and then is enough.
+        "RAY_raylet_report_resources_period_milliseconds": "2000",
+        "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
+        "RAY_report_worker_backlog_interval_ms": "10000",
+        "RAY_object_manager_timer_freq_ms": "10000",
+        "RAY_local_fs_monitor_interval_ms": "10000",
+        "RAY_kill_idle_workers_interval_ms": "5000",
+        "RAY_task_events_report_interval_ms": "0",
+        "RAY_event_stats": "0",
     }

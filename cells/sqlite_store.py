@@ -37,11 +37,16 @@ T = TypeVar("T")
 _VALUE = "SELECT value, checksum FROM entry WHERE key = ?"
 _ROWS = "SELECT key, value, checksum FROM entry WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
 _ROWS_REVERSED = "SELECT key, value, checksum FROM entry WHERE key >= ? AND key < ? ORDER BY key DESC LIMIT ?"
-_PUT = (
-    "INSERT INTO entry (key, value, checksum) VALUES (?, ?, ?) "
+# Many rows a statement: each step of one lets go of Python's lock and waits for it again, under a busy event loop.
+_PUTS = [
+    f"INSERT INTO entry (key, value, checksum) VALUES (?, ?, ?){', (?, ?, ?)' * more} "  # noqa: S608 - constants only
     "ON CONFLICT (key) DO UPDATE SET value = excluded.value, checksum = excluded.checksum"
-)
-_CLEAR = "DELETE FROM entry WHERE key = ?"
+    for more in range(limits.STATEMENT_ROWS_MAX)
+]
+_CLEARS = [
+    f"DELETE FROM entry WHERE key IN (?{', ?' * more})"  # noqa: S608 - constants only
+    for more in range(limits.STATEMENT_ROWS_MAX)
+]
 
 
 class SqliteStore:
@@ -168,12 +173,19 @@ class _Writer:
             for key, expected in request.checks:
                 if _value(connection, key) != expected:
                     raise ConflictError(f"{tuple_keys.decode(key)!r} is not what it was")
-            writes = request.writes
-            puts = [(key, value, _checksum(key, value)) for key, value in writes.items() if value is not None]
-            if puts:
-                connection.executemany(_PUT, puts)
-            if len(puts) < len(writes):
-                connection.executemany(_CLEAR, [(key,) for key, value in writes.items() if value is None])
+            puts: list[bytes | int] = []
+            clears: list[bytes] = []
+            for key, value in request.writes.items():
+                if value is None:
+                    clears.append(key)
+                else:
+                    puts += (key, value, _checksum(key, value))
+            for start in range(0, len(puts), 3 * limits.STATEMENT_ROWS_MAX):
+                some = puts[start : start + 3 * limits.STATEMENT_ROWS_MAX]
+                connection.execute(_PUTS[len(some) // 3 - 1], some)
+            for start in range(0, len(clears), limits.STATEMENT_ROWS_MAX):
+                gone = clears[start : start + limits.STATEMENT_ROWS_MAX]
+                connection.execute(_CLEARS[len(gone) - 1], gone)
 
     def disconnect(self) -> None:
         if self._opened is not None:

@@ -4,12 +4,12 @@ Every store uses these, so that a partner that lives in one fits into each other
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from actors import limits as actor_limits
 from actors.errors import StoreLimitError
 from actors.store import Check, Key, Mutation, Put, Range
+from actors.values import dataclass
 from cells import limits, tuple_keys
 
 KEY_BYTES_MAX = actor_limits.STORE_KEY_BYTES_MAX - limits.STORE_PREFIX_BYTES_MAX

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgpack
 import orjson
 import structlog
@@ -26,11 +25,14 @@ from actors.refusals import Refusal, RefusalCode
 from cells import worker_metrics
 from cells.api import frames, limits, messages
 from cells.api.connection import FrameServer, Request
+from cells.api.log_budget import LogBudget
 from cells.api.messages import NOT_MINE, Method
 from cells.api.saturation import Saturation
 from cells.heartbeat import HeartbeatThread
-from cells.http_acquirer import HttpAcquirer, acquirer_session
+from cells.http_acquirer import HttpAcquirer
+from cells.http_client import HttpClient
 from cells.poison import Marker
+from cells.process_config import read_secret
 from cells.sqlite_store import SqliteStore
 
 log = structlog.get_logger()
@@ -53,7 +55,7 @@ class Worker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
-        key = frames.role_key(Path(config.secret_file).read_bytes(), "door")
+        key = frames.role_key(read_secret(Path(config.secret_file)), "door")
         self._server = FrameServer({"door": key}, self._handle)
         self._heartbeat = HeartbeatThread(key, config.host)
         self._saturation = Saturation("worker", REGISTRY, self._turned)
@@ -61,18 +63,20 @@ class Worker:
         self._actors: dict[str, PartnerActor] = {}
         self._assigning = asyncio.Lock()
         self._reads = asyncio.Semaphore(limits.WORKER_READS_AT_ONCE_MAX)
+        self._client: HttpClient | None = None
         self._reconciles = asyncio.Semaphore(limits.WORKER_RECONCILES_AT_ONCE_MAX)
-        self._session: aiohttp.ClientSession | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._budget = LogBudget()
         self._door_epoch = 0
         self.port = 0
 
     async def start(self) -> tuple[int, int]:
         """Listen; give the ports of commands and of heartbeats."""
-        self._session = acquirer_session()
+        self._client = HttpClient()
         self.port = await self._server.start(self.config.host, 0)
         self._heartbeat.start()
         self._saturation.start()
+        self._marker.listens(self.port, self._heartbeat.port)
         log.info("worker_started", pid=os.getpid(), port=self.port)
         return self.port, self._heartbeat.port
 
@@ -82,8 +86,8 @@ class Worker:
         actors = list(self._actors.values())
         self._actors.clear()
         await asyncio.gather(*(actor.stop("worker stops") for actor in actors), *self._ending)
-        if self._session is not None:
-            await self._session.close()
+        if self._client is not None:
+            await self._client.aclose()
         self._saturation.stop()
         self._heartbeat.stop()
         self._marker.close()
@@ -95,7 +99,14 @@ class Worker:
         method = request.method
         if method in messages.WRITES or method in messages.READS:
             return await self._command(request)
-        match method:
+        try:
+            return await self._serve_door(request)
+        except (messages.MessageError, KeyError, TypeError, ValueError) as error:
+            self._budget.warning("request_malformed", method=method, partner=request.partner_id, exc_info=True)
+            return _refused(RefusalCode.INTERNAL_ERROR, f"A worker can't read this {method}: {error!r:.200}")
+
+    async def _serve_door(self, request: Request) -> bytes:
+        match request.method:
             case Method.ASSIGN:
                 return await self._assign(request)
             case Method.RELEASE:
@@ -114,7 +125,7 @@ class Worker:
                 self._observe()
                 return bytes(msgpack.packb(worker_metrics.dump()))
             case _:
-                return _refused(RefusalCode.INTERNAL_ERROR, f"A worker has no method {method!r}.")
+                return _refused(RefusalCode.INTERNAL_ERROR, f"A worker has no method {request.method!r}.")
 
     async def _command(self, request: Request) -> bytes:
         actor = self._actors.get(request.partner_id)
@@ -124,9 +135,9 @@ class Worker:
             return _fitting(await self._ask(actor, request))
         except ActorStoppedError:
             return NOT_MINE
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged, trace and all
             # It is answered, because a worker that answers too little is taken for broken and killed.
-            log.exception("command_failed", partner=request.partner_id, method=request.method)
+            self._budget.warning("command_failed", partner=request.partner_id, method=request.method, exc_info=True)
             return _refused(RefusalCode.INTERNAL_ERROR, f"The cell failed at this command: {type(error).__name__}.")
 
     async def _ask(self, actor: PartnerActor, request: Request) -> Answer | Refused:
@@ -147,8 +158,8 @@ class Worker:
             return _refusal(RefusalCode.PARTNER_UNAVAILABLE, "The partner's book can't be read now.", 1_000)
         except (messages.MessageError, commands.CommandError, KeyError, TypeError, ValueError) as error:
             # The router validates; what arrives here wrong is a fault on our side of the edge.
-            log.exception("command_malformed", partner=request.partner_id, method=request.method)
-            return _refusal(RefusalCode.INTERNAL_ERROR, f"The cell can't read this command: {error}", None)
+            self._budget.warning("command_malformed", partner=request.partner_id, method=request.method, exc_info=True)
+            return _refusal(RefusalCode.INTERNAL_ERROR, f"The cell can't read this command: {error!r:.200}", None)
         if request.method == Method.RECONCILE_OPERATIONS:
             return await self._reconcile(actor, envelope, request.budget_ms)
         return await actor.ask(request.method, envelope, request.budget_ms)
@@ -169,7 +180,7 @@ class Worker:
         fields = msgpack.unpackb(request.body)
         profile = messages.decode_profile(fields["profile"])
         door_epoch = int(fields["door_epoch"])
-        assert self._session is not None, "assigned before start"
+        assert self._client is not None, "assigned before start"
         if door_epoch < self._door_epoch:
             # The store would refuse it, too; but here the rightful actor would have been stopped for it by then.
             return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"FencedError: door {self._door_epoch} was here already")
@@ -177,7 +188,7 @@ class Worker:
         async with self._assigning:
             await self._release(profile.partner_id, "assigned again")
             try:
-                acquirer = HttpAcquirer(self._session, profile.acquirer_url, profile.partner_id)
+                acquirer = HttpAcquirer(self._client, profile.acquirer_url, profile.partner_id)
                 store = await SqliteStore.open(Path(fields["book"]))
             except (StoreError, ValueError) as error:
                 log.exception("partner_cannot_be_opened", partner=profile.partner_id)

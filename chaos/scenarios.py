@@ -21,6 +21,14 @@ _CURRENCIES: Final = ("EUR", "EUR", "EUR", "USD", "GBP", "JPY", "KWD")
 _DECLINES: Final = ("insufficient_funds", "stolen_card", "expired_card")
 
 
+_STEPS: Final = {
+    "capture": "capture_payment",
+    "void": "void_payment",
+    "refunds": "refund_payment",
+    "confirm": "confirm_payment",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One call to make. `pause_ms` is how long after the journey's previous answer it is due, at the earliest."""
@@ -73,11 +81,11 @@ class Maker:
         )
 
     def change(self, payment: Content, what: str, expected: Outcome, amount: int | None = None) -> Step:
-        """Capture, void or refund; all that is left without an amount."""
+        """Capture, void, refund or confirm; all that is left without an amount."""
         path = f"/v1/payments/{payment['id']}/{what}"
         body = b"" if amount is None else orjson.dumps({"amount": amount})
         return Step(
-            {"capture": "capture_payment", "void": "void_payment", "refunds": "refund_payment"}[what],
+            _STEPS[what],
             "POST",
             path,
             (expected,),
@@ -202,6 +210,56 @@ def malformed(make: Maker) -> Journey:
     yield make.create("tok_malformed", Outcome(201, "captured"), _PROCESSING, usual=False)
 
 
+def challenge(make: Maker) -> Journey:
+    """Pay with a card whose bank asks for the customer, who comes back."""
+    payment = yield make.create("tok_challenge", Outcome(201, "requires_action"))
+    if payment is not None:
+        yield make.change(payment, "confirm", Outcome(200, "captured"))
+
+
+def challenge_manual(make: Maker) -> Journey:
+    """Authorize with such a card, and capture then."""
+    payment = yield make.create("tok_challenge", Outcome(201, "requires_action"), manual=True)
+    if payment is None:
+        return
+    confirmed = yield make.change(payment, "confirm", Outcome(200, "authorized"))
+    if confirmed is not None:
+        yield make.change(payment, "capture", Outcome(200, "captured"))
+
+
+def challenge_failed(make: Maker) -> Journey:
+    """Pay with such a card; the customer fails to prove who they are."""
+    payment = yield make.create("tok_challenge_decline", Outcome(201, "requires_action"))
+    if payment is not None:
+        yield make.change(payment, "confirm", Outcome(200, "failed"))
+
+
+def challenge_canceled(make: Maker) -> Journey:
+    """Pay with such a card; the customer does not come back, and the partner cancels."""
+    payment = yield make.create("tok_challenge_abandoned", Outcome(201, "requires_action"))
+    if payment is not None:
+        yield make.change(payment, "void", Outcome(200, "canceled"))
+
+
+def decided_later(make: Maker) -> Journey:
+    """Pay in a way whose result comes later: the answer comes at once."""
+    token = make.dice.choice(("tok_async_approve", "tok_async_decline", "tok_async_unnotified"))
+    yield make.create(token, _PROCESSING)
+
+
+def timeout_notified(make: Maker) -> Journey:
+    """Pay at an acquirer that charges, answers nothing, and tells after a while."""
+    yield make.create("tok_timeout_notified", Outcome(201, "captured"), _PROCESSING, usual=False)
+
+
+def disputed(make: Maker) -> Journey:
+    """Pay, and dispute it."""
+    token = make.dice.choice(("tok_dispute", "tok_dispute_won", "tok_dispute_lost", "tok_dispute_backwards"))
+    payment = yield make.create(token, Outcome(201, "captured"))
+    if payment is not None:
+        yield make.read("get_payment", f"/v1/payments/{payment['id']}", "captured", Outcome(200, "disputed"))
+
+
 def again(make: Maker) -> Journey:
     """Send a request twice under its key, then another under the same key."""
     first = make.create()
@@ -252,6 +310,13 @@ MIXED: Final[dict[str, Scenario]] = {
     "timeout_not_charged": Scenario(timeout_not_charged, 1, 1),
     "error_500": Scenario(error_500, 1, 1),
     "malformed": Scenario(malformed, 1, 1),
+    "challenge": Scenario(challenge, 3, 2),
+    "challenge_manual": Scenario(challenge_manual, 1, 3),
+    "challenge_failed": Scenario(challenge_failed, 1, 2),
+    "challenge_canceled": Scenario(challenge_canceled, 1, 2),
+    "decided_later": Scenario(decided_later, 3, 1),
+    "timeout_notified": Scenario(timeout_notified, 1, 1),
+    "disputed": Scenario(disputed, 2, 2),
     "again": Scenario(again, 4, 3),
     "reads": Scenario(reads, 6, 5),
 }

@@ -67,7 +67,7 @@ class Where:
             raise NotRunningError(
                 "no Bulkhead was ever started on this data folder", where=str(folder.root), hint="start it: bulkhead up"
             ) from error
-        except ValueError as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise SettingsError(
                 f"the settings of the last `up` can't be read: {error}",
                 where=str(folder.settings_file),

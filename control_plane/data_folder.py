@@ -4,7 +4,7 @@ lock              held by the one `bulkhead up` that uses the folder (flock: end
 instance.json     what this folder is; written last at the first start
 registry.sqlite   partners, hashes of keys, operators' changes
 control.sock      the control plane, for this user only
-secrets/          pepper, cells' secrets, routers' keys, Ray's tokens; 0600 in a folder of 0700
+secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acquirer's; 0600 in a folder of 0700
 directory/        what routers read          routers/<name>/   what each router last knew
 cells/<name>/     the partners' books        acquirer/         the simulator's own record
 run/              configurations and records of processes       logs/
@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -101,6 +102,11 @@ class DataFolder:
     def pepper_file(self) -> Path:
         """The key of the keys' hashes."""
         return self.secrets / "api_key_pepper"
+
+    @property
+    def acquirer_secret_file(self) -> Path:
+        """The key with which the acquirer signs its notifications."""
+        return self.secrets / "acquirer.notifications.key"
 
     def cell_secret_file(self, cell: str) -> Path:
         """Give the secret from which each role's key of a cell comes."""
@@ -234,7 +240,7 @@ def read_instance(folder: DataFolder) -> Instance | None:
         return Instance(_identity(seed, folder), seed, int(fields["cells"]), str(fields["created_at"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise FolderError(
             f"the file that says what this folder is can't be read: {error}",
             where=str(folder.instance_file),
@@ -295,7 +301,7 @@ def _identity(seed: str, folder: DataFolder) -> str:
 
 
 def _secret_files(folder: DataFolder, settings: Settings) -> list[tuple[Path, str]]:
-    files = [(folder.pepper_file, "bytes")]
+    files = [(folder.pepper_file, "bytes"), (folder.acquirer_secret_file, "bytes")]
     for cell in settings.cell_names:
         files.append((folder.cell_secret_file(cell), "bytes"))
         files.append((folder.ray_token_file(cell), "text"))
@@ -306,8 +312,11 @@ def _make_secrets(folder: DataFolder, settings: Settings, *, first_start: bool) 
     for path, kind in _secret_files(folder, settings):
         if path.exists():
             path.chmod(0o600)
+            _check_secret(path, kind)
             continue
-        if not first_start:
+        # Who signs and who checks both read the acquirer's key here, so a new one loses nothing: it is also made in a
+        # folder of before there were notifications.
+        if not first_start and path != folder.acquirer_secret_file:
             raise FolderError(f"the secret {path.name} is missing", where=str(path), hint=_SECRETS_HINT)
         content = secrets.token_bytes(SECRET_BYTES)
         write_atomically(path, content.hex().encode() if kind == "text" else content)
@@ -316,6 +325,18 @@ def _make_secrets(folder: DataFolder, settings: Settings, *, first_start: bool) 
         file = folder.router_key_file(cell)
         if not file.exists() or file.read_bytes() != key:  # it can always be derived again
             write_atomically(file, key)
+
+
+def _check_secret(path: Path, kind: str) -> None:
+    found = read_secret(path)
+    if kind == "text":
+        is_right = re.fullmatch(rb"[0-9a-f]{%d}" % (2 * SECRET_BYTES), found) is not None
+    else:
+        is_right = len(found) == SECRET_BYTES
+    if not is_right:
+        raise FolderError(
+            f"the secret {path.name} is damaged: it has {len(found)} bytes", where=str(path), hint=_SECRETS_HINT
+        )
 
 
 def _name_holder(folder: DataFolder) -> str:

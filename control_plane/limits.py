@@ -29,8 +29,13 @@ PROBE_INTERVAL_WAITING_MS: Final = 100
 PROBE_TIMEOUT_MS: Final = 1_500
 # A process that answered once and then is silent for this long is killed and started again.
 UNRESPONSIVE_MS_MAX: Final = 8_000
-# The same where the kernel says that it is stopped (SIGSTOP): no load explains that.
+# The same where the kernel says that it is stopped (SIGSTOP): no load explains that. Ray's processes carry no payment,
+# and to replace them costs the cell's partners seconds: so these are given longer.
 STOPPED_MS_MAX: Final = 1_000
+STOPPED_RAY_MS_MAX: Final = 3_000
+STATE_LOOK_INTERVAL_MS: Final = 500
+# A process's parts (Ray's) are looked for again after so many looks.
+STATE_LOOKS_PER_SEARCH: Final = 4
 # A supervisor that finds itself this late accuses nobody.
 SUPERVISOR_LATE_MS: Final = 500
 RESTART_DELAY_MS_MIN: Final = 200
@@ -39,6 +44,7 @@ HEALTHY_MS_TO_RESET_DELAY: Final = 30_000
 STOP_TIMEOUT_MS: Final = 5_000
 KILL_TIMEOUT_MS: Final = 2_000
 SWEEP_ROUNDS_MAX: Final = 20
+SETTINGS_BYTES_MAX: Final = 65_536
 OUTPUT_FILE_BYTES_MAX: Final = 10_000_000
 TRIM_INTERVAL_MS: Final = 30_000
 

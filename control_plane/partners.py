@@ -13,7 +13,6 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 import structlog
 
@@ -25,11 +24,9 @@ from control_plane.doors import Doors, PartnerStatus
 from control_plane.errors import ControlPlaneError, DoorError, RefusedError
 from control_plane.publishing import Publisher
 from control_plane.registry import Partner, Registry, end_of_grace
+from router.directory import API_VERSION
 
 log = structlog.get_logger()
-
-# A new partner is pinned to the newest version of the API.
-API_VERSION: Final = "2026-11-22"
 
 
 @dataclass(frozen=True, slots=True)

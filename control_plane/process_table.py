@@ -20,6 +20,7 @@ from control_plane import limits
 
 MARKER: Final = "BULKHEAD_PROCESS"
 _PROC: Final = Path("/proc")
+_STAT_BYTES_MAX: Final = 1_024
 
 
 class ProcessHandle:
@@ -30,6 +31,7 @@ class ProcessHandle:
         self.start_ticks = start_ticks
         self._pidfd = pidfd
         self._child = child
+        self._stat = -1  # /proc/<pid>/stat, kept open once it is looked at: it is looked at often
 
     @classmethod
     def open(cls, pid: int) -> "ProcessHandle | None":
@@ -61,8 +63,24 @@ class ProcessHandle:
 
     def is_stopped(self) -> bool:
         """Whether a signal stopped it (SIGSTOP)."""
-        fields = _read_stat(self.pid)
-        return fields is not None and fields[0] == "T" and not self.has_ended()
+        if self.has_ended():
+            return False
+        try:
+            if self._stat < 0:
+                self._stat = os.open(_PROC / str(self.pid) / "stat", os.O_RDONLY | os.O_CLOEXEC)
+            stat = os.pread(self._stat, _STAT_BYTES_MAX, 0)
+        except OSError:
+            return False
+        return stat[stat.rindex(b")") + 2 :][:1] == b"T"
+
+    def children(self, names: tuple[str, ...]) -> "list[ProcessHandle]":
+        """Take hold of its children that have one of these names (at most 15 characters, proc(5))."""
+        found: list[ProcessHandle] = []
+        for pid in _children(self.pid):
+            handle = ProcessHandle.open(pid) if _read_name(pid) in names else None
+            if handle is not None:
+                found.append(handle)
+        return found
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this process and to no other; nothing where it has ended."""
@@ -100,6 +118,9 @@ class ProcessHandle:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+        if self._stat >= 0:
+            os.close(self._stat)
+            self._stat = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +239,22 @@ def _pids() -> Iterator[int]:
     for entry in _PROC.iterdir():
         if entry.name.isdigit():
             yield int(entry.name)
+
+
+def _children(pid: int) -> Iterator[int]:
+    """Name the children of all threads of a process; none where it has ended."""
+    try:
+        for task in (_PROC / str(pid) / "task").iterdir():
+            yield from map(int, (task / "children").read_text(encoding="ascii").split())
+    except OSError:
+        return
+
+
+def _read_name(pid: int) -> str:
+    try:
+        return (_PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _read_stat(pid: int) -> list[str] | None:

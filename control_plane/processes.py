@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from control_plane import limits
 from control_plane.data_folder import DataFolder
 from control_plane.process_table import MARKER
 from control_plane.settings import LOOPBACK, Settings
@@ -15,14 +16,18 @@ from control_plane.settings import LOOPBACK, Settings
 STAGE_FOUNDATIONS: Final = 0
 STAGE_DOORS: Final = 1
 STAGE_ROUTERS: Final = 2
+# `ray start` itself looks after them once a second.
+RAY_PARTS: Final = ("gcs_server", "raylet")
+# The installation's one acquirer, as its notifications' address names it.
+ACQUIRER: Final = "default"
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """One process as it should run.
 
-    `needs` names what must answer before it is started, and without which it is started anew. `scratch` is a folder
-    of its own that is emptied before each start.
+    `needs` names what is started before it, and without which it is started anew. `parts` are the names of children
+    without which it is of no use itself. `scratch` is a folder of its own that is emptied before each start.
     """
 
     name: str
@@ -37,6 +42,8 @@ class ProcessSpec:
     port: int
     fingerprint: str  # what must be equal for a running process to be adopted
     needs: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    stopped_ms_max: int = limits.STOPPED_MS_MAX
     scratch: Path | None = None
 
     @property
@@ -86,6 +93,8 @@ def plan(
                 port=process.port,
                 fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
                 needs=process.needs,
+                parts=RAY_PARTS if process.role == "ray" else (),
+                stopped_ms_max=limits.STOPPED_RAY_MS_MAX if process.role == "ray" else limits.STOPPED_MS_MAX,
                 scratch=process.scratch,
             )
         )
@@ -109,11 +118,16 @@ class _Planned:
 def _plan_acquirer(settings: Settings, folder: DataFolder) -> list[_Planned]:
     if not settings.starts_simulator:
         return []
+    host = LOOPBACK if settings.http_host in {"0.0.0.0", "::"} else settings.http_host  # noqa: S104 - compared only
+    host = f"[{host}]" if ":" in host else host
+    routers = range(settings.http_port, settings.http_port + settings.routers)
     config = {
         "host": LOOPBACK,
         "port": settings.acquirer_port,
         "record_file": str(folder.acquirer_folder / "record.sqlite"),
         "log_file": str(folder.log_file("acquirer")),
+        "notify_urls": [f"http://{host}:{port}/v1/acquirers/{ACQUIRER}/notifications" for port in routers],
+        "notify_secret_file": str(folder.acquirer_secret_file),
     }
     return [
         _Planned(
@@ -185,6 +199,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "data_folder": str(folder.router_folder(name)),
         "pepper_file": str(folder.pepper_file),
         "cell_key_files": {cell: str(folder.router_key_file(cell)) for cell in settings.cell_names},
+        "acquirer_key_files": {ACQUIRER: str(folder.acquirer_secret_file)},
         "log_file": str(folder.log_file(name)),
     }
     return _Planned(

@@ -33,6 +33,7 @@ class Publisher:
         self._cells = tuple(directory.Cell(name=cell.name, host=cell.host, port=cell.port) for cell in cells)
         self._kept_files = {name: folder.router_folder(name) / directory_file.LAST_KNOWN_GOOD for name in routers}
         self._lock = threading.Lock()
+        self._written = _signature(self._file)
         self._published = _read(self._file)
 
     def place(self, partner_id: str) -> str:
@@ -49,7 +50,8 @@ class Publisher:
         with self._lock:
             payload = self._payload(datetime.now(UTC))
             held = self._published
-            if held is not None and held.payload == payload and self._file.exists():
+            is_untouched = _signature(self._file) == self._written and self._written is not None
+            if held is not None and held.payload == payload and is_untouched:
                 return held.version
             # Routers never take an older version. Where registry and file were lost, their own copies still tell.
             known = [held, *(_read(file) for file in self._kept_files.values())]
@@ -65,6 +67,7 @@ class Publisher:
                     hint="mend that (is the disk full?); it is then published by itself",
                 ) from error
             self._published = directory.decode(raw)
+            self._written = _signature(self._file)
             log.info("directory_published", version=version, partners=len(payload.partners))
             return version
 

@@ -4,6 +4,7 @@ Nothing about single partners goes in: that is the registry's.
 """
 
 import os
+import stat
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,9 +13,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from cells.api import limits as wire_limits
@@ -71,6 +72,15 @@ class Settings(BaseSettings):
     ray_port: Port = 8301
     acquirer_url: str = ""  # empty: `up` starts the simulator and uses that
     acquirer_fees: AcquirerFees = AcquirerFees()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_kind(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("should be a number or a text")  # noqa: TRY004 - pydantic takes no TypeError
+        if isinstance(value, str | Path) and "\0" in str(value):
+            raise ValueError("should hold no NUL character")
+        return value
 
     @field_validator("data_folder")
     @classmethod
@@ -130,14 +140,14 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic's signature
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Options, then the environment, then the file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        """Options, then the environment; `load` puts the file below both."""
+        return init_settings, env_settings
 
 
 def find_file(named: Path | None) -> Path | None:
@@ -159,6 +169,7 @@ def load(named_file: Path | None, options: dict[str, Any]) -> Settings:
     """Read the settings. Options that are None count as not given. Raises SettingsError."""
     file = find_file(named_file)
     given = {name: value for name, value in options.items() if value is not None}
+    named = set(given)
     in_file = _read_names(file)
     # A relative folder in a file means: beside that file, wherever the command is run.
     if file is not None and "data_folder" in in_file and "data_folder" not in given:
@@ -167,23 +178,41 @@ def load(named_file: Path | None, options: dict[str, Any]) -> Settings:
             given["data_folder"] = file.absolute().parent / Path(folder).expanduser()
 
     class FromFile(Settings):
-        model_config = SettingsConfigDict(toml_file=file)
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *sources: Any, **named: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            above = super().settings_customise_sources(settings_cls, *sources, **named)
+            return *above, InitSettingsSource(settings_cls, in_file)
 
     try:
         return FromFile(**given)
     except ValidationError as error:
-        raise _explain(error, file, set(given), set(in_file)) from error
+        raise _explain(error, file, named, set(in_file)) from error
 
 
 def _read_names(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(_read_file(file).decode("utf-8"))
+    except RecursionError as error:
+        raise SettingsError("not TOML: nested too deeply", where=str(file), hint="mend it") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"the settings file can't be read: {error}", where=str(file), hint="mend it") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"not TOML: {error}", where=str(file), hint="mend the line named above") from error
+
+
+def _read_file(file: Path) -> bytes:
+    # Without O_NONBLOCK a pipe in its place would be waited for, for ever.
+    with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:  # noqa: PTH123 - a descriptor
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise OSError("it is no regular file")
+        raw = opened.read(limits.SETTINGS_BYTES_MAX + 1)
+    if len(raw) > limits.SETTINGS_BYTES_MAX:
+        raise OSError(f"it has more than {limits.SETTINGS_BYTES_MAX} bytes")
+    return raw
 
 
 def _explain(error: ValidationError, file: Path | None, given: set[str], in_file: set[str]) -> SettingsError:

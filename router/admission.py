@@ -1,7 +1,6 @@
 """How much may run at once: of the whole router, of one partner, of one cell. Past it the caller hears so at once."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from cells.api.messages import RefusalCode
 from router import limits, problems
@@ -16,9 +15,8 @@ class Admission:
         self._partners: dict[str, int] = {}
         self._cells: dict[str, int] = {}
 
-    @contextmanager
-    def partner(self, partner_id: str) -> Iterator[None]:
-        """Hold a place of the router and of the partner. Raises ProblemError (429, 503)."""
+    def partner(self, partner_id: str) -> "_Place":
+        """Take a place of the router and of the partner, to be held by `with`. Raises ProblemError (429, 503)."""
         held = self._partners.get(partner_id, 0)
         if held >= limits.PARTNER_REQUESTS_MAX:
             raise problems.fail(
@@ -29,29 +27,39 @@ class Admission:
             raise problems.fail(EdgeCode.OVERLOADED, "As many requests run as this gateway lets in. Try again.")
         self.running += 1
         self._partners[partner_id] = held + 1
-        try:
-            yield
-        finally:
-            self.running -= 1
-            _give_back(self._partners, partner_id)
+        return _Place(self, self._partners, partner_id)
 
-    @contextmanager
-    def cell(self, name: str, cells: int) -> Iterator[None]:
-        """Hold a place of the cell's share, of `cells` in all. Raises ProblemError (503)."""
+    def cell(self, name: str, cells: int) -> "_Place":
+        """Take a place of the cell's share, of `cells` in all, to be held by `with`. Raises ProblemError (503)."""
         held = self._cells.get(name, 0)
         if held >= limits.REQUESTS_MAX // max(1, cells):
             raise problems.fail(EdgeCode.OVERLOADED, "As many requests run as the partner's cell is given. Try again.")
         self._cells[name] = held + 1
-        try:
-            yield
-        finally:
-            _give_back(self._cells, name)
+        return _Place(None, self._cells, name)
 
 
-def _give_back(counts: dict[str, int], name: str) -> None:
-    left = counts[name] - 1
-    assert left >= 0, "given back more often than taken"
-    if left:
-        counts[name] = left
-    else:
-        del counts[name]  # so that only what runs takes memory
+class _Place:
+    """One place that is held; its end gives it back."""
+
+    __slots__ = ("_admission", "_counts", "_name")
+
+    def __init__(self, admission: Admission | None, counts: dict[str, int], name: str) -> None:
+        self._admission = admission
+        self._counts = counts
+        self._name = name
+
+    def __enter__(self) -> None:
+        """Hold it."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        if self._admission is not None:
+            self._admission.running -= 1
+        left = self._counts[self._name] - 1
+        assert left >= 0, "given back more often than taken"
+        if left:
+            self._counts[self._name] = left
+        else:
+            del self._counts[self._name]  # so that only what runs takes memory

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cells.api.log_budget import LogBudget
 from router import openapi
 from router.cells_client import CellsClient
 from router.directory import Directory
@@ -22,8 +23,8 @@ from router.directory_file import DirectoryWatcher
 from router.edge import BareRoute, Edge
 from router.endpoints import ENDPOINTS, Endpoint
 from router.gateway import Gateway
-from router.log_budget import LogBudget
 from router.metrics import Metrics
+from router.notifications import Notifications
 from router.settings import Settings, read_secret
 
 log = structlog.get_logger()
@@ -46,6 +47,8 @@ def create_app(settings: Settings) -> Edge:
 
     watcher = DirectoryWatcher(settings.directory_file, settings.data_folder, changed)
     gateway = Gateway(watcher, cells, read_secret(settings.pepper_file), metrics, budget)
+    keys = {name: read_secret(path) for name, path in settings.acquirer_key_files.items()}
+    notifications = Notifications(watcher, cells, keys, budget)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,6 +71,14 @@ def create_app(settings: Settings) -> Edge:
     app.router.route_class = BareRoute
     for endpoint in ENDPOINTS:
         _add(app, endpoint, gateway)
+    # For acquirers, who read another document than partners do: docs/notifications.md.
+    app.add_api_route(
+        "/v1/acquirers/{acquirer}/notifications",
+        notifications.serve,
+        methods=["POST"],
+        include_in_schema=False,
+        response_model=None,
+    )
     _add_own_pages(app, watcher, cells, gateway, metrics)
     return Edge(app, metrics, budget)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -41,7 +42,13 @@ def write_atomically(path: Path, raw: bytes) -> None:
 
 def read(path: Path) -> tuple[bytes, Directory]:
     """Read and check a directory's file. Raises OSError, DirectoryError."""
-    with path.open("rb") as file:
+    # Without O_NONBLOCK a pipe in its place would be waited for, for ever.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 - a descriptor
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise DirectoryError("it is no regular file")
+        if status.st_size > limits.DIRECTORY_BYTES_MAX:
+            raise DirectoryError(f"{status.st_size} bytes are more than {limits.DIRECTORY_BYTES_MAX}")
         raw = file.read(limits.DIRECTORY_BYTES_MAX + 1)
     return raw, directory.decode(raw)
 

@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from ulid import ULID
 
+from cells.api.ids import new_ulid
+from cells.api.log_budget import LogBudget
 from cells.api.messages import RefusalCode
 from router import limits, problems
-from router.log_budget import LogBudget
 from router.metrics import Metrics
 from router.problems import EdgeCode, Problem
 from router.reading import Head
@@ -35,7 +35,7 @@ class Exchange:
 
     def __init__(self, scope: Scope) -> None:
         # One ULID serves both: whoever has a request's id finds its command in every log.
-        self.command_id = str(ULID())
+        self.command_id = new_ulid()
         self.request_id = f"req_{self.command_id}"
         self.head = Head(scope)
         self.partner_id: str | None = None
@@ -67,6 +67,13 @@ class Edge:
     def __init__(self, app: FastAPI, metrics: Metrics, budget: LogBudget) -> None:
         self._app = app
         self._router: ASGIApp = app.router
+        # Most requests name a path without an id: found here, they need no look at each route's pattern.
+        self._plain = {
+            (method, route.path): route
+            for route in app.routes
+            if isinstance(route, BareRoute) and "{" not in route.path
+            for method in route.methods or ()
+        }
         self._metrics = metrics
         self._budget = budget
 
@@ -93,13 +100,12 @@ class Edge:
             await send(message)
 
         try:
-            if exchange.head.size > limits.HEAD_BYTES_MAX:
-                problem = Problem(
-                    EdgeCode.HEAD_TOO_LARGE,
-                    f"A request's head has at most {limits.HEAD_BYTES_MAX} bytes.",
-                    headers={"connection": "close"},
-                )
+            problem = _wrong_with(exchange.head, scope["http_version"])
+            if problem is not None:
                 await respond(problem, exchange)(scope, receive, send_marked)
+            elif (route := self._plain.get((scope["method"], scope["path"]))) is not None:
+                scope["route"] = route
+                await route.app(scope, receive, send_marked)
             else:
                 await self._router(scope, receive, send_marked)
         except HTTPException:
@@ -164,6 +170,18 @@ class Edge:
                 status=status,
                 code=exchange.code,
             )
+
+
+def _wrong_with(head: Head, http_version: str) -> Problem | None:
+    """Say what is wrong with a request's head as a whole; its connection ends for it."""
+    ends = {"connection": "close"}
+    if head.size > limits.HEAD_BYTES_MAX:
+        return Problem(
+            EdgeCode.HEAD_TOO_LARGE, f"A request's head has at most {limits.HEAD_BYTES_MAX} bytes.", headers=ends
+        )
+    if not head.is_of(http_version):
+        return Problem(EdgeCode.REQUEST_MALFORMED, "Send HTTP/1.1 with one Host (RFC 9112, 3.2).", headers=ends)
+    return None
 
 
 def respond(problem: Problem, exchange: Exchange) -> Response:

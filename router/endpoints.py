@@ -44,6 +44,8 @@ _REFUND: Final = PathId("refund_id", models.REFUND_ID, RefusalCode.REFUND_NOT_FO
 
 # What each may answer, in the order in which it is looked for; `refusals` above come on top.
 ALWAYS: Final[tuple[Code, ...]] = (
+    EdgeCode.REQUEST_MALFORMED,
+    EdgeCode.HEAD_TIMEOUT,
     EdgeCode.HEAD_TOO_LARGE,
     EdgeCode.NOT_READY,
     EdgeCode.AUTHORIZATION_MALFORMED,
@@ -82,6 +84,11 @@ _OF_CHANGES: Final[tuple[Code, ...]] = (
     RefusalCode.TOO_MANY_OPERATIONS,
     RefusalCode.AMOUNT_TOO_LARGE,
 )
+_OF_CONFIRMS: Final[tuple[Code, ...]] = (
+    RefusalCode.PAYMENT_NOT_FOUND,
+    RefusalCode.PAYMENT_PROCESSING,
+    RefusalCode.PAYMENT_STATE_INVALID,
+)
 _UNSETTLED: Final = "The outcome is not known yet; ask for it, or wait for its event."
 
 # The order is the order of matching: what is asked most comes first.
@@ -90,7 +97,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         "POST",
         "/v1/payments",
         "create_payment",
-        "Make a payment. A decline is an outcome: status `failed`, with a code.",
+        "Make a payment. A decline is an outcome: status `failed`, with a code. `requires_action` has a `next_action`.",
         Method.CREATE_PAYMENT,
         {201: (models.Payment, "The payment."), 202: (models.Payment, f"Status `processing`. {_UNSETTLED}")},
         writes=True,
@@ -134,7 +141,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         "POST",
         "/v1/payments/{id}/void",
         "void_payment",
-        "Release what is authorized and not captured.",
+        "Release what is authorized and not captured; or cancel a payment in `requires_action`.",
         Method.VOID_PAYMENT,
         {200: (models.Payment, "The payment."), 202: (models.Payment, _UNSETTLED)},
         writes=True,
@@ -142,6 +149,19 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         body_optional=True,
         path_id=_PAYMENT,
         refusals=_OF_CHANGES,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/payments/{id}/confirm",
+        "confirm_payment",
+        "Go on with a payment in `requires_action` once the customer came back.",
+        Method.CONFIRM_PAYMENT,
+        {200: (models.Payment, "The payment."), 202: (models.Payment, _UNSETTLED)},
+        writes=True,
+        body=models.ConfirmRequest,
+        body_optional=True,
+        path_id=_PAYMENT,
+        refusals=_OF_CONFIRMS,
     ),
     Endpoint(
         "POST",

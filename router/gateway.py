@@ -11,6 +11,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cells.api.log_budget import LogBudget
 from cells.api.messages import Answer, Command, Method, RefusalCode, Refused
 from router import keys, models, problems, reading
 from router.admission import Admission
@@ -19,7 +20,6 @@ from router.directory import Directory, Partner
 from router.directory_file import DirectoryWatcher
 from router.edge import KEY, Exchange, respond
 from router.endpoints import Endpoint
-from router.log_budget import LogBudget
 from router.metrics import Metrics
 from router.problems import EdgeCode, ProblemError
 from router.remembered import RememberedRefusals

@@ -10,6 +10,12 @@ actor_limits = wire.actor_limits  # type: ignore[attr-defined]  # mypy takes the
 # What one request may be.
 HEAD_BYTES_MAX: Final = 16_384
 HEAD_TIMEOUT_MS: Final = 10_000
+# Header lines of one request that come in parts, those behind a chunked body included.
+HEAD_LINES_MAX: Final = 256
+# Requests that wait behind one that is under way on their connection.
+PIPELINED_REQUESTS_MAX: Final = 32
+# How long a peer may leave an answer unread, once buffers are full.
+ANSWER_TIMEOUT_MS: Final = 20_000
 BODY_BYTES_MAX: Final = 65_536
 BODY_TIMEOUT_MS: Final = 10_000
 # Of a body that nobody wants any more so much is thrown away, for at most BODY_TIMEOUT_MS: closing at once would
@@ -25,6 +31,8 @@ CARD_CANDIDATES_MAX: Final = 256
 CONNECTIONS_MAX: Final = 8_192
 REQUESTS_MAX: Final = 4_000
 PARTNER_REQUESTS_MAX: Final = 512
+# Notifications of acquirers that are read or under way: they have places of their own.
+NOTIFICATIONS_MAX: Final = 256
 KEEP_ALIVE_S: Final = 75
 SHUTDOWN_S: Final = 5
 
@@ -37,17 +45,14 @@ REMEMBERED_PARTNERS_MAX: Final = 10_000
 
 # The directory.
 DIRECTORY_BYTES_MAX: Final = 64 * 1_048_576
-DIRECTORY_POLL_MS: Final = 100
+DIRECTORY_POLL_MS: Final = 250
 DIRECTORY_KEEP_RETRY_MS: Final = 5_000
 PARTNER_KEYS_MAX: Final = 32
 
-# Lines a second of one kind of event; what is left out is counted in the next line.
-LOG_LINES_PER_SECOND_MAX: Final = 20
-
-assert BODY_BYTES_MAX < wire.FRAME_BYTES_MAX // 2, "any body that is let in fits into a frame"
+assert BODY_BYTES_MAX <= wire.ROUTER_FRAME_BYTES_MAX // 2, "any body that is let in fits into a frame"
 assert actor_limits.COMMAND_DEADLINE_MS < actor_limits.CLIENT_DEADLINE_MS
 assert PARTNER_REQUESTS_MAX < REQUESTS_MAX, "one hanging partner can't use up the router"
 assert PARTNER_REQUESTS_MAX >= wire.DOOR_PARTNER_COMMANDS_MAX, "the door's own bound is met first"
-assert REQUESTS_MAX <= wire.CONNECTION_REQUESTS_MAX
-assert REQUESTS_MAX < CONNECTIONS_MAX
+assert REQUESTS_MAX + NOTIFICATIONS_MAX <= wire.CONNECTION_REQUESTS_MAX
+assert REQUESTS_MAX + NOTIFICATIONS_MAX < CONNECTIONS_MAX
 assert CELL_WAIT_PAUSE_MS < CELL_WAIT_MS < actor_limits.COMMAND_DEADLINE_MS

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from router.limits import actor_limits as bounds
 
@@ -16,10 +16,10 @@ ULID: Final = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 PAYMENT_ID: Final = f"^pay_{ULID}$"
 REFUND_ID: Final = f"^re_{ULID}$"
 EVENT_ID: Final = "^evt_[0-9]{20}$"
-# One line of text: no control characters (a log or a terminal must not be steered by a reference).
-_LINE: Final = r"^[^\x00-\x1f\x7f]*$"
+# One line of text: no control characters of C0 or C1 (a log or a terminal must not be steered by a reference).
+_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
 # Text of several lines.
-_TEXT: Final = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
+_TEXT: Final = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"
 
 
 class PaymentStatus(StrEnum):
@@ -39,12 +39,26 @@ class PaymentStatus(StrEnum):
 
 
 class OperationStatus(StrEnum):
-    """An operation's status. `unknown`: the acquirer gave no final answer yet."""
+    """An operation's status.
+
+    `unknown`: the acquirer gave no final answer yet. `accepted`: it tells its result later. `requires_action`: the
+    customer is to act.
+    """
 
     PENDING = "pending"
     UNKNOWN = "unknown"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    REQUIRES_ACTION = "requires_action"
+    ACCEPTED = "accepted"
+
+
+class DisputeStatus(StrEnum):
+    """A dispute's status. `won` and `lost` are final."""
+
+    OPEN = "open"
+    WON = "won"
+    LOST = "lost"
 
 
 # Requests.
@@ -95,6 +109,23 @@ class PaymentRequest(_Request):
             Annotated[str, Field(max_length=bounds.METADATA_VALUE_CHARACTERS_MAX, pattern=_TEXT)],
         ],
         Field(max_length=bounds.METADATA_ENTRIES_MAX),
+        # pydantic would let names through that match no pattern.
+        WithJsonSchema(
+            {
+                "type": "object",
+                "maxProperties": bounds.METADATA_ENTRIES_MAX,
+                "propertyNames": {
+                    "minLength": 1,
+                    "maxLength": bounds.METADATA_KEY_CHARACTERS_MAX,
+                    "pattern": _LINE,
+                },
+                "additionalProperties": {
+                    "type": "string",
+                    "maxLength": bounds.METADATA_VALUE_CHARACTERS_MAX,
+                    "pattern": _TEXT,
+                },
+            }
+        ),
     ] = {}
 
 
@@ -105,7 +136,11 @@ class CaptureRequest(_Request):
 
 
 class VoidRequest(_Request):
-    """A void of what is authorized and not captured. It has no fields."""
+    """A void of what is authorized and not captured, or of a payment that waits for its customer. It has no fields."""
+
+
+class ConfirmRequest(_Request):
+    """Says that the customer came back from the challenge. It has no fields: the acquirer knows how it ended."""
 
 
 class RefundRequest(_Request):
@@ -149,9 +184,8 @@ class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=True)
 
 
-_Limit = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=bounds.PAGE_ROWS_MAX)]
-_Time = Annotated[int, BeforeValidator(_unix_ms)]
-_TIME_SCHEMA: Final[dict[str, Any]] = {"type": "string", "format": "date-time"}
+_Limit = Annotated[int, Field(ge=1, le=bounds.PAGE_ROWS_MAX), BeforeValidator(_whole_number)]
+_Time = Annotated[int, BeforeValidator(_unix_ms), WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
 class NoQuery(_Query):
@@ -165,12 +199,12 @@ class PaymentsQuery(_Query):
     starting_after: Annotated[str, Field(pattern=PAYMENT_ID)] | None = None
     status: PaymentStatus | None = None
     reference: Annotated[str, Field(max_length=bounds.REFERENCE_CHARACTERS_MAX, pattern=_LINE)] | None = None
-    created_from_ms: Annotated[
-        _Time | None, Field(alias="created_from", json_schema_extra=_TIME_SCHEMA, description="At or after.")
-    ] = None
-    created_before_ms: Annotated[
-        _Time | None, Field(alias="created_before", json_schema_extra=_TIME_SCHEMA, description="Before.")
-    ] = None
+    created_from_ms: Annotated[_Time | None, Field(alias="created_from", description="At or after; from 1970 on.")] = (
+        None
+    )
+    created_before_ms: Annotated[_Time | None, Field(alias="created_before", description="Before; from 1970 on.")] = (
+        None
+    )
 
 
 class EventsQuery(_Query):
@@ -211,6 +245,32 @@ class Operation(BaseModel):
     reason: str | None
 
 
+class Redirect(BaseModel):
+    """Where to send the customer."""
+
+    url: str
+
+
+class NextAction(BaseModel):
+    """What is to be done before the payment can go on: send the customer to `redirect_to_url.url`, then confirm."""
+
+    type: Literal["redirect_to_url"]
+    redirect_to_url: Redirect
+    expires_at: datetime
+
+
+class Dispute(BaseModel):
+    """A dispute by the customer, the newest of the payment. The acquirer holds `amount` until it is won."""
+
+    id: str
+    operation_id: str
+    amount: int
+    reason: str
+    status: DisputeStatus
+    opened_at: datetime
+    closed_at: datetime | None
+
+
 class Payment(BaseModel):
     """A payment. Amounts are in minor units of its currency."""
 
@@ -230,6 +290,9 @@ class Payment(BaseModel):
     amount_capturable: int
     amount_captured: int
     amount_refunded: int
+    amount_disputed: int
+    next_action: NextAction | None
+    dispute: Dispute | None
     failure: PaymentFailure | None
     expires_at: datetime | None
     operations: list[Operation]
@@ -256,6 +319,9 @@ class PaymentList(BaseModel):
     object: Literal["list"]
     data: list[Payment]
     has_more: bool
+    next_starting_after: Annotated[
+        str | None, Field(description="`starting_after` of the next page; null where there is none.")
+    ]
 
 
 class CurrencyBalance(BaseModel):
@@ -266,6 +332,7 @@ class CurrencyBalance(BaseModel):
     authorized: int
     captures_pending: int
     refunds_pending: int
+    disputes_held: int
 
 
 class Balance(BaseModel):
@@ -291,6 +358,9 @@ class EventList(BaseModel):
     object: Literal["list"]
     data: list[Event]
     has_more: bool
+    next_starting_after: Annotated[
+        str | None, Field(description="`starting_after` of the next page; null where there is none.")
+    ]
 
 
 class PartnerKey(BaseModel):

@@ -8,10 +8,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from router import models, problems
+from router.directory import API_VERSION
 from router.endpoints import ENDPOINTS, Endpoint, codes
 from router.limits import actor_limits
 
-API_VERSION: Final = "2026-11-22"
 _REFERENCE: Final = "#/components/schemas/{model}"
 _RETENTION_HOURS: Final = actor_limits.IDEMPOTENCY_RETENTION_MS // 3_600_000
 
@@ -139,4 +139,8 @@ def _inlined(endpoint: Endpoint, schema: dict[str, Any]) -> dict[str, Any]:
         return [resolve(entry) for entry in value] if isinstance(value, list) else value
 
     resolved: dict[str, Any] = resolve(schema)
+    # A parameter is left out; it is never null.
+    for alternative in resolved.pop("anyOf", ()):
+        if alternative != {"type": "null"}:
+            resolved = alternative | resolved
     return resolved

@@ -21,12 +21,15 @@ MEDIA_TYPE: Final = "application/problem+json"
 class EdgeCode(StrEnum):
     """What the router itself refuses, before a cell is asked."""
 
+    REQUEST_MALFORMED = "request_malformed"
     HEAD_TOO_LARGE = "head_too_large"
+    HEAD_TIMEOUT = "head_timeout"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     NOT_READY = "not_ready"
     AUTHORIZATION_MALFORMED = "authorization_malformed"
     UNAUTHORIZED = "unauthorized"
+    SIGNATURE_INVALID = "signature_invalid"
     OVERLOADED = "overloaded"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     BODY_TOO_LARGE = "body_too_large"
@@ -46,12 +49,15 @@ class Kind:
 
 
 KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
+    EdgeCode.REQUEST_MALFORMED: Kind(400, "The request is not HTTP"),
+    EdgeCode.HEAD_TIMEOUT: Kind(408, "The request's head did not arrive in time"),
     EdgeCode.HEAD_TOO_LARGE: Kind(431, "The request's head is too large"),
     EdgeCode.NOT_FOUND: Kind(404, "There is nothing at this path"),
     EdgeCode.METHOD_NOT_ALLOWED: Kind(405, "The method is not allowed at this path"),
     EdgeCode.NOT_READY: Kind(503, "The gateway is starting"),
     EdgeCode.AUTHORIZATION_MALFORMED: Kind(400, "The Authorization header can't be read"),
     EdgeCode.UNAUTHORIZED: Kind(401, "A valid API key is needed"),
+    EdgeCode.SIGNATURE_INVALID: Kind(401, "A valid signature is needed"),
     EdgeCode.OVERLOADED: Kind(503, "The gateway has too much to do"),
     EdgeCode.UNSUPPORTED_MEDIA_TYPE: Kind(415, "The body is not application/json"),
     EdgeCode.BODY_TOO_LARGE: Kind(413, "The body is too large"),

@@ -1,24 +1,42 @@
-"""The HTTP server's bounds that uvicorn does not have: connections, unfinished heads, bodies that nobody wants."""
+"""The HTTP server's bounds that uvicorn does not have: connections, unfinished heads, unread answers, unwanted bodies.
+
+What ends here was no request yet: its answer is a problem without a request's id. While a request of the connection is
+under way nothing is written beside its answer, which would be taken for it: the connection is dropped.
+"""
 
 import asyncio
+from http import HTTPStatus
 from typing import Any, Final
 
+import httptools
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from router import limits
+from router import limits, problems
+from router.problems import KINDS, EdgeCode
 
 
-def _refusal(status: str, code: str) -> bytes:
-    body = f'{{"type":"urn:bulkhead:problem:{code}","title":"{status[4:]}","status":{status[:3]},"code":"{code}"}}'
-    return (
-        f"HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
-        f"retry-after: 1\r\nconnection: close\r\n\r\n{body}"
-    ).encode()
+def _refusal(code: EdgeCode, detail: str) -> bytes:
+    kind = KINDS[code]
+    fields = {"type": problems.type_of(code), "title": kind.title, "status": kind.status, "detail": detail}
+    body = orjson.dumps({**fields, "code": code.value})
+    retry_after = "retry-after: 1\r\n" if kind.status == 503 else ""
+    head = (
+        f"HTTP/1.1 {kind.status} {HTTPStatus(kind.status).phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
+        f"content-length: {len(body)}\r\n{retry_after}connection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
-_TOO_MANY: Final = _refusal("503 Service Unavailable", "overloaded")
-_HEAD_TOO_LARGE: Final = _refusal("431 Request Header Fields Too Large", "head_too_large")
-_HEAD_TOO_SLOW: Final = _refusal("408 Request Timeout", "head_timeout")
+_TOO_MANY: Final = _refusal(EdgeCode.OVERLOADED, "As many connections are open as this gateway lets in. Try again.")
+_HEAD_TOO_LARGE: Final = _refusal(
+    EdgeCode.HEAD_TOO_LARGE, f"A request's head has at most {limits.HEAD_BYTES_MAX} bytes."
+)
+_HEAD_TOO_SLOW: Final = _refusal(
+    EdgeCode.HEAD_TIMEOUT, f"The request's head did not arrive within {limits.HEAD_TIMEOUT_MS} ms."
+)
+_MALFORMED: Final = _refusal(EdgeCode.REQUEST_MALFORMED, "This is no HTTP/1.1 request (RFC 9112).")
+_UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -28,6 +46,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _is_in_body = False
     _bytes = 0  # of the unfinished head, or discarded of the unwanted body
     _timer: asyncio.TimerHandle | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Refuse the connection, or await its first head."""
@@ -38,15 +57,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._limit(limits.HEAD_TIMEOUT_MS, _HEAD_TOO_SLOW)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
+        """Forget the timers."""
         self._stop_timer()
+        self._stop_unread_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take what came; a request that comes whole costs no more than in uvicorn's own protocol."""
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        self._feed(data)
         if self.transport.is_closing():
             return
         if self._is_in_head:
@@ -56,13 +76,67 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._end(_HEAD_TOO_LARGE)
             else:
                 self._limit(limits.HEAD_TIMEOUT_MS, _HEAD_TOO_SLOW)
-        elif self._is_in_body and self.cycle.response_complete:
-            # Answered already, and still sending: uvicorn throws it away.
-            self._bytes += len(data)
-            if self._bytes > limits.DISCARDED_BYTES_MAX:
-                self._end()
-            else:
-                self._limit(limits.BODY_TIMEOUT_MS)
+        elif self._is_in_body:
+            if len(self.headers) > limits.HEAD_LINES_MAX:
+                self._end()  # lines without an end, behind a chunked body
+            elif self.cycle.response_complete:
+                # Answered already, and still sending: uvicorn throws it away.
+                self._bytes += len(data)
+                if self._bytes > limits.DISCARDED_BYTES_MAX:
+                    self._end()
+                else:
+                    self._limit(limits.BODY_TIMEOUT_MS)
+        elif self._is_idle and self.timeout_keep_alive_task is None:
+            # Empty lines between requests are no head, but they have ended the wait for one.
+            self._limit(limits.HEAD_TIMEOUT_MS, _HEAD_TOO_SLOW)
+
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read the request again without its wish for another protocol, which we may ignore (RFC 9110, 7.8).
+
+        The parser ends such a request with its head: its body would be lost, and a refund of a part be one of all.
+        Java's HttpClient wishes for h2c with each connection's first request.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("")
+            return
+        lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b",".join(t for t in value.split(b",") if t.strip().lower() not in _UPGRADES)  # noqa: PLW2901
+            if name not in _UPGRADES:
+                lines.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are for its log
+        """Answer what is no request as everything else is answered, by a problem."""
+        self._end(_MALFORMED)
+
+    def pause_writing(self) -> None:
+        """Note that the peer does not read; it gets a while to begin."""
+        super().pause_writing()
+        self._abort_later()
+
+    def resume_writing(self) -> None:
+        """Note that it does."""
+        self._stop_unread_timer()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End an idle connection; what its peer never read is not waited for."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
 
     def on_message_begin(self) -> None:
         """Note that a head begins."""
@@ -76,19 +150,38 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_body = True
         self._bytes = 0
         self._stop_timer()
+        if self.transport.is_closing() or self.parser.should_upgrade():
+            return
         super().on_headers_complete()
+        if len(self.pipeline) > limits.PIPELINED_REQUESTS_MAX:
+            self._end()
 
     def on_message_complete(self) -> None:
         """Note that the request is whole. What comes next, if anything, is a head; keep-alive has its own time."""
         self._is_in_body = False
         self._stop_timer()
-        super().on_message_complete()
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """End a connection whose peer waits for "100 Continue" in vain: it may send the body now, or the next head."""
         super().on_response_complete()
         if self._is_in_body and self.expect_100_continue:
             self._end()
+        elif self.transport.is_closing():
+            self._abort_later()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def _may_answer(self) -> bool:
+        """Whether what is written now can be taken for nothing else: no other request of the connection is open.
+
+        One whose body is not whole has done nothing yet.
+        """
+        return self._is_idle or (self._is_in_body and not self.pipeline and not self.cycle.response_started)
 
     def _limit(self, ms: int, answer: bytes = b"") -> None:
         if self._timer is None:
@@ -99,9 +192,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _abort_later(self) -> None:
+        """Give the peer a while to read what is left; a transport that is closing would wait for it for ever."""
+        if self._unread_timer is None and self.transport.get_write_buffer_size():
+            self._unread_timer = self.loop.call_later(limits.ANSWER_TIMEOUT_MS / 1000, self.transport.abort)
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
     def _end(self, answer: bytes = b"") -> None:
         self._stop_timer()
         if not self.transport.is_closing():
-            if answer:
+            if answer and self._may_answer:
                 self.transport.write(answer)
             self.transport.close()
+            self._abort_later()

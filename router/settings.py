@@ -24,6 +24,7 @@ class Settings(BaseModel):
     data_folder: Path
     pepper_file: Path
     cell_key_files: dict[str, Path]
+    acquirer_key_files: dict[str, Path] = {}
     log_file: str | None = None
 
 

@@ -12,6 +12,7 @@ from typing import IO, Self
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
+NOTIFICATION_KEY = b"n" * 32
 
 
 class AcquirerProcess:
@@ -62,24 +63,26 @@ class AcquirerProcess:
             self._process.stdout.close()
 
 
-def start_acquirer(folder: Path, port: int = 0) -> AcquirerProcess:
+def start_acquirer(folder: Path, port: int = 0, notify_url: str | None = None) -> AcquirerProcess:
     """Start it over the record in `folder` (made where there is none) and wait until it listens.
 
-    Raises RuntimeError, with what it printed, where it doesn't. `port` 0 takes a free one.
+    Raises RuntimeError, with what it printed, where it doesn't. `port` 0 takes a free one. What it tells goes to
+    `notify_url`, signed with NOTIFICATION_KEY.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "acquirer.json"
     record_file = folder / "acquirer.db"
-    config.write_text(
-        json.dumps(
-            {
-                "host": "127.0.0.1",
-                "port": port,
-                "record_file": str(record_file),
-                "log_file": str(folder / "acquirer.log"),
-            }
-        )
-    )
+    settings: dict[str, object] = {
+        "host": "127.0.0.1",
+        "port": port,
+        "record_file": str(record_file),
+        "log_file": str(folder / "acquirer.log"),
+    }
+    if notify_url is not None:
+        key_file = folder / "notifications.key"
+        key_file.write_bytes(NOTIFICATION_KEY)
+        settings |= {"notify_urls": [notify_url], "notify_secret_file": str(key_file)}
+    config.write_text(json.dumps(settings))
     errors_file = folder / "acquirer.err"
     with errors_file.open("ab") as errors:
         process = subprocess.Popen(

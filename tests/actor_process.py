@@ -16,17 +16,19 @@ from pathlib import Path
 import structlog
 
 from actors import codec, keyspace
-from actors.acquirer import Acquirer, Approved, Declined, Instruction, NeverPerformed
+from actors.acquirer import Accepted, Acquirer, Approved, Challenged, Declined, Instruction, NeverPerformed
 from actors.commands import CreatePayment, Envelope
 from actors.errors import AcquirerUnknownError, ActorStoppedError
 from actors.partner import PartnerActor
 from actors.profile import Profile
 from actors.store import Range
-from cells.http_acquirer import HttpAcquirer, acquirer_session
+from cells.http_acquirer import HttpAcquirer
+from cells.http_client import HttpClient
 from cells.sqlite_store import SqliteStore
 
 PARTNER = "acme"
 COMMAND_ID = "01M8000000000000000000000Z"
+Word = Approved | Declined | Challenged | Accepted
 COMMAND = CreatePayment(1_250, "EUR", "tok_approve", reference="order-1001")
 
 
@@ -36,7 +38,10 @@ class StopBefore:
     def __init__(self, inner: Acquirer) -> None:
         self._inner = inner
 
-    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined:
+    async def confirm(self, instruction: Instruction, timeout_ms: int) -> Word:
+        return await self._inner.confirm(instruction, timeout_ms)
+
+    async def perform(self, instruction: Instruction, timeout_ms: int) -> Word:
         say({"step": "stopping", "key": instruction.key})
         os.kill(os.getpid(), signal.SIGSTOP)
         outcome = await self._inner.perform(instruction, timeout_ms)
@@ -56,7 +61,10 @@ class NothingGetsOut:
     def __init__(self, inner: Acquirer) -> None:
         self._inner = inner
 
-    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined:
+    async def confirm(self, instruction: Instruction, timeout_ms: int) -> Word:
+        return await self._inner.confirm(instruction, timeout_ms)
+
+    async def perform(self, instruction: Instruction, timeout_ms: int) -> Word:
         raise AcquirerUnknownError("lost", "it never got out")
 
     async def close_key(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | NeverPerformed:
@@ -76,8 +84,8 @@ def say(fields: dict[str, object]) -> None:
 
 async def run(mode: str, book: Path, url: str) -> None:
     """Be the actor."""
-    session = acquirer_session()
-    inner = HttpAcquirer(session, url, PARTNER)
+    client = HttpClient()
+    inner = HttpAcquirer(client, url, PARTNER)
     acquirer: Acquirer = {"pay-and-stop": StopBefore, "perform": lambda one: one, "close": NothingGetsOut}[mode](inner)
     store = await SqliteStore.open(book)
     stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -93,7 +101,7 @@ async def run(mode: str, book: Path, url: str) -> None:
     else:
         say({"step": "answered", "result": repr(result)})
     await actor.stop("done")
-    await session.close()
+    await client.aclose()
 
 
 async def create(book: Path) -> None:

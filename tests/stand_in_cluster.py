@@ -8,29 +8,30 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
 
 from cells.remote import Cluster, ClusterError, Endpoint
 from cells.worker import WorkerConfig
 
 HOST = "127.0.0.1"
-START_TIMEOUT_S: Final = 5.0
+SAYS_WITHIN_S = 10.0
 
 
 class WorkerMaker:
     """The process that workers are forked from. One serves many tests."""
 
-    def __init__(self, errors_file: Path) -> None:
+    def __init__(self, errors_file: Path, environment: Mapping[str, str] | None = None) -> None:
         with errors_file.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.worker_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                bufsize=0,  # so that what is to be read can be waited for
                 start_new_session=True,
+                env={**os.environ, **(environment or {})},
+                bufsize=0,  # so that select() tells of every line
             )
         self._lock = threading.Lock()
         assert self._process.stdout is not None
@@ -44,21 +45,15 @@ class WorkerMaker:
         assert self._process.stdout is not None
         with self._lock:
             self._process.stdin.write(json.dumps(asdict(config)).encode() + b"\n")
-            self._process.stdin.flush()
-            said = self._read_answer(config.name)
-        return Endpoint(config.name, said["pid"], HOST, said["port"], said["heartbeat_port"])
-
-    def _read_answer(self, name: str) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        while select.select([self._process.stdout], [], [], START_TIMEOUT_S)[0]:
-            line = self._process.stdout.readline()
-            if not line:
-                raise ClusterError("the process that workers are forked from has ended")
-            said: dict[str, Any] = json.loads(line)
-            if said["name"] == name:  # else it is one that was given up for dead
-                return said
-        # Its mark is there as soon as it is: a new door may have ended it before it could say a word.
-        raise ClusterError("the worker died as it started")
+            while select.select([self._process.stdout], [], [], SAYS_WITHIN_S)[0]:
+                line = self._process.stdout.readline()
+                if not line:
+                    raise ClusterError("the process that workers are forked from has ended")
+                said = json.loads(line)
+                if said["name"] == config.name:  # or it is what an earlier one said too late
+                    return Endpoint(config.name, said["pid"], HOST, said["port"], said["heartbeat_port"])
+        # A door may have killed it meanwhile: its mark is there before it says where it listens.
+        raise ClusterError(f"{config.name} did not say where it listens")
 
     def end(self) -> None:
         """End it, and with it whatever worker nobody else has ended: they are of its process group."""
@@ -76,13 +71,15 @@ class StandInCluster(Cluster):
         self.started: list[str] = []
         self.killed: list[str] = []
         self.starts_fail = False
-        self.unfindable: set[str] = set()
+        self.connected = threading.Event()  # while it is cleared, Ray is not joined
+        self.connected.set()
         self.slow = threading.Event()  # while it is cleared, nothing starts
         self.slow.set()
         self._maker = maker
 
     def connect(self) -> None:
-        """Do nothing: there is no Ray to join."""
+        """Wait, where the test ordered it; there is no Ray to join."""
+        self.connected.wait()
 
     def existing(self) -> list[str]:
         """Name the workers that nobody ended."""
@@ -97,12 +94,6 @@ class StandInCluster(Cluster):
         self.endpoints[config.name] = endpoint
         self.started.append(config.name)
         return endpoint
-
-    def find_worker(self, name: str) -> Endpoint:
-        """Find a worker, unless the test hid it."""
-        if name in self.unfindable:
-            raise ClusterError("as the test ordered")
-        return self.endpoints[name]
 
     def kill_worker(self, name: str) -> None:
         """Forget it, as Ray would; the process itself is the door's business."""

@@ -11,12 +11,13 @@ import itertools
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import structlog
 
+from actors.values import dataclass
 from cells.api import frames, limits
+from cells.api.log_budget import LogBudget
 
 log = structlog.get_logger()
 
@@ -57,8 +58,9 @@ class Connection(asyncio.Protocol):
     def __init__(self, role: str, key: bytes, on_lost: Callable[[], None]) -> None:
         self._role = role
         self._key = key
+        self._grace_s = limits.ANSWER_GRACE_MS.get(role, 0) / 1000
         self._on_lost = on_lost
-        self._decoder = frames.Decoder()
+        self._decoder = frames.Decoder(limits.HANDSHAKE_FRAME_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[bytes]] = {}
@@ -77,7 +79,7 @@ class Connection(asyncio.Protocol):
             async with asyncio.timeout((limits.CONNECT_TIMEOUT_MS + limits.HANDSHAKE_TIMEOUT_MS) / 1000):
                 _, connection = await loop.create_connection(lambda: cls(role, key, on_lost), host, port)
                 await connection._welcomed  # noqa: SLF001 - its own class
-        except (OSError, TimeoutError, PeerError) as error:
+        except (OSError, TimeoutError, PeerError, ValueError) as error:  # ValueError: a host that can be none
             if connection is not None:
                 connection.abort()
             raise PeerUnavailableError(f"{host}:{port} does not answer: {str(error) or 'time-out'}") from error
@@ -101,7 +103,10 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     async def request(self, method: str, partner_id: str, body: bytes, budget_ms: int) -> bytes:
-        """Ask and await the answer. Raises PeerUnavailableError, PeerLostError, PeerTimeoutError."""
+        """Ask and await the answer for the budget and ANSWER_GRACE_MS.
+
+        Raises PeerUnavailableError, PeerLostError, PeerTimeoutError.
+        """
         transport = self._transport
         if transport is None or transport.is_closing():
             raise PeerUnavailableError("the connection is closed")
@@ -117,7 +122,8 @@ class Connection(asyncio.Protocol):
             raise PeerUnavailableError(str(error)) from error
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._pending[number] = future
-        timer = self._loop.call_later(max(budget_ms, 0) / 1000, self._expire, number)
+        wait_s = budget_ms / 1000 + self._grace_s if budget_ms > 0 else 0
+        timer = self._loop.call_later(wait_s, self._expire, number)
         transport.write(data)
         try:
             return await future
@@ -180,6 +186,7 @@ class Connection(asyncio.Protocol):
         elif kind == frames.WELCOME and not self._welcomed.done():
             if not self._nonces[0] or not hmac.compare_digest(frames.welcome(self._key, *self._nonces), frame[1]):
                 raise frames.FrameError("the server does not know the cell's secret")
+            self._decoder.bytes_max = limits.FRAME_BYTES_MAX
             self._welcomed.set_result(None)
         else:
             raise frames.FrameError(f"a frame of kind {kind} was not expected")
@@ -266,7 +273,7 @@ class FrameServer:
         self._keys = keys
         self._handler = handler
         self._server: asyncio.Server | None = None
-        self._connections: set[_ServedConnection] = set()
+        self._connections = _Connections()
 
     async def start(self, host: str, port: int) -> int:
         """Listen and give the port (useful where 0 was asked)."""
@@ -280,21 +287,51 @@ class FrameServer:
         """Stop listening and end all connections."""
         if self._server is not None:
             self._server.close()
-        for connection in list(self._connections):
+        for connection in [*self._connections.unproven, *self._connections.proven]:
             connection.abort()
         if self._server is not None:
             await self._server.wait_closed()
             self._server = None
 
 
+class _Connections:
+    """The clients of one server. Those that have proven nothing take no place from those that have."""
+
+    def __init__(self) -> None:
+        self.unproven: dict[_ServedConnection, None] = {}  # the oldest first
+        self.proven: set[_ServedConnection] = set()
+        self.budget = LogBudget()
+
+    def begin(self, connection: "_ServedConnection") -> None:
+        """Take one in that has to prove itself; the one that has had the most time for it gives way."""
+        if len(self.unproven) >= limits.UNPROVEN_CONNECTIONS_MAX:
+            oldest = next(iter(self.unproven))
+            self.budget.warning("client_unproven_dropped")
+            self.end(oldest)
+            oldest.abort()
+        self.unproven[connection] = None
+
+    def prove(self, connection: "_ServedConnection") -> None:
+        """Count one among the proven. Raises FrameError where there are too many."""
+        if len(self.proven) >= limits.DOOR_CONNECTIONS_MAX:
+            raise frames.FrameError("more connections than a server may have")
+        del self.unproven[connection]
+        self.proven.add(connection)
+
+    def end(self, connection: "_ServedConnection") -> None:
+        """Forget one."""
+        self.unproven.pop(connection, None)
+        self.proven.discard(connection)
+
+
 class _ServedConnection(asyncio.Protocol):
     """One client of a server."""
 
-    def __init__(self, keys: Mapping[str, bytes], handler: Handler, all_of_them: set["_ServedConnection"]) -> None:
+    def __init__(self, keys: Mapping[str, bytes], handler: Handler, all_of_them: _Connections) -> None:
         self._keys = keys
         self._handler = handler
         self._all = all_of_them
-        self._decoder = frames.Decoder()
+        self._decoder = frames.Decoder(limits.HANDSHAKE_FRAME_BYTES_MAX)
         self._server_nonce = secrets.token_bytes(frames.NONCE_BYTES)
         self._role: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -307,16 +344,13 @@ class _ServedConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        if len(self._all) >= limits.DOOR_CONNECTIONS_MAX:
-            self._transport.abort()
-            return
-        self._all.add(self)
+        self._all.begin(self)
         loop = asyncio.get_running_loop()
         self._handshake_timer = loop.call_later(limits.HANDSHAKE_TIMEOUT_MS / 1000, self.abort)
         self._transport.write(frames.encode([frames.CHALLENGE, self._server_nonce]))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        self._all.discard(self)
+        self._all.end(self)
         if self._handshake_timer is not None:
             self._handshake_timer.cancel()
         # Handlers go on: a command whose asker went away is finished all the same, and asked about again.
@@ -326,7 +360,7 @@ class _ServedConnection(asyncio.Protocol):
             for frame in self._decoder.feed(data):
                 self._take(frame)
         except (frames.FrameError, ValueError, TypeError) as error:
-            log.warning("client_refused", error=str(error), role=self._role)
+            self._all.budget.warning("client_refused", error=str(error), role=self._role)
             self.abort()
 
     def _take(self, frame: list[Any]) -> None:
@@ -341,6 +375,7 @@ class _ServedConnection(asyncio.Protocol):
             or not isinstance(budget_ms, int)
             or not isinstance(partner_id, str)
             or not isinstance(body, bytes)
+            or max(len(method), len(partner_id)) > limits.FRAME_NAME_CHARACTERS_MAX
         ):
             raise frames.FrameError("a request does not have its types")
         if len(self._tasks) >= limits.CONNECTION_REQUESTS_MAX:
@@ -361,7 +396,9 @@ class _ServedConnection(asyncio.Protocol):
             or not hmac.compare_digest(frames.proof(key, role, self._server_nonce, client_nonce), mac)
         ):
             raise frames.FrameError("the client does not know the secret of its role")
+        self._all.prove(self)
         self._role = role
+        self._decoder.bytes_max = limits.ROUTER_FRAME_BYTES_MAX if role == "router" else limits.FRAME_BYTES_MAX
         assert self._handshake_timer is not None
         self._handshake_timer.cancel()
         assert self._transport is not None
@@ -370,16 +407,16 @@ class _ServedConnection(asyncio.Protocol):
     async def _serve(self, number: int, request: Request) -> None:
         try:
             data = frames.encode([frames.ANSWER, number, await self._handler(request)])
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged, trace and all
             # A bug in a handler takes its own request only; the asker meets its deadline or asks again.
-            log.exception("handler_failed", method=request.method, partner=request.partner_id)
+            self._all.budget.warning("handler_failed", method=request.method, partner=request.partner_id, exc_info=True)
             return
         transport = self._transport
         assert transport is not None
         if transport.is_closing():
             return
         if transport.get_write_buffer_size() > limits.CONNECTION_UNSENT_BYTES_MAX:
-            log.warning("client_reads_nothing", role=self._role)
+            self._all.budget.warning("client_reads_nothing", role=self._role)
             transport.abort()
             return
         transport.write(data)

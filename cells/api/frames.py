@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgpack
 
-from cells.api.limits import FRAME_BYTES_MAX
+from cells.api.limits import FRAME_BYTES_MAX, FRAME_FIELDS_MAX
 
 CHALLENGE: Final = 1
 PROOF: Final = 2
@@ -44,9 +44,10 @@ def encode(fields: list[Any]) -> bytes:
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames, holding at most one unfinished frame."""
+    """Cuts a stream of bytes into frames, holding at most one unfinished frame of `bytes_max`."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
+        self.bytes_max = bytes_max
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[list[Any]]:
@@ -58,8 +59,8 @@ class Decoder:
         available = len(buffer)
         while available - position >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(buffer, position)
-            if length > FRAME_BYTES_MAX:
-                raise FrameError(f"a frame announces {length} bytes, at most {FRAME_BYTES_MAX} are allowed")
+            if length > self.bytes_max:
+                raise FrameError(f"a frame announces {length} bytes, at most {self.bytes_max} are allowed")
             end = position + _LENGTH.size + length
             if end > available:
                 break
@@ -86,7 +87,7 @@ def welcome(key: bytes, server_nonce: bytes, client_nonce: bytes) -> bytes:
 
 def _parse(payload: bytes) -> list[Any]:
     try:
-        fields = msgpack.unpackb(payload)
+        fields = msgpack.unpackb(payload, max_array_len=FRAME_FIELDS_MAX, max_map_len=0, max_ext_len=0)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise FrameError(f"a frame is not msgpack: {error}") from error
     if not isinstance(fields, list) or not fields or not isinstance(fields[0], int):

@@ -3,7 +3,6 @@
 A body is opaque to the door: it forwards a command to the worker and the answer back without reading either.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -11,9 +10,18 @@ import msgpack
 from actors.answers import Answer, RateState, Refused
 from actors.profile import Profile
 from actors.refusals import Refusal, RefusalCode
-from cells.api.limits import COMMAND_ID_BYTES_MAX
+from actors.values import dataclass
+from cells.api.limits import (
+    COMMAND_ID_BYTES_MAX,
+    PARTNER_AUTHORIZATION_VALIDITY_MS_MAX,
+    PARTNER_IN_FLIGHT_MAX,
+    PARTNER_RATE_BURST_MAX,
+    PARTNER_RATE_PER_SECOND_MAX,
+    PROFILE_TEXT_CHARACTERS_MAX,
+)
 
 __all__ = [
+    "NOTIFICATIONS",
     "NOT_MINE",
     "READS",
     "WRITES",
@@ -51,10 +59,14 @@ class Method:
     CAPTURE_PAYMENT = "capture_payment"  # {payment_id, amount | None}
     VOID_PAYMENT = "void_payment"  # {payment_id}
     REFUND_PAYMENT = "refund_payment"  # {payment_id, amount | None, reason | None}
+    CONFIRM_PAYMENT = "confirm_payment"  # {payment_id}
     RESOLVE_OPERATION = "resolve_operation"  # {operation_id, outcome: succeeded | failed, operator, note}
     # Rows of a settlement file: [key, original_key | None, kind, reference, currency, gross, fee], at most
     # actors.limits.SETTLEMENT_ROWS_MAX.
     RECONCILE_OPERATIONS = "reconcile_operations"  # {file, settled_on, operator, fees: {...}, rows: [...]}
+    # An acquirer's notifications: no partner's request becomes one of these (NOTIFICATIONS below).
+    NOTIFY_RESULT = "notify_result"  # {notification_id, operation_id, original_id | None, result, ...}
+    NOTIFY_DISPUTE = "notify_dispute"  # {notification_id, operation_id, original_id | None, dispute_id, ...}
     # These only read.
     GET_PAYMENT = "get_payment"  # {payment_id}
     LIST_PAYMENTS = "list_payments"  # {limit, starting_after, status, reference, created_from_ms, created_before_ms}
@@ -81,10 +93,14 @@ WRITES = frozenset(
         Method.CAPTURE_PAYMENT,
         Method.VOID_PAYMENT,
         Method.REFUND_PAYMENT,
+        Method.CONFIRM_PAYMENT,
         Method.RESOLVE_OPERATION,
         Method.RECONCILE_OPERATIONS,
+        Method.NOTIFY_RESULT,
+        Method.NOTIFY_DISPUTE,
     }
 )
+NOTIFICATIONS = frozenset({Method.NOTIFY_RESULT, Method.NOTIFY_DISPUTE})
 READS = frozenset(
     {
         Method.GET_PAYMENT,
@@ -190,6 +206,18 @@ def decode_answer(body: bytes) -> Answer | Refused:
 
 
 _PROFILE_TYPES = {name: field.type for name, field in Profile.__dataclass_fields__.items()}
+# What a profile may say. Numbers out of these would make rules fail on every command (a rate of 0 divides by it).
+_PROFILE_WORDS = {
+    "status": frozenset({"active", "suspended"}),
+    "mode": frozenset({"test", "live"}),
+    "isolation": frozenset({"dedicated"}),
+}
+_PROFILE_NUMBERS_MAX = {
+    "rate_per_second": PARTNER_RATE_PER_SECOND_MAX,
+    "rate_burst": PARTNER_RATE_BURST_MAX,
+    "in_flight_max": PARTNER_IN_FLIGHT_MAX,
+    "authorization_validity_ms": PARTNER_AUTHORIZATION_VALIDITY_MS_MAX,
+}
 
 
 def encode_profile(profile: Profile) -> dict[str, Any]:
@@ -204,10 +232,23 @@ def decode_profile(fields: Any) -> Profile:
     try:
         for name, kind in _PROFILE_TYPES.items():
             if name in fields:
-                _require(fields[name], kind)
+                _require_exactly(name, fields[name], kind)
         return Profile(**{name: fields[name] for name in _PROFILE_TYPES if name in fields})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise MessageError(f"a profile can't be read: {error}") from error
+
+
+def _require_exactly(name: str, value: Any, kind: Any) -> None:
+    if type(value) is not kind:  # True is an int to isinstance
+        raise TypeError(f"{name}: {value!r:.80} is no {kind}")
+    if name in _PROFILE_WORDS and value not in _PROFILE_WORDS[name]:
+        raise ValueError(f"{name}: {value!r:.80} is not known")
+    if name in _PROFILE_NUMBERS_MAX and not 1 <= value <= _PROFILE_NUMBERS_MAX[name]:
+        raise ValueError(f"{name}: {value} is not from 1 to {_PROFILE_NUMBERS_MAX[name]}")
+    if name == "version" and not 0 <= value < 1 << 63:
+        raise ValueError(f"version: {value} is not from 0 to 2**63 - 1")
+    if kind is str and len(value) > PROFILE_TEXT_CHARACTERS_MAX:
+        raise ValueError(f"{name}: more than {PROFILE_TEXT_CHARACTERS_MAX} characters")
 
 
 def _require(value: object, kind: Any) -> None:

@@ -10,11 +10,11 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
 
-INTERVAL_MS: Final = 200
+INTERVAL_MS: Final = 500
 
 
 class Saturation:
-    """Looks at this process five times a second; costs some tens of microseconds each time."""
+    """Looks at this process twice a second; costs some tens of microseconds each time."""
 
     def __init__(
         self, part: str, registry: CollectorRegistry, turned: Callable[[float], None] = lambda _: None

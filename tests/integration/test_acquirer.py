@@ -14,7 +14,8 @@ import pytest
 
 from actors.acquirer import Approved, Declined, Instruction, NeverPerformed
 from actors.errors import AcquirerUnknownError
-from cells.http_acquirer import HttpAcquirer, acquirer_session
+from cells.http_acquirer import HttpAcquirer
+from cells.http_client import HttpClient
 from tests.acquirer_process import AcquirerProcess, start_acquirer
 
 PATIENCE_MS = 10_000
@@ -30,18 +31,25 @@ def acquirer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AcquirerProce
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with acquirer_session() as opened:
+    async with aiohttp.ClientSession() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[HttpClient]:
+    async with HttpClient() as opened:
         yield opened
 
 
 class Bank:
     """One partner at one acquirer, with what tests want to know of the record."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, client: HttpClient, url: str) -> None:
         self.session = session
+        self.client = client
         self.url = url
         self.partner = f"partner_{next(_numbers)}"
-        self.port = HttpAcquirer(session, url, self.partner)
+        self.port = HttpAcquirer(client, url, self.partner)
 
     def operation(
         self, token: str = "tok_approve", kind: str = "purchase", amount: int = 1_000, original: str | None = None
@@ -88,8 +96,8 @@ class Bank:
 
 
 @pytest.fixture
-def bank(session: aiohttp.ClientSession, acquirer: AcquirerProcess) -> Bank:
-    return Bank(session, acquirer.url)
+def bank(session: aiohttp.ClientSession, client: HttpClient, acquirer: AcquirerProcess) -> Bank:
+    return Bank(session, client, acquirer.url)
 
 
 # Tokens.
@@ -354,7 +362,7 @@ async def test_a_key_can_be_closed_without_a_body(bank: Bank) -> None:
 
 
 async def test_a_hang_holds_for_its_partner_only_and_performs_nothing(bank: Bank, acquirer: AcquirerProcess) -> None:
-    other = Bank(bank.session, acquirer.url)
+    other = Bank(bank.session, bank.client, acquirer.url)
     operation = bank.operation()
     closing = bank.operation()
     await bank.set_fault("hang")
@@ -454,10 +462,12 @@ def test_a_second_process_on_the_record_does_not_start(acquirer: AcquirerProcess
         start_acquirer(acquirer.record_file.parent)
 
 
-async def test_sigterm_ends_it_at_once_whatever_hangs(tmp_path: Path, session: aiohttp.ClientSession) -> None:
+async def test_sigterm_ends_it_at_once_whatever_hangs(
+    tmp_path: Path, session: aiohttp.ClientSession, client: HttpClient
+) -> None:
     with start_acquirer(tmp_path) as process:
-        bank = Bank(session, process.url)
-        hanging = Bank(session, process.url)
+        bank = Bank(session, client, process.url)
+        hanging = Bank(session, client, process.url)
         await hanging.set_fault("hang")
         answered = bank.operation()
         await bank.perform(answered)
@@ -480,10 +490,10 @@ async def test_sigterm_ends_it_at_once_whatever_hangs(tmp_path: Path, session: a
 
 
 async def test_a_stopped_process_is_a_timeout_and_charges_once_when_it_goes_on(
-    tmp_path: Path, session: aiohttp.ClientSession
+    tmp_path: Path, session: aiohttp.ClientSession, client: HttpClient
 ) -> None:
     with start_acquirer(tmp_path) as process:
-        bank = Bank(session, process.url)
+        bank = Bank(session, client, process.url)
         await bank.perform(bank.operation())
         operation = bank.operation()
         process.pause()
@@ -499,7 +509,7 @@ async def test_a_stopped_process_is_a_timeout_and_charges_once_when_it_goes_on(
 
 
 async def test_sigkill_under_load_forgets_nothing_that_was_answered(
-    tmp_path: Path, session: aiohttp.ClientSession
+    tmp_path: Path, session: aiohttp.ClientSession, client: HttpClient
 ) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - shown with a failure
@@ -510,7 +520,7 @@ async def test_sigkill_under_load_forgets_nothing_that_was_answered(
     for _ in range(3):
         with start_acquirer(tmp_path, port) as process:
             port = process.port
-            bank = Bank(session, process.url)
+            bank = Bank(session, client, process.url)
             enough = asyncio.Event()
             answers_wanted = len(answered) + choice.randrange(50, 400)
             load = [asyncio.ensure_future(_pay(bank, asked, answered, answers_wanted, enough)) for _ in range(16)]
@@ -519,11 +529,11 @@ async def test_sigkill_under_load_forgets_nothing_that_was_answered(
             await asyncio.gather(*load)
 
     with start_acquirer(tmp_path, port) as process:
-        bank = Bank(session, process.url)
+        bank = Bank(session, client, process.url)
         entries = await _whole_record(bank)
         assert len(answered) < len(asked) <= len(entries) + 16 * 3
         for operation in asked:
-            port_of_partner = HttpAcquirer(session, process.url, operation.partner_id)
+            port_of_partner = HttpAcquirer(client, process.url, operation.partner_id)
             if operation.key in answered:
                 assert entries[operation.key]["charged"] is True
                 assert await port_of_partner.close_key(operation, PATIENCE_MS) == answered[operation.key]

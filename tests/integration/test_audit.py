@@ -30,7 +30,8 @@ from actors.fees import FeeSchedule
 from actors.partner import PartnerActor
 from actors.profile import Profile
 from actors.store import Clear, Mutation, Put, Range
-from cells.http_acquirer import HttpAcquirer, acquirer_session
+from cells.http_acquirer import HttpAcquirer
+from cells.http_client import HttpClient
 from cells.sqlite_store import SqliteStore
 from tests.acquirer_process import AcquirerProcess, start_acquirer
 from tests.cell_process import free_port
@@ -66,12 +67,12 @@ async def make_books(folder: Path, url: str) -> None:
     ]
     async with changing(folder / "cell.sqlite", create=True) as store:
         await store.commit((), rows)
-    async with acquirer_session() as session:
+    async with HttpClient() as client:
         for name in PARTNERS:
             path = folder / "partners" / f"{name}.sqlite"
             await SqliteStore.create(path)
             actor = PartnerActor(
-                Profile(name, 1, rate_burst=1_000), await SqliteStore.open(path), HttpAcquirer(session, url, name)
+                Profile(name, 1, rate_burst=1_000), await SqliteStore.open(path), HttpAcquirer(client, url, name)
             )
             await actor.start(1)
             await make_payments(actor, name)
@@ -252,7 +253,7 @@ async def test_what_was_tampered_with_is_found_and_named(
 
 async def settle(folder: Path, name: str, acquirer: AcquirerProcess, *, gross_less: int = 0) -> dict[str, Any]:
     """Post what the acquirer's record says of one partner, as a settlement file would have it."""
-    async with acquirer_session() as session:
+    async with aiohttp.ClientSession() as session:
         async with session.get(f"{acquirer.url}/operations", params={"partner": name}) as response:
             record = (await response.json())["operations"]
         fees = FeeSchedule()
@@ -397,11 +398,11 @@ async def test_a_book_that_is_written_to_meanwhile_agrees(
     paid: list[int] = []
     with start_acquirer(tmp_path / "other") as other:
         await copy_record(acquirer, other)
-        session = acquirer_session()
+        client = HttpClient()
         actor = PartnerActor(
             Profile("alpha", 1, rate_per_second=5_000, rate_burst=5_000, in_flight_max=5_000),
             await SqliteStore.open(path),
-            HttpAcquirer(session, other.url, "alpha"),
+            HttpAcquirer(client, other.url, "alpha"),
         )
         await actor.start(1)
 
@@ -418,7 +419,7 @@ async def test_a_book_that_is_written_to_meanwhile_agrees(
             paying.cancel()
             await asyncio.gather(paying, return_exceptions=True)
             await actor.stop()
-            await session.close()
+            await client.aclose()
     assert code == 0, printed
     assert paying.cancelled()
     assert len(paid) > 10

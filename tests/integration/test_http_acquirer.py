@@ -3,17 +3,23 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from actors.acquirer import Approved, Instruction
 from actors.errors import AcquirerUnknownError
 from cells.api import limits
-from cells.http_acquirer import HttpAcquirer, acquirer_session
+from cells.http_acquirer import HttpAcquirer
+from cells.http_client import HttpClient
 
 PATIENCE_MS = 5_000
 SHORT_MS = 200
@@ -70,8 +76,8 @@ async def serving(behaviour: Behaviour) -> AsyncIterator[tuple[RawServer, HttpAc
     raw = RawServer(behaviour)
     server = await asyncio.start_server(raw.accept, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    async with acquirer_session() as session:
-        yield raw, HttpAcquirer(session, f"http://{host}:{port}", "p")
+    async with HttpClient() as client:
+        yield raw, HttpAcquirer(client, f"http://{host}:{port}", "p")
     server.close()
     await raw.aclose()
     await server.wait_closed()
@@ -171,9 +177,9 @@ async def test_whatever_is_no_outcome_is_unknown(behaviour: Behaviour, kind: str
 async def test_no_one_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
-    async with acquirer_session() as session:
+    async with HttpClient() as client:
         with pytest.raises(AcquirerUnknownError) as caught:
-            await HttpAcquirer(session, f"http://127.0.0.1:{port}", "p").perform(OPERATION, PATIENCE_MS)
+            await HttpAcquirer(client, f"http://127.0.0.1:{port}", "p").perform(OPERATION, PATIENCE_MS)
 
     assert caught.value.kind == "refused"
 
@@ -212,21 +218,110 @@ async def test_a_connection_that_went_stale_is_not_a_silent_second_send() -> Non
 
 
 async def test_a_partners_connection_carries_its_operations_only() -> None:
-    async with acquirer_session() as session:
+    async with HttpClient() as client:
         with pytest.raises(AssertionError):
-            await HttpAcquirer(session, "http://127.0.0.1:1", "someone_else").perform(OPERATION, PATIENCE_MS)
+            await HttpAcquirer(client, "http://127.0.0.1:1", "someone_else").perform(OPERATION, PATIENCE_MS)
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:80", "ftp://127.0.0.1", "http://"])
 async def test_an_address_must_be_one(address: str) -> None:
-    async with acquirer_session() as session:
+    async with HttpClient() as client:
         with pytest.raises(ValueError, match=r"acquirer|URL|host"):
-            HttpAcquirer(session, address, "p")
+            HttpAcquirer(client, address, "p")
 
 
-async def test_aclose_leaves_the_session_to_the_others() -> None:
-    async with serving(sends(answers(APPROVED))) as (_, acquirer):
+async def test_aclose_leaves_the_client_to_the_others() -> None:
+    async with serving(sends(answers(APPROVED))) as (raw, acquirer):
+        await acquirer.perform(OPERATION, PATIENCE_MS)
         await acquirer.aclose()
         await acquirer.aclose()
-        assert isinstance(acquirer._session, aiohttp.ClientSession)
-        assert not acquirer._session.closed
+        await acquirer.perform(OPERATION, PATIENCE_MS)
+        assert raw.connections == 1
+
+
+async def test_an_interim_answer_is_not_the_answer() -> None:
+    async with serving(sends(b"HTTP/1.1 100 Continue\r\n\r\n", answers(APPROVED))) as (raw, acquirer):
+        assert [await acquirer.perform(OPERATION, PATIENCE_MS) for _ in range(2)] == [Approved("r")] * 2
+        assert raw.connections == 1
+
+
+async def test_a_connection_that_is_to_close_is_not_used_again() -> None:
+    closing = answers(APPROVED).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    async with serving(sends(closing)) as (raw, acquirer):
+        assert [await acquirer.perform(OPERATION, PATIENCE_MS) for _ in range(2)] == [Approved("r")] * 2
+        assert raw.connections == 2
+
+
+async def test_what_nobody_asked_for_ends_its_connection() -> None:
+    """A second answer behind the first must never be taken for the answer to the next operation."""
+    async with serving(sends(answers(APPROVED), answers(APPROVED.replace(b'"r"', b'"s"')))) as (raw, acquirer):
+        assert await acquirer.perform(OPERATION, PATIENCE_MS) == Approved("r")
+        await asyncio.sleep(0.05)
+        with contextlib.suppress(AcquirerUnknownError):
+            assert await acquirer.perform(OPERATION, PATIENCE_MS) == Approved("r")
+        assert raw.connections == 2
+
+
+async def test_calls_at_once_have_a_connection_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ACQUIRER_CONNECTIONS_MAX", 3)
+    waiting, all_there = 0, asyncio.Event()
+
+    async def answers_when_all_are_there(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal waiting
+        waiting += 1
+        if waiting >= 3:
+            all_there.set()
+        await all_there.wait()
+        writer.write(answers(APPROVED))
+
+    async with serving(answers_when_all_are_there) as (raw, acquirer):
+        outcomes = await asyncio.gather(*(acquirer.perform(OPERATION, PATIENCE_MS) for _ in range(10)))
+        assert outcomes == [Approved("r")] * 10
+        assert raw.connections == 3
+
+
+async def test_an_acquirer_behind_tls_must_prove_who_it_is(tmp_path: Path) -> None:
+    """A certificate that nobody vouches for is refused before anything is sent."""
+    certificate, key = self_signed(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    raw = RawServer(sends(answers(APPROVED)))
+    server = await asyncio.start_server(raw.accept, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    async with HttpClient() as client:
+        acquirer = HttpAcquirer(client, f"https://localhost:{port}", "p")
+        with pytest.raises(AcquirerUnknownError) as caught:
+            await acquirer.perform(OPERATION, PATIENCE_MS)
+        assert caught.value.kind == "refused"
+        client._tls = ssl.create_default_context(cafile=str(certificate))  # as if the authorities vouched for it
+        assert await acquirer.perform(OPERATION, PATIENCE_MS) == Approved("r")
+    server.close()
+    await raw.aclose()
+    await server.wait_closed()
+    assert len(raw.requests) == 1
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for localhost."""
+    private_key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private_key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private_key, hashes.SHA256())
+    )
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        private_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return folder / "certificate.pem", folder / "key.pem"

@@ -112,6 +112,7 @@ class Installation:
         self.published = folder / "directory" / "directory.json"
         self.log_file = folder / "router.log"
         self.process: asyncio.subprocess.Process | None = None
+        self.environment: dict[str, str] = {}
 
     @property
     def door(self) -> ScriptedDoor:
@@ -166,7 +167,13 @@ class Installation:
         }
         (self.folder / "router.json").write_text(json.dumps(config))
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "router", "--config", str(self.folder / "router.json"), cwd=ROOT
+            sys.executable,
+            "-m",
+            "router",
+            "--config",
+            str(self.folder / "router.json"),
+            cwd=ROOT,
+            env={**os.environ, **self.environment},
         )
         async with asyncio.timeout(30), self.client() as client:
             while True:

@@ -29,7 +29,7 @@ class Acquirer:
         self.now_ms = START_MS + 1_000
         self.record = Record(folder / "record.db", lambda: self.now_ms)
         self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(make_app(self.record, Waits())), base_url="http://acquirer"
+            transport=httpx.ASGITransport(make_app(self.record, Waits(), "http://acquirer")), base_url="http://acquirer"
         )
         self._numbers = itertools.count(1)
 

@@ -81,6 +81,9 @@ def test_every_decline_says_whether_a_retry_makes_sense() -> None:
     assert {code for code, retryable in RETRYABLE_BY_DECLINE.items() if retryable} == {
         "insufficient_funds",
         "processing_error",
+        "authentication_failed",
+        "challenge_expired",
+        "charge_disputed",
     }
 
 

@@ -17,18 +17,21 @@ from actors.answers import Answer, Refused
 from actors.commands import (
     CapturePayment,
     Command,
+    ConfirmPayment,
     CreatePayment,
+    DisputeNotification,
     Envelope,
     ReconcileOperations,
     RefundPayment,
     ResolveOperation,
+    ResultNotification,
     VoidPayment,
 )
 from actors.events import OperationReconciled, apply
 from actors.ledger import Account, Balances
 from actors.mailbox import Result
 from actors.partner import PartnerActor
-from actors.payment import OperationKind, OperationState, Payment, PaymentStatus
+from actors.payment import OPEN_STATES, DisputeStatus, OperationKind, OperationState, Payment, PaymentStatus
 from actors.profile import Profile
 from actors.records import JournalEntry
 from actors.refusals import RefusalCode
@@ -45,8 +48,13 @@ METHODS: dict[type[Any], str] = {
     RefundPayment: "refund_payment",
     ResolveOperation: "resolve_operation",
     ReconcileOperations: "reconcile_operations",
+    ConfirmPayment: "confirm_payment",
+    ResultNotification: "notify_result",
+    DisputeNotification: "notify_dispute",
 }
-DEBIT_ACCOUNTS = frozenset({Account.ACQUIRER_HOLDS, Account.ACQUIRER_RECEIVABLE, Account.ACQUIRER_FEES})
+DEBIT_ACCOUNTS = frozenset(
+    {Account.ACQUIRER_HOLDS, Account.ACQUIRER_RECEIVABLE, Account.ACQUIRER_FEES, Account.DISPUTES_WITHDRAWN}
+)
 # Of either side: a file may pay less than is owed, or take back more than it ever paid.
 SETTLEMENT_ACCOUNTS = frozenset({Account.CASH_AT_BANK, Account.SETTLEMENT_DIFFERENCES})
 CREDIT_ACCOUNTS = frozenset(Account) - DEBIT_ACCOUNTS - SETTLEMENT_ACCOUNTS
@@ -252,10 +260,11 @@ def check_books(books: Books) -> None:
     assert [entry.at_ms for entry in books.entries] == sorted(entry.at_ms for entry in books.entries)
     assert [entry.epoch for entry in books.entries] == sorted(entry.epoch for entry in books.entries)
     assert standing.balances == books.balances
-    check_signs(books.balances)
+    check_signs(books.balances, crossing=bool(overdrawn(books)))
+    check_disputes(books)
     stored = {str(key[1]): codec.decode_payment(value) for key, value in books.under("payment").items()}
     assert stored == books.payments
-    opened = {operation_id for operation_id, (_, state) in books.operations.items() if state in ("pending", "unknown")}
+    opened = {operation_id for operation_id, (_, state) in books.operations.items() if state in OPEN_STATES}
     assert {key[1] for key in books.under("open")} == opened
     for row in books.under("open").values():
         asked = codec.decode_open(row)
@@ -306,16 +315,40 @@ def check_payment(payment: Payment) -> None:
     assert 0 <= payment.amount_captured <= payment.amount_authorized <= payment.amount
     assert 0 <= payment.amount_refunded <= payment.amount_captured
     assert 0 <= payment.amount_capturable <= payment.amount_authorized - payment.amount_captured
-    assert 0 <= payment.amount_refundable <= payment.amount_captured - payment.amount_refunded
+    assert 0 <= payment.amount_refundable <= payment.amount_unreturned
+    assert payment.amount_unreturned <= payment.amount_captured - payment.amount_refunded
+    assert 0 <= payment.amount_disputed <= payment.amount_captured
     assert 0 <= payment.amount_expired <= payment.amount_authorized
 
 
-def check_signs(balances: Balances) -> None:
-    """Hold balances against their accounts' sides, and against a sum of zero per currency."""
+def overdrawn(books: Books) -> list[Payment]:
+    """Give the payments that cost the partner more than they brought: refunded, and then disputed as well."""
+    return [p for p in books.payments.values() if p.amount_unreturned < p.amount_disputed]
+
+
+def check_disputes(books: Books) -> None:
+    """Hold the disputes' accounts against the disputes that are open."""
+    held: dict[str, int] = {}
+    for payment in books.payments.values():
+        for dispute in payment.disputes:
+            amount = dispute.amount if dispute.status is DisputeStatus.OPEN else 0
+            held[payment.currency] = held.get(payment.currency, 0) + amount
+    for currency, amount in held.items():
+        assert books.balances.get((currency, Account.DISPUTES_HELD), 0) == -amount
+        assert books.balances.get((currency, Account.DISPUTES_WITHDRAWN), 0) == amount
+
+
+def check_signs(balances: Balances, *, crossing: bool = False) -> None:
+    """Hold balances against their accounts' sides, and against a sum of zero per currency.
+
+    `crossing`: somebody's money was disputed that was given back already, so a partner may owe us.
+    """
     # What was settled is owed no more; a refund after that makes the acquirer's debt ours.
     settled = any(account == Account.CASH_AT_BANK for _, account in balances)
     for (currency, account), amount in balances.items():
         if account in SETTLEMENT_ACCOUNTS or (settled and account == Account.ACQUIRER_RECEIVABLE):
+            continue
+        if crossing and account in (Account.PARTNER_PAYABLE, Account.ACQUIRER_RECEIVABLE):
             continue
         credit = Account(account) in CREDIT_ACCOUNTS
         assert amount <= 0 if credit else amount >= 0, f"{currency} {account} is {amount}"
@@ -329,7 +362,7 @@ def check_record(books: Books, record: AcquirerRecord) -> None:
     for payment in books.payments.values():
         for operation in payment.operations:
             outcome = record.outcomes.get(operation.id)
-            if operation.is_open or operation.resolved_by is not None:
+            if not operation.is_final or operation.resolved_by is not None:
                 continue
             if operation.state is OperationState.SUCCEEDED:
                 assert isinstance(outcome, Approved)

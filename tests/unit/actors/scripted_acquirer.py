@@ -10,18 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from actors.acquirer import Approved, Declined, Instruction, NeverPerformed
+from actors.acquirer import Accepted, Approved, Challenged, Declined, Instruction, NeverPerformed
 from actors.errors import AcquirerUnknownError
 
 _Outcome = TypeVar("_Outcome")
 CLOSED = Declined("operation_closed", retryable=True)
+Final = Approved | Declined | NeverPerformed
+Word = Approved | Declined | Challenged | Accepted
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """What one call meets. `outcome`: what the operation becomes, if it is performed now for the first time."""
 
-    outcome: Approved | Declined | None = None
+    outcome: Word | None = None
     arrives: bool = True
     lost: str | None = None  # no answer: the kind of AcquirerUnknownError
     delay_ms: int = 0
@@ -44,29 +46,62 @@ def decline(code: str = "insufficient_funds", *, retryable: bool = True) -> Step
     return Step(Declined(code, retryable))
 
 
+def challenge(expires_ms: int) -> Step:
+    """Ask for the customer."""
+    return Step(Challenged("https://bank.example/challenges/1", expires_ms))
+
+
+ACCEPT = Step(Accepted())
+
+
 @dataclass(slots=True)
 class AcquirerRecord:
     """The acquirer's own books: by key what was asked, what became of it, and how often money moved."""
 
     instructions: dict[str, Instruction] = field(default_factory=dict)
-    outcomes: dict[str, Approved | Declined | NeverPerformed] = field(default_factory=dict)
+    outcomes: dict[str, Final] = field(default_factory=dict)
+    waiting: dict[str, Challenged | Accepted] = field(default_factory=dict)  # not decided yet
     charges: Counter[str] = field(default_factory=Counter)
 
-    def perform(self, instruction: Instruction, wanted: Approved | Declined | None) -> Approved | Declined:
-        """Perform the operation, or give what it became."""
+    def perform(self, instruction: Instruction, wanted: Word | None) -> Word:
+        """Perform the operation, or give what it became, or what it waits for."""
+        self._check_same(instruction)
+        key = instruction.key
+        if key in self.outcomes or not isinstance(wanted, Challenged | Accepted):
+            # Asking again does not stand in for the customer; what the acquirer decides by itself may be decided now.
+            challenge = self.waiting.get(key)
+            return challenge if isinstance(challenge, Challenged) else self.decide(key, wanted)
+        return self.waiting.setdefault(key, wanted)
+
+    def confirm(self, instruction: Instruction, wanted: Word | None) -> Word:
+        """Go on with what waits for its customer, or give what it became."""
+        self._check_same(instruction)
+        key = instruction.key
+        assert key in self.waiting or key in self.outcomes, f"{key} is confirmed and was never challenged"
+        if isinstance(wanted, Challenged | Accepted) and key not in self.outcomes:
+            self.waiting[key] = wanted
+            return wanted
+        return self.decide(key, wanted)
+
+    def decide(self, key: str, wanted: Word | None = None) -> Approved | Declined:
+        """Decide an operation, once for ever."""
+        if key not in self.outcomes:
+            outcome = wanted if isinstance(wanted, Approved | Declined) else Approved(f"ref-{len(self.outcomes) + 1}")
+            self.outcomes[key] = outcome
+            self.waiting.pop(key, None)
+            if isinstance(outcome, Approved):
+                self.charges[key] += 1
+        outcome_known = self.outcomes[key]
+        return CLOSED if isinstance(outcome_known, NeverPerformed) else outcome_known
+
+    def _check_same(self, instruction: Instruction) -> None:
         known = self.instructions.setdefault(instruction.key, instruction)
         assert known == instruction, f"{instruction.key} is asked for in two ways: {known}, {instruction}"
-        if instruction.key not in self.outcomes:
-            outcome = wanted or Approved(f"ref-{len(self.outcomes) + 1}")
-            self.outcomes[instruction.key] = outcome
-            if isinstance(outcome, Approved):
-                self.charges[instruction.key] += 1
-        outcome_known = self.outcomes[instruction.key]
-        return CLOSED if isinstance(outcome_known, NeverPerformed) else outcome_known
 
     def close(self, instruction: Instruction) -> Approved | Declined | NeverPerformed:
         """Make sure that the key performs nothing from now on, or give what it became."""
         self.instructions.setdefault(instruction.key, instruction)
+        self.waiting.pop(instruction.key, None)
         return self.outcomes.setdefault(instruction.key, NeverPerformed())
 
 
@@ -78,7 +113,7 @@ class ScriptedAcquirer:
     ) -> None:
         self.record = record or AcquirerRecord()
         self.otherwise = otherwise
-        self.calls: list[tuple[str, str]] = []  # "perform" | "close", key
+        self.calls: list[tuple[str, str]] = []  # "perform" | "confirm" | "close", key
         self.in_flight = 0
         self.in_flight_max = 0
         self.closed = 0
@@ -88,7 +123,11 @@ class ScriptedAcquirer:
         """Say what the next calls meet."""
         self._steps.extend(steps)
 
-    async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined:
+    async def confirm(self, instruction: Instruction, timeout_ms: int) -> Word:
+        step = self._next("confirm", instruction)
+        return await self._call(step, timeout_ms, lambda: self.record.confirm(instruction, step.outcome))
+
+    async def perform(self, instruction: Instruction, timeout_ms: int) -> Word:
         step = self._next("perform", instruction)
         return await self._call(step, timeout_ms, lambda: self.record.perform(instruction, step.outcome))
 

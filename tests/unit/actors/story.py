@@ -3,17 +3,29 @@
 from typing import Self
 
 from actors import ledger, limits, rules
-from actors.acquirer import Approved, Declined, NeverPerformed
-from actors.commands import CapturePayment, Command, CreatePayment, RefundPayment, ResolveOperation, VoidPayment
+from actors.acquirer import Accepted, Approved, Challenged, Declined, NeverPerformed, Word
+from actors.commands import (
+    CapturePayment,
+    Command,
+    ConfirmPayment,
+    CreatePayment,
+    DisputeNotification,
+    RefundPayment,
+    ResolveOperation,
+    ResultNotification,
+    VoidPayment,
+)
 from actors.events import Event, apply
 from actors.ledger import Balances
-from actors.payment import Payment
+from actors.payment import DisputeStatus, Payment
 from actors.profile import Profile
 from actors.refusals import Refusal
 from actors.rules import Ids, Standing
 
 NOW_MS = 1_790_000_000_000
 DAY_MS = 24 * 3_600_000
+CHALLENGE_URL = "https://bank.example/challenges/1"
+CHALLENGE_MS = 900_000
 PROFILE = Profile("partner_1", 1, rate_per_second=10_000, rate_burst=100_000, in_flight_max=10_000)
 
 
@@ -55,6 +67,58 @@ class Story:
     def refund(self, amount: int | None = None) -> Self:
         return self._do(RefundPayment("pay_1", amount))
 
+    def challenge(self, after_ms: int = CHALLENGE_MS, *, confirmations: int = 0) -> Self:
+        word = Challenged(CHALLENGE_URL, self.now_ms + after_ms)
+        return self.happen(
+            *rules.settle(self.profile, self.payment, "op_1", word, self.now_ms, confirmations=confirmations)
+        )
+
+    def confirm(self) -> Self:
+        return self._do(ConfirmPayment("pay_1"))
+
+    def accept(self) -> Self:
+        return self._settle(None, Accepted())
+
+    def notify(self, outcome: Approved | Declined, operation_id: str | None = None) -> Self:
+        return self._do(ResultNotification("msg_1", "pay_1", operation_id or self.last, outcome))
+
+    def dispute(
+        self,
+        status: str = "open",
+        operation_id: str | None = None,
+        *,
+        amount: int | None = None,
+        dispute_id: str = "dp_1",
+        currency: str = "EUR",
+    ) -> Self:
+        """Let the acquirer tell of a dispute."""
+        return self._do(self.told_dispute(status, operation_id, amount, dispute_id, currency))
+
+    def told_dispute(
+        self,
+        status: str = "open",
+        operation_id: str | None = None,
+        amount: int | None = None,
+        dispute_id: str = "dp_1",
+        currency: str = "EUR",
+    ) -> DisputeNotification:
+        """Give what the acquirer tells of a dispute."""
+        named = operation_id or self.last
+        of = self.payment.find(named)
+        assert amount is not None or of is not None
+        return DisputeNotification(
+            "msg_1",
+            "pay_1",
+            named,
+            dispute_id,
+            amount if amount is not None or of is None else of.amount,
+            currency,
+            "fraudulent",
+            DisputeStatus(status),
+            self.now_ms - 5,
+            None if status == "open" else self.now_ms - 1,
+        )
+
     def resolve(self, *, succeeded: bool) -> Self:
         """Let a person decide, as early as a person may."""
         self.later(limits.ACQUIRER_KEY_RETENTION_MS)
@@ -95,7 +159,7 @@ class Story:
         self.commands += 1
         return self.happen(*events)
 
-    def _settle(self, operation_id: str | None, outcome: Approved | Declined | NeverPerformed) -> Self:
+    def _settle(self, operation_id: str | None, outcome: Word) -> Self:
         events = rules.settle(self.profile, self.payment, operation_id or self.last, outcome, self.now_ms)
         assert events, "settled already"
         return self.happen(*events)

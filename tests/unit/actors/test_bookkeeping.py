@@ -6,10 +6,21 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from actors import ledger
-from actors.bookkeeping import AcquirerRecord, Books, compare_acquirer, compare_reconciled, compare_records
+from actors.bookkeeping import (
+    AcquirerDispute,
+    AcquirerRecord,
+    Books,
+    compare_acquirer,
+    compare_disputes,
+    compare_reconciled,
+    compare_records,
+)
 from actors.events import (
+    DisputeClosed,
+    DisputeOpened,
     Event,
     OperationApproved,
+    OperationChallenged,
     OperationDeclined,
     OperationIntended,
     OperationLost,
@@ -380,3 +391,43 @@ def test_what_a_person_resolved_is_the_person_s_word(story: Story) -> None:
     story.add(OperationApproved("pay_old", "op_old", 2_000, "resolved_by_operator", None, "anna"))
     story.statuses["pay_old"] = {"captured"}
     assert story.differences() == []
+
+
+def test_what_waits_for_its_customer_is_no_open_operation(story: Story) -> None:
+    story.add(OperationChallenged(OPEN, "op_2", 1_600, "https://b/c", 9_000))
+    assert story.differences(), "the open operation is still among the rows"
+    del story.opens["op_2"]
+    story.standing = replace(story.standing, open_operations=0)
+    story.statuses[OPEN] = {"requires_action"}
+    assert story.differences() == []
+
+
+THEIRS = AcquirerDispute("op_1", 700, "EUR", "open")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "won", "agrees"),
+    [
+        (THEIRS, None, True),
+        (replace(THEIRS, status="lost"), None, True),  # its news is on the way
+        (replace(THEIRS, status="won"), True, True),
+        (replace(THEIRS, status="lost"), False, True),
+        (replace(THEIRS, status="lost"), True, False),
+        (THEIRS, True, False),
+        (replace(THEIRS, amount=701), None, False),
+        (replace(THEIRS, key="op_2"), None, False),
+        (replace(THEIRS, currency="USD"), None, False),
+        (None, None, False),
+    ],
+)
+def test_disputes_are_held_against_the_acquirer_s(
+    story: Story, theirs: AcquirerDispute | None, won: bool | None, agrees: bool
+) -> None:
+    story.add(DisputeOpened(CAPTURED, "op_1", 1_700, "dp_1", 700, "fraudulent", 1_650))
+    if won is not None:
+        story.add(DisputeClosed(CAPTURED, "op_1", 1_800, "dp_1", 700, won, 1_750))
+    books = Books()
+    books.take(story.entries)
+    assert books.differences == []
+    found = compare_disputes(books, {} if theirs is None else {"dp_1": theirs})
+    assert (found == []) is agrees

@@ -3,17 +3,34 @@ from typing import Any
 import pytest
 
 from actors import limits
+from actors.acquirer import Approved, Declined
 from actors.commands import (
     CapturePayment,
     CommandError,
+    ConfirmPayment,
     CreatePayment,
+    DisputeNotification,
     RefundPayment,
     ResolveOperation,
+    ResultNotification,
     VoidPayment,
     parse,
 )
+from actors.payment import DisputeStatus
 
 CREATE = {"amount": 1_000, "currency": "EUR", "payment_method": "tok_approve", "capture_method": "automatic"}
+RESULT = {"notification_id": "msg_1", "operation_id": "op_1", "original_id": None}
+APPROVED = RESULT | {"result": "approved", "reference": "ref", "expires_ms": None}
+DECLINED = RESULT | {"result": "declined", "code": "stolen_card", "retryable": False}
+DISPUTE = RESULT | {
+    "dispute_id": "dp_1",
+    "amount": 5,
+    "currency": "EUR",
+    "reason": "fraudulent",
+    "status": "open",
+    "opened_ms": 1,
+    "closed_ms": None,
+}
 RESOLVE = {"operation_id": "op_1", "outcome": "failed", "operator": "ann", "note": "called the bank"}
 
 
@@ -39,6 +56,28 @@ RESOLVE = {"operation_id": "op_1", "outcome": "failed", "operator": "ann", "note
         ("capture_payment", {"payment_id": "pay_1", "amount": 0}, CapturePayment("pay_1", 0)),
         ("void_payment", {"payment_id": "pay_1"}, VoidPayment("pay_1")),
         ("refund_payment", {"payment_id": "pay_1", "amount": 5, "reason": "late"}, RefundPayment("pay_1", 5, "late")),
+        ("confirm_payment", {"payment_id": "pay_1"}, ConfirmPayment("pay_1")),
+        ("notify_result", APPROVED, ResultNotification("msg_1", "pay_1", "op_1", Approved("ref"))),
+        (
+            "notify_result",
+            APPROVED | {"operation_id": "re_2", "original_id": "op_1", "expires_ms": 5},
+            ResultNotification("msg_1", "pay_1", "re_2", Approved("ref", 5)),
+        ),
+        (
+            "notify_result",
+            DECLINED,
+            ResultNotification("msg_1", "pay_1", "op_1", Declined("stolen_card", retryable=False)),
+        ),
+        (
+            "notify_dispute",
+            DISPUTE,
+            DisputeNotification("msg_1", "pay_1", "op_1", "dp_1", 5, "EUR", "fraudulent", DisputeStatus.OPEN, 1, None),
+        ),
+        (
+            "notify_dispute",
+            DISPUTE | {"status": "won", "closed_ms": 2},
+            DisputeNotification("msg_1", "pay_1", "op_1", "dp_1", 5, "EUR", "fraudulent", DisputeStatus.WON, 1, 2),
+        ),
         ("resolve_operation", RESOLVE, ResolveOperation("op_1", False, "ann", "called the bank")),
         (
             "resolve_operation",
@@ -57,6 +96,19 @@ def test_what_is_right_is_read(method: str, arguments: dict[str, Any], command: 
     ("method", "arguments", "about"),
     [
         ("delete_payment", {}, "no command"),
+        ("confirm_payment", {}, "payment_id"),
+        ("confirm_payment", {"payment_id": "pay_1", "amount": 1}, "amount"),
+        ("notify_result", RESULT, "result"),
+        ("notify_result", APPROVED | {"notification_id": "m" * 256}, "notification_id"),
+        ("notify_result", APPROVED | {"reference": ""}, "reference"),
+        ("notify_result", APPROVED | {"expires_ms": limits.ACQUIRER_TIME_MS_MAX}, "expires_ms"),
+        ("notify_result", APPROVED | {"code": "x"}, "code"),
+        ("notify_result", DECLINED | {"retryable": 1}, "retryable"),
+        ("notify_dispute", DISPUTE | {"amount": 0}, "amount"),
+        ("notify_dispute", DISPUTE | {"status": "warned"}, "status"),
+        ("notify_dispute", DISPUTE | {"status": "won"}, "closed"),
+        ("notify_dispute", DISPUTE | {"closed_ms": 5}, "closed"),
+        ("notify_dispute", DISPUTE | {"opened_ms": None}, "dispute"),
         ("create_payment", {}, "amount"),
         ("create_payment", CREATE | {"amount": -1}, "amount"),
         ("create_payment", CREATE | {"amount": True}, "amount"),

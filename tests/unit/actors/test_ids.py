@@ -1,5 +1,6 @@
 import re
 
+import ulid
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,14 @@ def test_a_prefix_says_what_an_id_names() -> None:
         name, _, ulid = identifier.partition("_")
         assert name == prefix
         assert ULID.fullmatch(ulid)
+
+
+@given(st.integers(0, (1 << 48) - 1))
+def test_an_id_is_written_as_the_library_writes_it(at_ms: int) -> None:
+    first, _ = created_range("pay", at_ms, None)
+    assert first == f"pay_{ulid.ULID.from_bytes(at_ms.to_bytes(6) + bytes(10))}"
+    name = IdMint().ids(at_ms).payment_id.removeprefix("pay_")
+    assert str(ulid.ULID.from_str(name)) == name
 
 
 @given(st.lists(st.integers(START_MS, START_MS + 5), min_size=2, max_size=50))

@@ -195,7 +195,7 @@ async def test_a_book_that_cannot_be_trusted_stops_its_actor() -> None:
     async with Bench() as bench:
         bench.book.inject(Fault.CORRUPT, "read")
         with pytest.raises(ActorStoppedError):
-            await bench.ask(purchase())
+            await bench.ask(CapturePayment("pay_1"))
         assert bench.stopped
         assert bench.stopped[0].startswith("store: ")
 
@@ -245,3 +245,55 @@ async def test_a_book_with_more_open_operations_than_a_page_is_resumed_whole(mon
             task.cancel()
         await asyncio.gather(*asks, return_exceptions=True)
         await bench.audit()
+
+
+@in_virtual_time
+async def test_a_new_payment_is_decided_without_a_read() -> None:
+    async with Bench() as bench:
+        await settle_down()
+        before = bench.book.reads
+        for number in range(5):
+            assert body(await bench.ask(purchase(), key=f"k{number}"))["status"] == "captured"
+        assert bench.book.reads == before
+
+
+@in_virtual_time
+async def test_a_replay_among_new_payments_gets_its_first_answer() -> None:
+    async with Bench() as bench:
+        first = await bench.ask(purchase(), key="k")
+        stop = bench.book.stop("inside")
+        asks = [bench.ask_soon(purchase())]
+        await stop.reached.wait()
+        asks += [bench.ask_soon(purchase(), key=key) for key in ("a", "k", "b")]
+        stop.resume()
+        _, one, replay, other = await asyncio.gather(*asks)
+        assert isinstance(first, Answer)
+        assert isinstance(replay, Answer)
+        assert (replay.body, replay.replayed) == (first.body, True)
+        assert body(one)["id"] != body(other)["id"]
+        assert len((await bench.audit()).payments) == 4
+
+
+@in_virtual_time
+async def test_a_replay_past_the_rate_limit_gets_its_first_answer() -> None:
+    """Refused commands meet no commit that would tell that their key is known: they are looked up before."""
+    async with Bench(rate_per_second=1, rate_burst=1) as bench:
+        first = await bench.ask(purchase(), key="k")
+        assert code(await bench.ask(purchase(), key="other")) is RefusalCode.RATE_LIMITED
+        await bench.start(2)
+        replay = await bench.ask(purchase(), key="k")
+        assert isinstance(first, Answer)
+        assert isinstance(replay, Answer)
+        assert (replay.body, replay.replayed) == (first.body, True)
+        assert code(await bench.ask(purchase(200), key="k")) is RefusalCode.IDEMPOTENCY_KEY_REUSED
+
+
+@in_virtual_time
+async def test_a_flood_of_replays_is_decided_once_each() -> None:
+    async with Bench() as bench:
+        await bench.ask(purchase(), key="k")
+        decided: list[str] = []
+        await bench.start(2, executing=decided.append)
+        for _ in range(20):
+            assert isinstance(await bench.ask(purchase(), key="k"), Answer)
+        assert sum(bool(name) for name in decided) == 21, "only the first was guessed to be new"

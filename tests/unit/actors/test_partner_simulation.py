@@ -1,5 +1,7 @@
 """A partner in trouble: random commands and repeats, a failing store and acquirer, restarts with zombies that go on.
 
+Customers are challenged, the acquirer decides later, tells twice and in any order, and disputes what was paid.
+
 Whatever happens, every acknowledged answer is given again byte for byte, nothing is charged twice, and the books
 follow from the journal. A failing seed is in the test's name; SIMULATION_SEED=<seed> runs it again.
 """
@@ -9,29 +11,43 @@ import os
 import random
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 import pytest
 from hypothesis import settings
 
 from actors import limits
-from actors.acquirer import Instruction
+from actors.acquirer import Approved, Declined, Instruction
 from actors.answers import Answer
-from actors.commands import CapturePayment, Command, CreatePayment, RefundPayment, ResolveOperation, VoidPayment
+from actors.commands import (
+    CapturePayment,
+    Command,
+    ConfirmPayment,
+    CreatePayment,
+    DisputeNotification,
+    Notification,
+    RefundPayment,
+    ResolveOperation,
+    ResultNotification,
+    VoidPayment,
+)
 from actors.errors import ActorStoppedError, StoreError
 from actors.partner import PartnerActor
+from actors.payment import DisputeStatus, PaymentStatus, payment_id_of
 from actors.refusals import RefusalCode
 from actors.settlement import needs_person
 from cells.memory_store import Fault, Stop
 from tests.unit.actors.partner_bench import Bench
 from tests.unit.actors.scripted_acquirer import (
+    ACCEPT,
     MALFORMED,
     REFUSED,
     TIMEOUT_CHARGED,
     TIMEOUT_NOT_CHARGED,
     ScriptedAcquirer,
     Step,
+    challenge,
     decline,
 )
 from tests.unit.actors.virtual_time import in_virtual_time
@@ -76,6 +92,7 @@ class Simulation:
         self.stops: list[Stop] = []
         self.calm = False
         self.acknowledged = 0
+        self.disputes: dict[str, DisputeNotification] = {}  # the newest of each, by the disputed key
 
     async def run(self) -> None:
         await self.start()
@@ -95,6 +112,9 @@ class Simulation:
             (2, self.set_clock),
             (3, self.resolve),
             (2, self.resolve_late),
+            (20, self.come_back),
+            (8, self.notify_result),
+            (6, self.dispute),
             (20, self.wait),
             (1, self.wait_long),
         ]
@@ -131,6 +151,14 @@ class Simulation:
     async def hear_no(self, key: str | None) -> None:
         result = await self.try_ask(CreatePayment(987_654, "EUR", "tok_other"), self.bench.command_id(), key)
         assert result in {*ALWAYS, RefusalCode.IDEMPOTENCY_KEY_REUSED, None}
+
+    async def come_back(self) -> None:
+        """A customer finished what was asked, or gave up."""
+        payments = self.bench.actor._state.payments.values()
+        waiting = [p.id for p in payments if p is not None and p.status is PaymentStatus.REQUIRES_ACTION]
+        if waiting:
+            kind = self.rng.choice([ConfirmPayment, ConfirmPayment, ConfirmPayment, VoidPayment])
+            await self.send(Sent(kind(self.rng.choice(waiting)), self.bench.command_id(), None))
 
     async def send(self, sent: Sent) -> None:
         self.sent.append(sent)
@@ -178,7 +206,9 @@ class Simulation:
             reference = rng.choice([None, "a", "b"])
             return CreatePayment(amount, rng.choice(["EUR", "JPY"]), "tok", manual, reference)
         payment_id, amount_or_all = rng.choice(known[-8:]), rng.choice([None, 1, 5, 40])
-        match rng.choice(["capture", "capture", "void", "refund", "refund"]):
+        match rng.choice(["capture", "capture", "void", "refund", "refund", "confirm"]):
+            case "confirm":
+                return ConfirmPayment(payment_id)
             case "capture":
                 return CapturePayment(payment_id, amount_or_all)
             case "void":
@@ -188,8 +218,12 @@ class Simulation:
 
     # What goes wrong
 
-    def step(self, _: Instruction) -> Step:
+    def step(self, instruction: Instruction) -> Step:
         rng = self.rng
+        if not self.calm and rng.random() < 0.3:
+            if instruction.original_key is not None or rng.random() < 0.4:
+                return ACCEPT
+            return challenge(self.bench.clock.wall_ms() + rng.choice([1_000, 60_000, 600_000]))
         if self.calm or rng.random() < 0.55:
             return Step(delay_ms=rng.choice([0, 5, 50, 400]))
         return rng.choice(
@@ -204,6 +238,57 @@ class Simulation:
                 Step(lost="timeout", arrives_after_ms=rng.choice([10, 3_000, 60_000])),
             ]
         )
+
+    async def notify_result(self) -> None:
+        """Tell what became of an operation, which is often known: the acquirer may have decided it just now."""
+        record = self.bench.record
+        keys = sorted(record.outcomes.keys() | record.waiting.keys())
+        if not keys:
+            return
+        key = self.rng.choice(keys[-10:])
+        wanted = self.rng.choice([None, Declined("authentication_failed", retryable=True)])
+        record.decide(key, wanted)
+        outcome = record.outcomes[key]
+        if isinstance(outcome, Approved | Declined):
+            told = ResultNotification(f"msg_{key}", self.payment_of(key), key, outcome)
+            for _ in range(self.rng.choice([1, 2])):
+                await self.send(Sent(told, self.bench.command_id(), None))
+
+    async def dispute(self) -> None:
+        """Tell of a dispute: how it stands, or how it stood before."""
+        record = self.bench.record
+        moved = sorted(key for key in record.charges if record.instructions[key].kind in ("purchase", "capture"))
+        moved = [key for key in moved if record.instructions[key].amount]
+        if not moved:
+            return
+        key = self.rng.choice(moved)
+        instruction = record.instructions[key]
+        if key not in self.disputes:
+            amount = self.rng.randint(1, instruction.amount)
+            self.disputes[key] = DisputeNotification(
+                f"msg_{key}_open",
+                self.payment_of(key),
+                key,
+                f"dp_{key}",
+                amount,
+                instruction.currency,
+                "fraudulent",
+                DisputeStatus.OPEN,
+                1,
+                None,
+            )
+        elif self.disputes[key].status is DisputeStatus.OPEN:
+            status = self.rng.choice([DisputeStatus.WON, DisputeStatus.LOST])
+            self.disputes[key] = replace(
+                self.disputes[key], notification_id=f"msg_{key}_end", status=status, closed_ms=2
+            )
+        told = self.disputes[key]
+        if self.rng.random() < 0.3:
+            told = replace(told, notification_id=f"msg_{key}_open", status=DisputeStatus.OPEN, closed_ms=None)
+        await self.send(Sent(told, self.bench.command_id(), None))
+
+    def payment_of(self, key: str) -> str:
+        return payment_id_of(self.bench.record.instructions[key].original_key or key)
 
     async def break_commit(self) -> None:
         for _ in range(self.rng.choice([1, 1, 2, 4])):
@@ -284,6 +369,10 @@ class Simulation:
             await owner.stop()
         await self.start()
         await self.end_all()
+        for told in self.disputes.values():
+            # An acquirer goes on until it was heard: only what a person decided otherwise is a contradiction.
+            await self.send(Sent(told, self.bench.command_id(), None))
+        await asyncio.gather(*self.asking)
         for sent in self.sent:
             before = sent.answer
             await self.hear(sent, sent.command_id, bench.actor)
@@ -293,7 +382,7 @@ class Simulation:
         await self.end_all()
         books = await bench.audit()
         for sent in self.sent:
-            if sent.answer is None or sent.answer[0] == 202:
+            if sent.answer is None or sent.answer[0] == 202 or isinstance(sent.command, Notification):
                 continue
             said = orjson.loads(sent.answer[1])
             operations = said.get("operations") or [said]
@@ -301,6 +390,12 @@ class Simulation:
                 if operation["status"] in ("succeeded", "failed"):
                     _, state = books.operations[operation["id"]]
                     assert state.value == operation["status"], f"{operation} was said to be final"
+        for key, told in self.disputes.items():
+            payment, _ = books.operations[key]
+            if payment.operation(key).resolved_by is None:
+                known = payment.dispute(told.dispute_id)
+                assert known is not None
+                assert (known.status, known.amount) == (told.status, told.amount)
         assert self.acknowledged
         await bench.stop()
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.payment import OPEN_STATES, TRANSITIONS, OperationState, Outcome, diagram, next_state
+from actors.payment import FINAL_STATES, OPEN_STATES, TRANSITIONS, OperationState, Outcome, diagram, next_state
 from tests.unit.actors.story import Story
 
 DOCS = Path(__file__).parents[3] / "docs" / "payments.md"
@@ -21,9 +21,11 @@ def test_a_transition_is_in_the_table_or_a_bug(state: OperationState, outcome: O
 def test_final_states_stay_final_and_open_ones_can_end_both_ways() -> None:
     for state in OperationState:
         targets = {target for (source, _), target in TRANSITIONS.items() if source is state}
-        assert (state in OPEN_STATES) == bool(targets)
-        if state in OPEN_STATES:
-            assert targets >= {OperationState.SUCCEEDED, OperationState.FAILED}
+        assert (state not in FINAL_STATES) == bool(targets)
+        if targets:
+            assert targets >= FINAL_STATES
+    # What waits for its customer is not asked for meanwhile.
+    assert set(OperationState) - FINAL_STATES - OPEN_STATES == {OperationState.REQUIRES_ACTION}
 
 
 def test_the_docs_show_the_table_as_it_is() -> None:
@@ -121,6 +123,56 @@ STORIES = [
         0,
     ),
     (Story().create().approve().later(8 * 24 * 3_600_000).expire().approve(), "expired", 100, 0, 0, 0, 0),
+    # The customer is to act.
+    (Story().create().challenge(), "requires_action", 0, 0, 0, 0, 0),
+    (Story().create().lose().challenge(), "requires_action", 0, 0, 0, 0, 0),
+    (Story().create().challenge().confirm(), "processing", 0, 0, 0, 0, 0),
+    (Story().create().challenge().confirm().approve(), "authorized", 100, 100, 0, 0, 0),
+    (Story().create(manual=False).challenge().confirm().approve(), "captured", 100, 0, 100, 100, 0),
+    (Story().create(0).challenge().confirm().approve(), "authorized", 0, 0, 0, 0, 0),
+    (Story().create().challenge().confirm().challenge(confirmations=1), "requires_action", 0, 0, 0, 0, 0),
+    (Story().create().challenge().confirm().challenge(confirmations=0), "processing", 0, 0, 0, 0, 0),
+    (Story().create().challenge().confirm().decline("authentication_failed"), "failed", 0, 0, 0, 0, 0),
+    (Story().create().challenge().confirm().lose().never(), "failed", 0, 0, 0, 0, 0),
+    (Story().create().challenge().approve(), "authorized", 100, 100, 0, 0, 0),
+    (Story().create().challenge().void(), "processing", 0, 0, 0, 0, 0),
+    (Story().create().challenge().void().never(), "canceled", 0, 0, 0, 0, 0),
+    (Story().create().challenge().void().approve(), "authorized", 100, 100, 0, 0, 0),
+    (Story().create().challenge().void().decline("stolen_card"), "failed", 0, 0, 0, 0, 0),
+    (Story().create().challenge().later(900_000).expire(), "processing", 0, 0, 0, 0, 0),
+    (Story().create().challenge().later(900_000).expire().never(), "failed", 0, 0, 0, 0, 0),
+    # The acquirer tells its result later.
+    (Story().create().accept(), "processing", 0, 0, 0, 0, 0),
+    (Story().create().lose().accept().approve(), "authorized", 100, 100, 0, 0, 0),
+    (Story().create().accept().decline(), "failed", 0, 0, 0, 0, 0),
+    (Story().create().accept().challenge(), "requires_action", 0, 0, 0, 0, 0),
+    (Story().create().challenge().confirm().accept().approve(), "authorized", 100, 100, 0, 0, 0),
+    # Disputes hold what a refund would take.
+    (Story().create(manual=False).approve().dispute(), "disputed", 100, 0, 100, 0, 0),
+    (Story().create(manual=False).approve().dispute(amount=30), "disputed", 100, 0, 100, 70, 0),
+    (Story().create(manual=False).approve().dispute().dispute("won"), "captured", 100, 0, 100, 100, 0),
+    (Story().create(manual=False).approve().dispute("won"), "captured", 100, 0, 100, 100, 0),
+    (Story().create(manual=False).approve().dispute().dispute("lost"), "disputed", 100, 0, 100, 0, 0),
+    (Story().create(manual=False).approve().dispute("lost"), "disputed", 100, 0, 100, 0, 0),
+    (
+        Story().create(manual=False).approve().refund(40).approve().dispute("open", "op_1"),
+        "disputed",
+        100,
+        0,
+        100,
+        0,
+        40,
+    ),
+    (
+        Story().create(manual=False).approve().refund(40).approve().dispute("won", "op_1"),
+        "partially_refunded",
+        100,
+        0,
+        100,
+        60,
+        40,
+    ),
+    (Story().create().approve().capture(60).approve().dispute(), "disputed", 100, 40, 60, 0, 0),
 ]
 
 

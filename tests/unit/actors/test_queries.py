@@ -19,14 +19,16 @@ from tests.unit.actors.virtual_time import START_MS, in_virtual_time
 async def pages(bench: Bench, method: str, **arguments: Any) -> list[str]:
     """Read all pages; give the ids."""
     ids: list[str] = []
+    cursor: dict[str, str] = {}
     while True:
-        cursor = {"starting_after": ids[-1]} if ids else {}
         page = body(await bench.query(method, **arguments, **cursor))
         ids += [row["id"] for row in page["data"]]
         assert len(page["data"]) <= arguments.get("limit", limits.PAGE_ROWS_DEFAULT)
+        assert page["has_more"] == (page["next_starting_after"] is not None)
         if not page["has_more"]:
             return ids
-        assert page["data"], "more is promised and nothing to continue from is given"
+        assert page["next_starting_after"] < cursor.get("starting_after", "z"), "it goes on, and not round and round"
+        cursor = {"starting_after": page["next_starting_after"]}
 
 
 @in_virtual_time
@@ -37,8 +39,9 @@ async def test_what_is_not_there_is_not_found() -> None:
         for method in ("list_payments", "list_events"):
             refused = await bench.query(method, starting_after="nonsense")
             assert code(refused) is RefusalCode.CURSOR_INVALID
-        assert body(await bench.query("list_payments")) == {"object": "list", "data": [], "has_more": False}
-        assert body(await bench.query("list_events")) == {"object": "list", "data": [], "has_more": False}
+        nothing = {"object": "list", "data": [], "has_more": False, "next_starting_after": None}
+        assert body(await bench.query("list_payments")) == nothing
+        assert body(await bench.query("list_events")) == nothing
         assert body(await bench.query("list_unknown"))["data"] == []
         assert body(await bench.query("get_balance")) == {"object": "balance", "balances": []}
         with pytest.raises(ValueError, match="reads nothing"):
@@ -176,3 +179,52 @@ async def test_a_read_that_the_store_fails_is_an_operating_failure() -> None:
         bench.book.inject(Fault.UNAVAILABLE, "read")
         with pytest.raises(StoreUnavailableError):
             await bench.query("list_payments")
+
+
+@in_virtual_time
+async def test_a_filter_that_looks_at_many_rows_says_where_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PAGE_ROWS_SCANNED_MAX", 20)
+    monkeypatch.setattr(limits, "PAGE_ROWS_READ_AT_ONCE", 10)
+    async with Bench() as bench:
+        wanted = []
+        for n in range(60):
+            bench.acquirer.script(decline() if n in (3, 30) else Step())
+            made = body(await bench.ask(purchase(reference="same")))
+            if n in (3, 30):
+                wanted.append(made["id"])
+        first = body(await bench.query("list_payments", reference="same", status="failed"))
+        assert (first["data"], first["has_more"]) == ([], True), "nothing found yet is not: nothing there"
+        assert await pages(bench, "list_payments", reference="same", status="failed") == wanted[::-1]
+        failed = await pages(bench, "list_events", type="payment.failed", limit=1)
+        assert len(failed) == 2
+
+
+@in_virtual_time
+async def test_payments_under_way_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PAGE_ROWS_SCANNED_MAX", 4)
+    monkeypatch.setattr(limits, "PAGE_ROWS_READ_AT_ONCE", 2)
+    async with Bench() as bench:
+        hang = Step(gate=asyncio.Event())
+        bench.acquirer.otherwise = lambda _: hang
+        made = [
+            body(await bench.ask(purchase(reference="a" if n % 4 == 0 else "b"), budget_ms=600))["id"]
+            for n in range(12)
+        ]
+        await asyncio.sleep(1)
+        assert await pages(bench, "list_payments", status="processing", reference="a") == made[::-1][3::4]
+        assert await pages(bench, "list_payments", status="processing", limit=5) == made[::-1]
+
+
+@in_virtual_time
+async def test_a_page_of_large_payments_ends_before_it_is_too_large() -> None:
+    async with Bench() as bench:
+        metadata = {
+            f"key_{n}": "\x7f" * limits.METADATA_VALUE_CHARACTERS_MAX for n in range(limits.METADATA_ENTRIES_MAX)
+        }
+        made = [body(await bench.ask(purchase(metadata=metadata)))["id"] for _ in range(25)]
+        answer = await bench.query("list_payments", limit=100)
+        assert isinstance(answer, Answer)
+        page = body(answer)
+        assert limits.PAGE_BYTES_MAX * 0.8 < len(answer.body) < limits.PAGE_BYTES_MAX + 1_024
+        assert 1 < len(page["data"]) < 25
+        assert await pages(bench, "list_payments", limit=100) == made[::-1]

@@ -273,7 +273,7 @@ def test_who_resolves_too_early_is_told_until_when_the_acquirer_is_asked() -> No
     refusal = Story().create().later(5_000).lose().decide(ResolveOperation("op_1", False, "ann", "n"))
     assert isinstance(refusal, Refusal)
     assert refusal.code is RefusalCode.OPERATION_STILL_PURSUED
-    assert "still being asked, until 2026-09-22T14:13:20.000Z at the latest; nothing needs doing" in refusal.detail
+    assert "still being asked, until 2026-09-22T13:13:20.000Z at the latest; nothing needs doing" in refusal.detail
     assert refusal.context == {"state": "unknown", "asked_until_ms": FORGOTTEN_MS}
 
 

@@ -6,10 +6,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from actors import limits, rules
-from actors.acquirer import Approved, Declined, NeverPerformed
-from actors.commands import CapturePayment, Command, CreatePayment, RefundPayment, ResolveOperation, VoidPayment
+from actors.acquirer import Accepted, Approved, Challenged, Declined, NeverPerformed, Word
+from actors.commands import (
+    CapturePayment,
+    Command,
+    ConfirmPayment,
+    CreatePayment,
+    DisputeNotification,
+    RefundPayment,
+    ResolveOperation,
+    ResultNotification,
+    VoidPayment,
+)
 from actors.events import Event
-from actors.payment import OperationState, Payment, PaymentStatus
+from actors.payment import DisputeStatus, OperationState, Payment, PaymentStatus
 from actors.profile import Profile
 from actors.refusals import Refusal
 from actors.rules import Ids, Standing
@@ -30,6 +40,9 @@ WORDS = st.sampled_from(
         NeverPerformed(),
     ]
 )
+# What leaves an operation undecided: the customer is to act, or the acquirer decides later.
+OPEN_WORDS = st.sampled_from([Challenged("https://b/c", START_MS + 40), Accepted()])
+# Only a dispute can follow these: a payment that was refunded may be disputed as well.
 FINAL = {PaymentStatus.FAILED, PaymentStatus.CANCELED, PaymentStatus.EXPIRED, PaymentStatus.REFUNDED}
 FINAL_OPERATIONS = {OperationState.SUCCEEDED, OperationState.FAILED}
 
@@ -50,6 +63,7 @@ class Partner(RuleBasedStateMachine):
         self.made = 0
         self.finals: dict[str, tuple[OperationState, str | None]] = {}
         self.ended: dict[str, PaymentStatus] = {}
+        self.disputes: dict[tuple[str, str], DisputeStatus] = {}
 
     @rule(target=payments, amount=AMOUNTS, currency=st.sampled_from(["EUR", "JPY", "XXX"]), manual=st.booleans())
     def create(self, amount: int, currency: str, manual: bool) -> str:
@@ -73,7 +87,7 @@ class Partner(RuleBasedStateMachine):
     def hear(self, data: st.DataObject, word: Approved | Declined | NeverPerformed) -> None:
         """The acquirer's word, also on what is final: then it changes nothing."""
         payment, operation_id = data.draw(st.sampled_from(self._operations()))
-        final = not payment.operation(operation_id).is_open
+        final = payment.operation(operation_id).is_final
         events = rules.settle(self.profile, payment, operation_id, word, self.now_ms)
         assert final == (events == ())
         self._record(payment.id, events)
@@ -83,6 +97,45 @@ class Partner(RuleBasedStateMachine):
     def hear_of_an_open_one(self, data: st.DataObject, word: Approved | Declined | NeverPerformed) -> None:
         payment, operation_id = data.draw(st.sampled_from(self._open()))
         self._record(payment.id, rules.settle(self.profile, payment, operation_id, word, self.now_ms))
+
+    @rule(payment_id=payments)
+    def confirm(self, payment_id: str) -> None:
+        self._decide(ConfirmPayment(payment_id), payment_id)
+
+    @precondition(lambda self: self._open())
+    @rule(data=st.data(), word=OPEN_WORDS, stale=st.booleans())
+    def hear_that_it_is_undecided(self, data: st.DataObject, word: Word, stale: bool) -> None:
+        """Also an old word, of before the customer came back."""
+        payment, operation_id = data.draw(st.sampled_from(self._open()))
+        if isinstance(word, Challenged) and operation_id != payment.first.id:
+            return  # settlement takes that for garbage
+        confirmations = payment.operation(operation_id).confirmations - stale
+        self._record(payment.id, rules.settle(self.profile, payment, operation_id, word, self.now_ms, confirmations))
+
+    @precondition(lambda self: self._operations())
+    @rule(data=st.data(), outcome=WORDS.filter(lambda word: not isinstance(word, NeverPerformed)))
+    def be_notified(self, data: st.DataObject, outcome: Approved | Declined) -> None:
+        """Of anything, also of what is final: that stays as it is."""
+        payment, operation_id = data.draw(st.sampled_from(self._operations()))
+        self._decide(ResultNotification("m", payment.id, operation_id, outcome), payment.id)
+
+    @precondition(lambda self: self._operations())
+    @rule(
+        data=st.data(),
+        amount=st.integers(1, 6),
+        status=st.sampled_from(DisputeStatus),
+        dispute_id=st.sampled_from(["dp_1", "dp_2"]),
+    )
+    def be_told_of_a_dispute(self, data: st.DataObject, amount: int, status: DisputeStatus, dispute_id: str) -> None:
+        """In any order, and of what can't be disputed, too."""
+        payment, operation_id = data.draw(st.sampled_from(self._operations()))
+        known = payment.dispute(dispute_id)
+        amount = known.amount if known is not None else amount
+        closed_ms = None if status is DisputeStatus.OPEN else 2
+        command = DisputeNotification(
+            "m", payment.id, operation_id, dispute_id, amount, payment.currency, "fraudulent", status, 1, closed_ms
+        )
+        self._decide(command, payment.id)
 
     @precondition(lambda self: self._operations())
     @rule(data=st.data())
@@ -139,7 +192,13 @@ class Partner(RuleBasedStateMachine):
                 if operation.state in FINAL_OPERATIONS:
                     first = self.finals.setdefault(operation.id, (operation.state, operation.acquirer_reference))
                     assert first == (operation.state, operation.acquirer_reference)
-            if payment.status in FINAL:
+            for dispute in payment.disputes:
+                before = self.disputes.setdefault((payment.id, dispute.id), dispute.status)
+                assert before in (dispute.status, DisputeStatus.OPEN)
+                self.disputes[payment.id, dispute.id] = dispute.status
+            if payment.disputes:
+                self.ended.pop(payment.id, None)
+            elif payment.status in FINAL:
                 assert self.ended.setdefault(payment.id, payment.status) is payment.status
                 assert payment.amount_capturable == 0
                 assert payment.due_ms is None
@@ -150,6 +209,8 @@ class Partner(RuleBasedStateMachine):
         payment = None if payment_id is None else self.state.payments.get(payment_id)
         decision = rules.decide(self.profile, self.state.standing, payment, command, self.now_ms, ids)
         if not isinstance(decision, Refusal):
+            # What a partner asks for always changes something; news of what is known changes nothing.
+            assert decision.events or isinstance(command, ResultNotification | DisputeNotification)
             self._record(ids.payment_id if payment is None else payment.id, decision.events, decision.arrival_us)
         return ids
 

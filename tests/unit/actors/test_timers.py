@@ -15,7 +15,7 @@ from tests.unit.actors.scripted_acquirer import REFUSED, Step, decline
 from tests.unit.actors.virtual_time import in_virtual_time
 
 DAY_S = 86_400
-RETENTION_S = limits.IDEMPOTENCY_RETENTION_MS / 1_000
+RETENTION_S = limits.IDEMPOTENCY_KEPT_MS / 1_000
 
 
 @in_virtual_time

@@ -2,10 +2,11 @@ import orjson
 import pytest
 
 from actors import views
+from actors.acquirer import Declined
 from actors.events import Event
 from actors.records import JournalEntry, OpenOperation
 from actors.store import Key
-from tests.unit.actors.story import DAY_MS, NOW_MS, Story
+from tests.unit.actors.story import CHALLENGE_MS, DAY_MS, NOW_MS, Story
 
 
 def test_times_are_rfc_3339_in_utc_with_milliseconds() -> None:
@@ -33,6 +34,9 @@ def test_a_payment_as_partners_see_it() -> None:
         "amount_capturable": 1_050,
         "amount_captured": 0,
         "amount_refunded": 0,
+        "amount_disputed": 0,
+        "next_action": None,
+        "dispute": None,
         "failure": {
             "operation_id": "op_2",
             "code": "stolen_card",
@@ -91,11 +95,60 @@ def test_balances_are_credits_to_the_partner_in_the_order_of_currencies() -> Non
     assert orjson.loads(views.render_balance(balances)) == {
         "object": "balance",
         "balances": [
-            {"currency": "AUD", "payable": 7, "authorized": 0, "captures_pending": 0, "refunds_pending": 0},
-            {"currency": "EUR", "payable": 40, "authorized": 30, "captures_pending": 10, "refunds_pending": 20},
+            {
+                "currency": "AUD",
+                "payable": 7,
+                "authorized": 0,
+                "captures_pending": 0,
+                "refunds_pending": 0,
+                "disputes_held": 0,
+            },
+            {
+                "currency": "EUR",
+                "payable": 40,
+                "authorized": 30,
+                "captures_pending": 10,
+                "refunds_pending": 20,
+                "disputes_held": 0,
+            },
         ],
     }
+    disputed = Story().create(manual=False).approve().dispute(amount=30)
+    (row,) = orjson.loads(views.render_balance(disputed.balances))["balances"]
+    assert (row["payable"], row["disputes_held"]) == (70, 30)
     assert orjson.loads(views.render_balance({})) == {"object": "balance", "balances": []}
+
+
+def test_a_challenge_as_partners_see_it() -> None:
+    story = Story().create().challenge()
+    shown = orjson.loads(views.render_payment(story.payment, "test"))
+    assert shown["next_action"] == {
+        "type": "redirect_to_url",
+        "redirect_to_url": {"url": "https://bank.example/challenges/1"},
+        "expires_at": "2026-09-21T14:28:20.000Z",
+    }
+    assert shown["operations"][0]["status"] == "requires_action"
+    assert shown["failure"] is None
+    for after in (story.confirm(), story.decline("authentication_failed")):
+        assert orjson.loads(views.render_payment(after.payment, "test"))["next_action"] is None
+
+
+def test_a_dispute_as_partners_see_it() -> None:
+    story = Story().create(manual=False).approve().dispute(amount=30)
+    shown = orjson.loads(views.render_payment(story.payment, "test"))
+    assert shown["dispute"] == {
+        "id": "dp_1",
+        "operation_id": "op_1",
+        "amount": 30,
+        "reason": "fraudulent",
+        "status": "open",
+        "opened_at": "2026-09-21T14:13:19.995Z",
+        "closed_at": None,
+    }
+    assert (shown["amount_disputed"], shown["amount_captured"], shown["amount_refunded"]) == (30, 100, 0)
+    shown = orjson.loads(views.render_payment(story.dispute("lost", amount=30).payment, "test"))
+    assert (shown["dispute"]["status"], shown["dispute"]["closed_at"]) == ("lost", "2026-09-21T14:13:19.999Z")
+    assert shown["amount_disputed"] == 30
 
 
 def test_an_unknown_operation_as_operators_see_it() -> None:
@@ -113,6 +166,9 @@ def test_an_unknown_operation_as_operators_see_it() -> None:
         "attempts": 3,
         "needs_person": True,
     }
+
+
+CHALLENGED = ["payment.created", "payment.requires_action"]
 
 
 class Recorder(Story):
@@ -165,6 +221,28 @@ class Recorder(Story):
         (
             Recorder().create().approve().capture().decline("authorization_expired"),
             ["payment.created", "payment.authorized", "payment.capture_failed", "payment.expired"],
+        ),
+        (
+            Recorder().create().challenge().confirm().approve(),
+            ["payment.created", "payment.requires_action", "payment.confirmed", "payment.authorized"],
+        ),
+        (Recorder().create().challenge().void().never(), [*CHALLENGED, "payment.canceled"]),
+        (Recorder().create().challenge().later(CHALLENGE_MS).expire().never(), [*CHALLENGED, "payment.failed"]),
+        (
+            Recorder().create(manual=False).accept().approve(),
+            ["payment.created", "operation.accepted", "payment.captured"],
+        ),
+        (
+            Recorder().create(manual=False).approve().dispute().dispute("won"),
+            ["payment.created", "payment.captured", "dispute.opened", "dispute.won"],
+        ),
+        (
+            Recorder().create(manual=False).approve().dispute("lost"),
+            ["payment.created", "payment.captured", "dispute.opened", "dispute.lost"],
+        ),
+        (
+            Recorder().create(manual=False).approve().notify(Declined("stolen_card", retryable=False)),
+            ["payment.created", "payment.captured", "operation.contradicted"],
         ),
     ],
 )

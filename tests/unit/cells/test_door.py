@@ -15,6 +15,7 @@ import orjson
 import pytest
 
 from actors.errors import StoreMissingError
+from actors.store import Put
 from cells import door as door_module
 from cells.api import frames, limits, messages
 from cells.api.connection import Connection, PeerLostError, Request
@@ -160,6 +161,37 @@ async def test_a_partner_that_is_not_here(cell: OpenCell) -> None:
     assert code(await cell.ask(Method.GET_BALANCE, "nobody")) is RefusalCode.PARTNER_MOVED
 
 
+NEWS = {
+    "notification_id": "msg_1",
+    "operation_id": "op_1",
+    "original_id": None,
+    "result": "approved",
+    "reference": "ref",
+    "expires_ms": None,
+}
+
+
+async def test_notifications_have_a_share_of_their_own(cell: OpenCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    await cell.onboard("alpha")
+    monkeypatch.setattr(limits, "DOOR_PARTNER_COMMANDS_MAX", 0)
+    assert code(await cell.write("alpha", "c1")) is RefusalCode.MAILBOX_FULL
+    assert code(await cell.ask(Method.NOTIFY_RESULT, "alpha", **NEWS)) is RefusalCode.PAYMENT_NOT_FOUND
+    monkeypatch.setattr(limits, "DOOR_PARTNER_NOTIFICATIONS_MAX", 0)
+    refused = await cell.ask(Method.NOTIFY_RESULT, "alpha", **NEWS)
+    assert code(refused) is RefusalCode.MAILBOX_FULL
+    assert isinstance(refused, Refused)
+    assert refused.refusal.retry_after_ms == 1_000
+    assert code(await cell.ask(Method.NOTIFY_RESULT, "nobody", **NEWS)) is RefusalCode.PARTNER_MOVED
+
+
+@pytest.mark.parametrize("method", [Method.NOTIFY_RESULT, Method.NOTIFY_DISPUTE])
+async def test_only_routers_speak_for_acquirers(cell: OpenCell, method: str) -> None:
+    await cell.onboard("alpha")
+    refused = await cell.ask(method, "alpha", role="control", **NEWS)
+    assert isinstance(refused, Refused)
+    assert "for routers only" in refused.refusal.detail
+
+
 async def test_each_partner_has_its_share_of_the_door(cell: OpenCell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "DOOR_PARTNER_COMMANDS_MAX", 3)
     await cell.onboard("alpha", "beta")
@@ -266,7 +298,7 @@ async def test_what_an_actor_gave_up_in_the_middle_of_is_unknown_not_undone(cell
 async def test_a_command_that_is_never_answered_is_unknown_and_after_some_its_worker_goes(
     cell: OpenCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "HEARTBEAT_TIMEOUT_MS", 300)
+    monkeypatch.setattr(limits, "UNANSWERED_MS_MIN", 300)
     await cell.onboard("alpha")
     pid = cell.link("alpha").endpoint.pid
     stalled = [cell.write("alpha", f"{STALL}-{number}", 700) for number in range(2)]
@@ -291,7 +323,7 @@ async def test_who_gives_no_time_to_answer_does_not_get_a_worker_killed(cell: Op
 async def test_a_door_that_slept_does_not_blame_the_worker_for_its_own_silence(
     cell: OpenCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "HEARTBEAT_TIMEOUT_MS", 300)
+    monkeypatch.setattr(limits, "UNANSWERED_MS_MIN", 300)
     monkeypatch.setattr(limits, "DOOR_LATE_MS", 100)
     await cell.onboard("alpha")
     pid = cell.link("alpha").endpoint.pid
@@ -569,6 +601,40 @@ async def test_a_profile_is_kept_and_handed_over_and_an_older_one_is_not(
         assert code(unknown) is RefusalCode.PARTNER_MOVED
     async with opened(tmp_path, cluster) as cell:
         assert (await cell.partner("alpha"))["profile_version"] == 3
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b"\xc1",
+        msgpack.packb([]),
+        msgpack.packb({"partner_id": "alpha", "version": 4, "rate_per_second": 0}),
+        msgpack.packb({"partner_id": "other", "version": 4}),
+    ],
+)
+async def test_a_profile_that_can_t_be_read_costs_its_partner_s_writes_until_it_is_handed_over_again(
+    tmp_path: Path, cluster: StandInCluster, kept: bytes
+) -> None:
+    async with opened(tmp_path, cluster) as cell:
+        await cell.onboard("alpha", "beta")
+        await cell._book.commit((), [Put(("partner", "alpha"), kept)])
+    async with opened(tmp_path, cluster) as cell:
+        await cell.serves("beta")
+        partner = await cell.partner("alpha")
+        assert (partner["profile_version"], partner["status"]) == (0, "suspended")
+        await cell.control(Method.CONFIGURE, {"profile": {"partner_id": "alpha", "version": 1}})
+        assert (await cell.partner("alpha"))["status"] == "active"
+        assert code(await cell.write("alpha", "c1")) is RefusalCode.PAYMENT_NOT_FOUND
+
+
+@pytest.mark.parametrize("method", [Method.ASSIGN, Method.CONFIGURE])
+@pytest.mark.parametrize("body", [b"", b"\xc1", msgpack.packb([1]), msgpack.packb({"profile": 1}), msgpack.packb({})])
+async def test_a_worker_answers_what_it_can_t_read_of_a_door(cell: OpenCell, method: str, body: bytes) -> None:
+    await cell.onboard("alpha")
+    connection = cell.link("alpha").connection
+    answer = messages.decode_answer(await connection.request(method, "alpha", body, BUDGET_MS))
+    assert code(answer) is RefusalCode.INTERNAL_ERROR
+    await cell.serves("alpha")
 
 
 async def test_a_profile_that_the_worker_missed_is_seen_and_handed_over_again(

@@ -140,6 +140,17 @@ def test_who_proves_nothing_loses_its_place(worker: HeartbeatThread, monkeypatch
             stranger.close()
 
 
+def test_strangers_keep_no_door_away(worker: HeartbeatThread) -> None:
+    strangers = [connect(worker) for _ in range(limits.HEARTBEAT_CONNECTIONS_MAX * 3)]
+    try:
+        with connect(worker) as door:
+            prove(door)
+            assert len(read(door, BEAT_BYTES)) == BEAT_BYTES
+    finally:
+        for stranger in strangers:
+            stranger.close()
+
+
 def test_connections_are_bounded_and_a_place_that_is_left_can_be_taken(worker: HeartbeatThread) -> None:
     doors = [connect(worker) for _ in range(limits.HEARTBEAT_CONNECTIONS_MAX)]
     try:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.acquirer import Approved, Declined, NeverPerformed
+from actors.acquirer import Accepted, Approved, Challenged, Declined, NeverPerformed
 from actors.errors import AcquirerUnknownError
 from cells.http_acquirer import read_outcome
 
@@ -18,6 +18,13 @@ APPROVED: dict[str, Any] = {
     "code": None,
     "retryable": False,
     "expires_at_ms": None,
+}
+URL = "https://bank.example/challenges/op_1?a=b#c"
+CHALLENGE: dict[str, Any] = {
+    **APPROVED,
+    "result": "challenge",
+    "reference": None,
+    "challenge": {"url": URL, "expires_at_ms": 5},
 }
 DECLINED: dict[str, Any] = {**APPROVED, "result": "declined", "reference": None, "code": "stolen_card"}
 
@@ -31,6 +38,12 @@ DECLINED: dict[str, Any] = {**APPROVED, "result": "declined", "reference": None,
         (DECLINED, Declined("stolen_card", retryable=False)),
         ({**DECLINED, "retryable": True}, Declined("stolen_card", retryable=True)),
         ({**APPROVED, "result": "closed", "reference": None}, NeverPerformed()),
+        ({**APPROVED, "result": "pending", "reference": None}, Accepted()),
+        (CHALLENGE, Challenged(URL, 5)),
+        (
+            {**CHALLENGE, "challenge": {"url": "http://b/" + "u" * 991, "expires_at_ms": 5}},
+            Challenged("http://b/" + "u" * 991, 5),
+        ),
     ],
 )
 def test_outcomes(answer: dict[str, Any], outcome: object) -> None:
@@ -42,7 +55,16 @@ def test_outcomes(answer: dict[str, Any], outcome: object) -> None:
     [
         {**APPROVED, "key": "other"},
         {**APPROVED, "key": None},
-        {**APPROVED, "result": "pending"},
+        {**APPROVED, "result": "requires_action"},
+        {**APPROVED, "result": "challenge"},
+        {**CHALLENGE, "challenge": {"url": URL}},
+        {**CHALLENGE, "challenge": {"url": URL, "expires_at_ms": True}},
+        {**CHALLENGE, "challenge": {"url": URL, "expires_at_ms": 0}},
+        {**CHALLENGE, "challenge": {"url": "javascript:alert(1)", "expires_at_ms": 5}},
+        {**CHALLENGE, "challenge": {"url": "https://b/a b", "expires_at_ms": 5}},
+        {**CHALLENGE, "challenge": {"url": "https://b/\n", "expires_at_ms": 5}},
+        {**CHALLENGE, "challenge": {"url": 'https://b/"', "expires_at_ms": 5}},
+        {**CHALLENGE, "challenge": {"url": "https://b/" + "u" * 991, "expires_at_ms": 5}},
         {**APPROVED, "result": None},
         {**APPROVED, "reference": None},
         {**APPROVED, "reference": ""},
@@ -52,6 +74,7 @@ def test_outcomes(answer: dict[str, Any], outcome: object) -> None:
         {**APPROVED, "expires_at_ms": True},
         {**APPROVED, "expires_at_ms": -5},
         {**APPROVED, "expires_at_ms": 2**60},
+        {**APPROVED, "expires_at_ms": 253_402_300_800_000},  # the year 10000, which no timestamp can say
         {name: value for name, value in APPROVED.items() if name != "expires_at_ms"},
         {**DECLINED, "code": None},
         {**DECLINED, "code": ""},

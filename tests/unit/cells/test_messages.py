@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cells.api import messages
-from cells.api.limits import COMMAND_ID_BYTES_MAX
+from cells.api.limits import COMMAND_ID_BYTES_MAX, PROFILE_TEXT_CHARACTERS_MAX
 from cells.api.messages import (
     Answer,
     Command,
@@ -77,6 +77,18 @@ def test_a_profile_that_names_only_partner_and_version_has_the_defaults() -> Non
         {"partner_id": "alpha", "version": "1"},
         {"partner_id": "alpha", "version": 1, "rate_per_second": "many"},
         {"partner_id": "alpha", "version": 1, "status": None},
+        {"partner_id": "alpha", "version": 1, "status": "retired"},
+        {"partner_id": "alpha", "version": 1, "mode": ""},
+        {"partner_id": "alpha", "version": 1, "isolation": "none"},
+        {"partner_id": "alpha", "version": -1},
+        {"partner_id": "alpha", "version": True},
+        {"partner_id": "alpha", "version": 2**63},
+        {"partner_id": "alpha", "version": 1, "acquirer_url": "x" * (PROFILE_TEXT_CHARACTERS_MAX + 1)},
+        *(
+            {"partner_id": "alpha", "version": 1, name: number}
+            for name in ("rate_per_second", "rate_burst", "in_flight_max", "authorization_validity_ms")
+            for number in (0, -1, 10**15, 1.5, True, None)
+        ),
     ],
 )
 def test_what_is_no_profile(fields: Any) -> None:

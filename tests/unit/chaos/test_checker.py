@@ -235,6 +235,32 @@ def test_an_operation_that_is_still_open_makes_the_verdict_unknown(world: World)
     assert judgement.verdict == "unknown"
 
 
+def challenged(world: World) -> None:
+    """Let the payment wait for its customer."""
+    world.payment["operations"] = [{**world.purchase, "status": "requires_action"}]
+    world.create.answer = orjson.dumps({**world.payment, "status": "requires_action"})
+    world.calls = [world.create]
+    world.record = [{**world.record[0], "charged": False}]
+
+
+def test_a_payment_that_waits_for_its_customer_may_rest_but_not_be_charged(world: World) -> None:
+    challenged(world)
+    assert world.judge().verdict == "right"
+    world.record[0]["charged"] = True
+    assert world.faults() == {Fault.CHARGED_UNBOOKED}
+
+
+def test_a_confirmation_entitles_to_no_second_charge(world: World) -> None:
+    challenged(world)
+    told = {**world.payment, "operations": [world.purchase]}
+    world.payment["operations"] = [world.purchase]
+    world.record[0]["charged"] = True
+    world.calls.append(call("confirm_payment", "/v1/payments/pay_1/confirm", "k-3", {}, 200, told))
+    assert world.judge().verdict == "right"
+    world.record.append(row("op_2", "purchase", 1_000))
+    assert Fault.CHARGED_TWICE in world.faults()
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_request_without_any_answer_makes_the_verdict_unknown_whether_done_or_not(
     world: World, *, there: bool
@@ -350,3 +376,52 @@ def test_the_tail_of_few_calls_is_their_p95_and_of_many_their_p99() -> None:
     assert checker.Latency(limits.LATENCIES_FOR_P99_MIN, 10, 400, 400, 90).tail_ms == 400
     assert checker.within_calm_range(lasting(20), checker.Latency(100, 10, 400, 400, 90)) is True
     assert checker.within_calm_range(lasting(20), checker.Latency(100, 10, 400, 400, 390)) is False
+
+
+def whole(status: str, authorized: int, captured: int, refunded: int, *operations: dict[str, Any]) -> dict[str, Any]:
+    """Give a payment over 1000 as the API shows it."""
+    amounts = {"amount_authorized": authorized, "amount_captured": captured, "amount_refunded": refunded}
+    return {**payment("pay_1", 1_000, "r-1", list(operations)), "status": status, **amounts}
+
+
+PURCHASE = operation("op_1", "purchase", 1_000)
+AUTHORIZATION = operation("op_1", "authorization", 1_000)
+CAPTURE = operation("op_2", "capture", 600)
+REFUND = operation("re_1", "refund", 600)
+
+
+@pytest.mark.parametrize(
+    "possible",
+    [
+        whole("captured", 1_000, 1_000, 0, PURCHASE),
+        whole("processing", 0, 0, 0, {**PURCHASE, "status": "unknown"}),
+        whole("failed", 0, 0, 0, {**PURCHASE, "status": "failed"}),
+        whole("authorized", 1_000, 0, 0, AUTHORIZATION, {**CAPTURE, "status": "pending"}),
+        whole("partially_captured", 1_000, 600, 0, AUTHORIZATION, CAPTURE),
+        whole("partially_refunded", 1_000, 600, 600, AUTHORIZATION, CAPTURE, REFUND),
+        whole("refunded", 1_000, 600, 600, AUTHORIZATION, CAPTURE, operation("op_3", "void", 400), REFUND),
+        whole("canceled", 1_000, 0, 0, AUTHORIZATION, operation("op_3", "void", 1_000)),
+    ],
+)
+def test_a_state_that_follows_from_its_operations_is_right(possible: dict[str, Any]) -> None:
+    judgement = Judgement()
+    checker._judge_state(judgement, ACME, possible)
+    assert judgement.findings == []
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        whole("captured", 1_000, 1_000, 0, {**PURCHASE, "status": "unknown"}),
+        whole("failed", 1_000, 1_000, 0, PURCHASE),
+        whole("captured", 1_000, 600, 0, AUTHORIZATION, CAPTURE),
+        whole("authorized", 1_000, 600, 0, AUTHORIZATION, CAPTURE),
+        whole("partially_captured", 1_000, 1_000, 0, AUTHORIZATION, CAPTURE),
+        whole("captured", 1_000, 600, 600, AUTHORIZATION, CAPTURE, REFUND),
+        whole("partially_refunded", 1_000, 600, 1_200, AUTHORIZATION, CAPTURE, REFUND, {**REFUND, "id": "re_2"}),
+        whole("partially_captured", 1_000, 1_200, 0, AUTHORIZATION, CAPTURE, {**CAPTURE, "id": "op_3"}),
+    ],
+)
+def test_a_state_that_does_not_follow_is_found(world: World, impossible: dict[str, Any]) -> None:
+    world.book = [impossible]
+    assert Fault.IMPOSSIBLE in world.faults()

@@ -27,6 +27,7 @@ def test_secrets_are_made_once_for_this_user_only(tmp_path: Path) -> None:
     secrets = {path.name: path.read_bytes() for path in (root / "secrets").iterdir()}
     assert set(secrets) == {
         "api_key_pepper",
+        "acquirer.notifications.key",
         *(f"cell-{index}.{kind}" for index in (0, 1) for kind in ("secret", "router.key", "ray_token")),
     }
     assert len(secrets["api_key_pepper"]) == len(secrets["cell-0.secret"]) == 32
@@ -38,6 +39,18 @@ def test_secrets_are_made_once_for_this_user_only(tmp_path: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in (root / "secrets").iterdir()} == {0o600}
     first_start(root)
     assert secrets == {path.name: path.read_bytes() for path in (root / "secrets").iterdir()}
+
+
+def test_a_folder_of_before_there_were_notifications_gets_their_key(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    folder = DataFolder(root)
+    first_start(root)
+    before = folder.acquirer_secret_file.read_bytes()
+    folder.acquirer_secret_file.unlink()
+    first_start(root)
+    assert len(folder.acquirer_secret_file.read_bytes()) == 32
+    assert folder.acquirer_secret_file.read_bytes() != before
+    assert stat.S_IMODE(folder.acquirer_secret_file.stat().st_mode) == 0o600
 
 
 def test_another_number_of_cells_on_old_data_is_refused(tmp_path: Path) -> None:
@@ -55,6 +68,31 @@ def test_a_lost_secret_is_never_made_anew(tmp_path: Path, name: str) -> None:
         first_start(root)
     assert "backup" in raised.value.hint
     assert not (root / "secrets" / name).exists()
+
+
+@pytest.mark.parametrize("name", ["api_key_pepper", "cell-1.secret", "cell-0.ray_token"])
+@pytest.mark.parametrize("damage", [b"", b"half", b"\xff" * 64, b"x" * 65])
+def test_a_damaged_secret_is_never_used(tmp_path: Path, name: str, damage: bytes) -> None:
+    root = tmp_path / "data"
+    first_start(root)
+    (root / "secrets" / name).write_bytes(damage)
+    with pytest.raises(FolderError, match="is damaged") as raised:
+        first_start(root)
+    assert raised.value.where == str(root / "secrets" / name)
+    assert (root / "secrets" / name).read_bytes() == damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"\xff", b"[]", b"{}", b'{"format": 1}', b"[" * 100_000, b'{"format": 1, "seed": "", "cells": Infinity}'],
+)
+def test_a_damaged_instance_file_is_explained(tmp_path: Path, damage: bytes) -> None:
+    root = tmp_path / "data"
+    first_start(root)
+    (root / "instance.json").write_bytes(damage)
+    with pytest.raises(FolderError, match="can't be read") as raised:
+        first_start(root)
+    assert "backup" in raised.value.hint
 
 
 def test_a_first_start_that_crashed_goes_on(tmp_path: Path) -> None:

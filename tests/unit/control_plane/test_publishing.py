@@ -44,6 +44,16 @@ async def test_a_lost_file_is_published_again_with_a_newer_version(installation:
     assert "acme" in read(installation).partners
 
 
+async def test_a_file_that_others_damaged_is_published_again_while_running(installation: Installation) -> None:
+    control, _, _, publisher = await installation.control_plane()
+    await control.create(wanted(), "ann")
+    version = publisher.publish()
+    installation.folder.directory_file.write_bytes(b"?")
+    assert publisher.publish() == version + 1
+    assert publisher.publish() == version + 1
+    assert "acme" in read(installation).partners
+
+
 async def test_versions_rise_past_what_routers_hold_also_after_a_restore(installation: Installation) -> None:
     _, registry, _, _ = await installation.control_plane()
     kept = installation.folder.router_folder("router-0")

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ("[acquirer_fees]\nfixed = [1, 2]\n", "acquirer_fees: "),
         ("[acquirer_fees]\npercent = 1\n", "acquirer_fees: "),
         ("ray_port = 65534\n", "ray_port: 4 ports from 65534 on go past 65535"),
+        ("cells = true\n", "cells: should be a number"),
+        ("cells = 1.5\n", "cells: .*integer"),
+        ("cells = nan\n", "cells: .*finite"),
+        ("cells = 99999999999999999999999\n", "cells: .*less than or equal"),
+        ("[cells]\nmany = 1\n", "cells: .*integer"),
+        ("cells = 1\ncells = 2\n", "not TOML"),
+        ("http_host = 5\n", "http_host: .*string"),
+        ('http_host = "a\\u0000"\n', "http_host: should hold no NUL"),
+        ('data_folder = "a\\u0000b"\n', "data_folder: should hold no NUL"),
+        ("data_folder = 5\n", "data_folder: .*path"),
+        ("cells = " + "[" * 5_000 + "]" * 5_000, "not TOML: nested too deeply"),
+        ("x = '" + "a" * 100_000 + "'", "more than 65536 bytes"),
     ],
 )
 def test_a_wrong_file_is_explained(tmp_path: Path, content: str, what: str) -> None:
@@ -76,6 +89,19 @@ def test_a_wrong_file_is_explained(tmp_path: Path, content: str, what: str) -> N
         settings.load(file, {})
     assert str(file) in raised.value.where
     assert raised.value.hint
+
+
+@pytest.mark.parametrize("in_place", ["bytes", "folder", "pipe"])
+def test_what_is_no_text_is_explained_and_not_waited_for(tmp_path: Path, in_place: str) -> None:
+    file = tmp_path / "bulkhead.toml"
+    if in_place == "bytes":
+        file.write_bytes(b"\xff\xfe\x00")
+    elif in_place == "folder":
+        file.mkdir()
+    else:
+        os.mkfifo(file)
+    with pytest.raises(SettingsError, match="can't be read"):
+        settings.load(None, {})
 
 
 def test_an_error_names_the_place_that_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ NOW = 1_795_366_800_123
 
 def test_the_router_loads_neither_ray_nor_an_actor_nor_a_store() -> None:
     program = (
-        "import sys, router.__main__\n"
+        "import sys, router.__main__, router.app, router.server, cells.api.logs\n"
         "print(*sorted(name for name in sys.modules if name.split('.')[0] in "
         "('ray', 'sqlite3', 'fdb', 'aiohttp', 'actors', 'cells', 'control_plane', 'acquirer_simulator')))"
     )
@@ -32,8 +32,17 @@ def test_the_router_loads_neither_ray_nor_an_actor_nor_a_store() -> None:
         "actors.limits",
         "actors.profile",
         "actors.refusals",
+        "actors.ulids",
+        "actors.values",
     }
     assert {name for name in loaded if not name.startswith(("actors", "cells.api"))} == {"cells"}
+
+
+def test_the_router_listens_before_it_loads_what_takes_long() -> None:
+    """A router that was killed refuses connections for as long as it takes the next one to come so far."""
+    program = "import sys, router.__main__; print(*{'fastapi', 'uvicorn', 'structlog', 'msgpack'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.split() == []
 
 
 def operation(kind: OperationKind, state: OperationState, **rest: Any) -> Operation:
@@ -70,7 +79,10 @@ def names(value: Any) -> Any:
     [
         (models.Payment, views.render_payment(PAYMENT, "test")),
         (models.Refund, views.render_refund(PAYMENT, PAYMENT.operations[1])),
-        (models.PaymentList, views.render_list([views.payment_view(PAYMENT, "live")], has_more=True)),
+        (
+            models.PaymentList,
+            views.render_list([views.payment_view(PAYMENT, "live")], has_more=True, next_starting_after=PAYMENT.id),
+        ),
         (models.Balance, views.render_balance({("EUR", "partner_payable"): -1_250})),
     ],
 )

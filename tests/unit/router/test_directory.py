@@ -161,6 +161,14 @@ def test_other_json_is_refused(raw: bytes) -> None:
         directory.decode(raw)
 
 
+def test_one_nested_deeper_than_it_can_be_written_is_refused() -> None:
+    deep = b"[" * 600 + b"]" * 600
+    with pytest.raises(DirectoryError, match="deeply"):
+        directory.decode(b'{"version":1,"checksum":"x","payload":%b}' % deep)
+    with pytest.raises(DirectoryError):
+        directory.decode(b"[" * 100_000)
+
+
 def test_a_directory_cut_off_is_refused() -> None:
     raw = directory.encode(3, payload())
     for length in range(0, len(raw), 7):

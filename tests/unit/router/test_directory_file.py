@@ -1,6 +1,9 @@
 """The directory's files: whole or not at all, never older, and enough to start from when the published one is gone."""
 
+import asyncio
+import contextlib
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -129,6 +132,34 @@ async def test_a_corrupt_copy_of_its_own_does_not_stop_it(site: Site) -> None:
     assert site.kept_version() == 5
 
 
+@pytest.mark.parametrize("in_place", ["folder", "pipe", "socket", "giant", "link to nothing"])
+async def test_what_is_no_file_is_never_taken_and_nothing_waits_for_it(site: Site, in_place: str) -> None:
+    site.publish(raw(5))
+    watcher = await site.start()
+    site.published.unlink()
+    with contextlib.ExitStack() as stack:
+        if in_place == "folder":
+            site.published.mkdir()
+        elif in_place == "pipe":
+            os.mkfifo(site.published)
+        elif in_place == "socket":
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(site.published))
+        elif in_place == "giant":
+            with site.published.open("wb") as file:
+                file.truncate(limits.DIRECTORY_BYTES_MAX + 1)
+        else:
+            site.published.symlink_to(site.published.with_name("nothing"))
+        async with asyncio.timeout(5):
+            await watcher.poll()
+            assert version_of(watcher) == 5
+            # A router that starts now starts from what it kept.
+            assert version_of(await site.start()) == 5
+    site.published.rmdir() if in_place == "folder" else site.published.unlink()
+    site.publish(raw(6))
+    await watcher.poll()
+    assert version_of(watcher) == 6
+
+
 async def test_both_corrupt_is_no_directory(site: Site) -> None:
     site.publish(b"?")
     site.own.mkdir(parents=True)
@@ -198,5 +229,5 @@ def test_a_write_is_for_its_owner_only(site: Site) -> None:
 def test_a_file_larger_than_allowed_is_not_read_whole(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.publish(raw(1))
     monkeypatch.setattr(limits, "DIRECTORY_BYTES_MAX", 50)
-    with pytest.raises(DirectoryError, match="larger"):
+    with pytest.raises(DirectoryError, match="more than 50"):
         directory_file.read(site.published)

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
+from cells.api.log_budget import LogBudget
 from router import limits
 from router.edge import KEY, BareRoute, Edge
-from router.log_budget import LogBudget
 from router.metrics import Metrics
 
 SECRET = "4242424242424242"

@@ -134,3 +134,21 @@ def test_one_partner_s_key_does_not_open_another_s() -> None:
     # The hash of acme's key under the other's name.
     crossed = held(globex=partner(record(key("acme"))))
     assert refused([b"Bearer " + key("acme").encode()], crossed).problem.code is EdgeCode.UNAUTHORIZED
+
+
+def test_a_key_that_was_let_in_before_ends_when_it_says() -> None:
+    known = held(acme=partner(record(key(), expires_at=NOW + timedelta(seconds=1))))
+    header = [b"Bearer " + key().encode()]
+    for _ in range(2):
+        assert keys.authenticate(header, known, PEPPER, NOW)[0] == "acme"
+    with pytest.raises(keys.UnauthorizedError) as caught:
+        keys.authenticate(header, known, PEPPER, NOW + timedelta(seconds=2))
+    assert caught.value.reason == "expired_key"
+
+
+def test_no_key_is_kept_in_what_is_remembered() -> None:
+    known = held(acme=partner(record(key())))
+    keys.authenticate([b"Bearer " + key().encode()], known, PEPPER, NOW)
+    (remembered,) = known.authenticated
+    assert len(remembered) == 16
+    assert key() not in repr(known.authenticated)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cells.api.messages import READS, WRITES, Method
+from cells.api.messages import NOTIFICATIONS, READS, WRITES, Method
 from router import problems
 from router.app import create_app
 from router.endpoints import ENDPOINTS, codes
@@ -91,7 +91,14 @@ async def test_a_payment_s_fields_are_described(document: dict[str, Any]) -> Non
 
 
 def test_every_command_of_a_partner_has_its_endpoint() -> None:
-    of_operators = {Method.RESOLVE_OPERATION, Method.LIST_UNKNOWN}
-    assert {endpoint.command for endpoint in ENDPOINTS if endpoint.command} == (WRITES | READS) - of_operators
+    of_operators = {
+        Method.RESOLVE_OPERATION,
+        Method.LIST_UNKNOWN,
+        Method.RECONCILE_OPERATIONS,
+        Method.COMPARE_SETTLEMENT,
+        Method.LIST_UNRECONCILED,
+    }
+    of_others = of_operators | NOTIFICATIONS  # what acquirers notify, no partner's request becomes
+    assert {endpoint.command for endpoint in ENDPOINTS if endpoint.command} == (WRITES | READS) - of_others
     for endpoint in ENDPOINTS:
         assert (endpoint.command in WRITES) is endpoint.writes

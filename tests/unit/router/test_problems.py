@@ -21,8 +21,8 @@ def test_no_code_stands_for_two_things() -> None:
 
 def test_every_code_is_answered_by_some_endpoint() -> None:
     told = {code for endpoint in ENDPOINTS for code in codes(endpoint)}
-    # These two belong to no endpoint; operations are resolved by operators.
-    alone = {EdgeCode.NOT_FOUND, EdgeCode.METHOD_NOT_ALLOWED}
+    # These two belong to no endpoint, signatures are acquirers'; operations are resolved by operators.
+    alone = {EdgeCode.NOT_FOUND, EdgeCode.METHOD_NOT_ALLOWED, EdgeCode.SIGNATURE_INVALID}
     operators = {
         RefusalCode.OPERATION_NOT_FOUND,
         RefusalCode.OPERATION_FINAL,

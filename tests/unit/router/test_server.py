@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import orjson
 import pytest
 import uvicorn
 
@@ -114,22 +115,136 @@ async def test_a_connection_too_many_hears_so(port: int, monkeypatch: pytest.Mon
     await writer.wait_closed()
 
 
+HOST = b"host: x\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n"
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"GET /\xc3\xa9 HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
-        b"POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
-        b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # a TLS hello
+        bytes(range(256)),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00",
+        b"GET / HTTP/1.2\r\n" + HOST + b"\r\n",
+        b"GET /\xc3\xa9 HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /\x00 HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET foo HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET http://[ HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"CONNECT / HTTP/1.1\r\nhost: a\r\n\r\n",
         b"GARBAGE / HTTP/1.1\r\n\r\n",
-        b"GET http://[ HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + HOST + b"bad header\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + HOST + b"a: \x00\r\n\r\n",
+        b"GET / HTTP/1.1\nhost: x\n\n",  # lines that end with LF alone
+        b"GET / HTTP/1.1\r\nhost: x\ra: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n c\r\n\r\n",  # obs-fold
+        # Two readers of these could disagree where the request ends (request smuggling).
+        b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 1, 1\r\n\r\nx",
+        b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\n" + HOST + b"content-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\n" + HOST + b"content-length: +1\r\n\r\nx",
+        b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 0x1\r\n\r\nx",
+        b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 99999999999999999999999\r\n\r\nx",
+        CHUNKED + b"zz\r\n",
+        CHUNKED + b"-1\r\n",
+        CHUNKED + b"0x5\r\nhello\r\n0\r\n\r\n",
+        CHUNKED + b"5\nhello\n0\n\n",
+        CHUNKED + b"3\r\nhello\r\n0\r\n\r\n",
+        CHUNKED + b"FFFFFFFFFFFFFFFFFF\r\n",
     ],
 )
 async def test_what_is_no_http_is_a_bad_request(port: int, garbage: bytes) -> None:
     text = await exchange(port, garbage)
-    assert text.startswith(b"HTTP/1.1 400") or text == b""
+    assert text.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n")
+    assert orjson.loads(text.partition(b"\r\n\r\n")[2])["code"] == "request_malformed"
+
+
+async def tell_body(scope: Any, receive: Any, send: Any) -> None:
+    """Answer the path and the body, after a while where the path says so."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.2)
+    text = scope["path"].encode() + b" " + body
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(text)).encode())]}
+    )
+    await send({"type": "http.response.body", "body": text})
+
+
+@pytest.mark.parametrize("application", [tell_body], indirect=True)
+@pytest.mark.parametrize(
+    "length", [b"content-length: 5\r\n\r\nhello", b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize("cut", [0, 40, 117, 130])
+async def test_a_wish_for_another_protocol_loses_no_body(port: int, length: bytes, cut: int) -> None:
+    wish = (
+        b"POST /one HTTP/1.1\r\n"
+        + HOST
+        + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"
+    )
+    next_one = b"GET /two HTTP/1.1\r\n" + HOST + b"connection: close\r\n\r\n"
+    whole = wish + length + next_one
+    text = await exchange(port, whole[:cut], whole[cut:])
+    assert text.count(b"HTTP/1.1 200") == 2
+    assert b"\r\n\r\n/one hello" in text
+    assert b"\r\n\r\n/two " in text
+
+
+@pytest.mark.parametrize("application", [tell_body], indirect=True)
+async def test_garbage_behind_an_open_request_is_never_taken_for_its_answer(port: int) -> None:
+    assert await exchange(port, b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n", b"GARBAGE\r\n\r\n") == b""
+
+
+@pytest.mark.parametrize("application", [tell_body], indirect=True)
+async def test_requests_in_a_row_are_served_in_order_up_to_a_bound(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PIPELINED_REQUESTS_MAX", 3)
+    requests = [b"GET /%d HTTP/1.1\r\n" % n + HOST + b"\r\n" for n in range(3)]
+    last = b"GET /3 HTTP/1.1\r\n" + HOST + b"connection: close\r\n\r\n"
+    text = await exchange(port, b"".join(requests) + last)
+    assert [text.index(b"/%d " % n) for n in range(4)] == sorted(text.index(b"/%d " % n) for n in range(4))
+    assert await exchange(port, b"".join(requests) * 2) == b""
+
+
+async def test_empty_lines_between_requests_keep_no_connection(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_MS", 100)
+    text = await exchange(port, REQUEST + b"\r\n", b"\r\n", b"\r\n")
+    assert text.startswith(b"HTTP/1.1 204")
+    assert b"HTTP/1.1 408" in text
+
+
+async def test_lines_behind_a_body_are_bounded(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEAD_LINES_MAX", 20)
+    assert await exchange(port, CHUNKED + b"0\r\n", *[b"a: b\r\n" * 10] * 3) == b""
+
+
+async def answer_much(scope: Any, receive: Any, send: Any) -> None:
+    body = bytes(20_000_000)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"20000000")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.mark.parametrize("application", [answer_much], indirect=True)
+@pytest.mark.parametrize("more", [b"", b"connection: close\r\n"])
+async def test_who_reads_no_answer_is_dropped(port: int, more: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ANSWER_TIMEOUT_MS", 100)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_sendall(client, REQUEST + more + b"\r\n")
+        await asyncio.sleep(0.3)  # it reads nothing meanwhile
+        got = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := await asyncio.get_running_loop().sock_recv(client, 1_000_000):
+                got += len(chunk)
+        assert got < 20_000_000, "what lay in the kernel's buffers, and then the end"
 
 
 async def refuse_at_once(scope: Any, receive: Any, send: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
-from router import limits
+from cells.api import limits
 
 
 class LogBudget:
@@ -17,7 +17,10 @@ class LogBudget:
         self._windows: dict[str, tuple[int, int, int]] = {}  # event -> second, lines, left out
 
     def warning(self, event: str, **fields: object) -> None:
-        """Write the event, or count it. The names of events are literals in our code, so their number is bounded."""
+        """Write the event, or count it; `exc_info=True` adds the exception that is being handled.
+
+        The names of events are literals in our code, so their number is bounded.
+        """
         second = int(self._now())
         window, lines, left_out = self._windows.get(event, (second, 0, 0))
         if window != second:

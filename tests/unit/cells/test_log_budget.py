@@ -2,8 +2,8 @@
 
 from structlog.testing import capture_logs
 
-from router import limits
-from router.log_budget import LogBudget
+from cells.api import limits
+from cells.api.log_budget import LogBudget
 
 
 def test_a_flood_is_counted_instead_of_written() -> None:
