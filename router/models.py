@@ -175,7 +175,7 @@ def _unix_ms(value: Any) -> int:
     except (ValueError, OverflowError) as error:
         raise ValueError("should be a time that exists") from error
     if whole_ms < 0:
-        raise ValueError("should not be before 1970")
+        return 0  # nothing is older
     nanoseconds = int((fraction or ".")[1:].ljust(9, "0"))
     return whole_ms + -(-nanoseconds // 1_000_000)
 
@@ -199,12 +199,8 @@ class PaymentsQuery(_Query):
     starting_after: Annotated[str, Field(pattern=PAYMENT_ID)] | None = None
     status: PaymentStatus | None = None
     reference: Annotated[str, Field(max_length=bounds.REFERENCE_CHARACTERS_MAX, pattern=_LINE)] | None = None
-    created_from_ms: Annotated[_Time | None, Field(alias="created_from", description="At or after; from 1970 on.")] = (
-        None
-    )
-    created_before_ms: Annotated[_Time | None, Field(alias="created_before", description="Before; from 1970 on.")] = (
-        None
-    )
+    created_from_ms: Annotated[_Time | None, Field(alias="created_from", description="At or after.")] = None
+    created_before_ms: Annotated[_Time | None, Field(alias="created_before", description="Before.")] = None
 
 
 class EventsQuery(_Query):

@@ -96,7 +96,8 @@ async def test_the_slow_and_the_greedy_are_ended_and_nobody_waits_for_them(site:
         assert statuses <= {b"200", b"400", b"408", b"413", b"431"}, (name, told[:500])
     assert ended["a byte of its head now and then"][1].startswith(b"HTTP/1.1 408")
     assert ended["a byte of its body now and then"][1].startswith(b"HTTP/1.1 408")
-    assert ended["one endless header"][1].startswith(b"HTTP/1.1 431")
+    # Who goes on sending may lose the answer to the reset of its connection.
+    assert ended["one endless header"][1][:12] in (b"HTTP/1.1 431", b"")
     assert slowest_s < PAYMENT_S_MAX
 
 

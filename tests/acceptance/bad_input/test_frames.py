@@ -323,11 +323,11 @@ async def test_a_command_that_is_none_is_answered_and_takes_nobody_along(site: S
 @pytest.mark.timeout(120)
 async def test_a_flood_of_requests_is_answered_or_dropped(site: Site) -> None:
     """More at once than a connection may have, with and without reading the answers. Such a peer has the cell's secret:
-    it may cost the door's time while it lasts, and leaves nothing behind.
+    it may cost the door's time while it lasts, fills beta's share, and leaves nothing behind.
     """
     body = command({"limit": 100})
-    frame = frames.encode([frames.REQUEST, 1, Method.LIST_EVENTS, BUDGET_MS, "alpha", body])
-    giant = frames.encode([frames.REQUEST, 1, Method.GET_BALANCE, BUDGET_MS, "alpha", bytes(120_000)])
+    frame = frames.encode([frames.REQUEST, 1, Method.LIST_EVENTS, BUDGET_MS, "beta", body])
+    giant = frames.encode([frames.REQUEST, 1, Method.GET_BALANCE, BUDGET_MS, "beta", bytes(120_000)])
     with site.unharmed():
         for data, count, reads in ((frame, 25_000, True), (frame, 25_000, False), (giant, 400, False)):
             async with proven(site.door, "router", site.role_key("router")) as (reader, writer):
