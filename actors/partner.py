@@ -9,16 +9,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import structlog
 
-from actors import codec, keyspace, limits, metrics, rate_limit, reconciliation, rules, views
+from actors import codec, keyspace, limits, metrics, rate_limit, reconciliation, rules
 from actors.acquirer import Acquirer
 from actors.answers import Answer, RateState, Refused, outcome_unknown, unavailable
 from actors.breaker import Breaker
 from actors.clock import Clock, PartnerTime, SystemClock
-from actors.commands import CreatePayment, Envelope, Notification, ReconcileOperations, ResolveOperation
+from actors.commands import CreatePayment, Envelope, ReconcileOperations, ResolveOperation
+from actors.deciding import Deciding, told_of
 from actors.errors import (
     ActorStoppedError,
     CommitUnknownError,
@@ -27,15 +27,13 @@ from actors.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from actors.events import AcquirerContradicted
-from actors.ids import IdMint
 from actors.mailbox import Ask, Effects, Expire, Item, Lost, Overdue, Result, Settled, Sweep, Told
-from actors.payment import Operation, OperationState, Payment
+from actors.payment import Operation, Payment
 from actors.profile import Profile
-from actors.records import JournalEntry, Once, OpenOperation, Reconciled
+from actors.records import OpenOperation
 from actors.refusals import Refusal, RefusalCode
 from actors.settlement import Settlement
-from actors.staging import Draft, State, TooLargeError, outcome_answer
+from actors.staging import Draft, State
 from actors.store import Check, Key, Range, Store
 from actors.timers import Timers
 
@@ -65,8 +63,6 @@ class PartnerActor:
         self.epoch = 0
         self._clock = clock or SystemClock()
         self._time = PartnerTime(self._clock, 0)
-        self._mint = IdMint()
-        self._executing = executing
         self._on_stopped = on_stopped
         self._state = State(rules.Standing())
         self._asks: deque[Ask] = deque()
@@ -78,6 +74,7 @@ class PartnerActor:
         self._work = asyncio.Event()
         self._waiters: dict[str, list[Ask]] = {}
         self._meters = metrics.Meters(profile.partner_id)
+        self._deciding = Deciding(self, executing)
         self._settlement = Settlement(self, acquirer, self._meters)
         self._timers = Timers(self)
         self._task: asyncio.Task[None] | None = None
@@ -225,7 +222,8 @@ class PartnerActor:
             guessed: list[Key] = []
             try:
                 guessed = await self._read_for(batch)
-                draft, effects = self._decide_all(self._state, batch)
+                draft, effects, decided = self._deciding.decide_all(self._state, batch)
+                self._put_back(batch, decided)
                 _require_written(guessed, draft)
                 if draft.writes or draft.standing is not self._state.standing:
                     began = time.monotonic()
@@ -273,9 +271,9 @@ class PartnerActor:
             elif isinstance(item, Overdue):
                 item.ask.resolve(outcome_unknown())
             elif isinstance(item, Settled | Lost):
-                self._tell_later(item, limits.ACQUIRER_RETRY_DELAY_MS_MIN)
+                self.tell_later(item, limits.ACQUIRER_RETRY_DELAY_MS_MIN)
 
-    def _tell_later(self, item: Settled | Lost, delay_ms: int) -> None:
+    def tell_later(self, item: Settled | Lost, delay_ms: int) -> None:
         """Tell again what could not be written: the acquirer's word is not lost. Timers look again by themselves."""
         loop = asyncio.get_running_loop()
         loop.call_later(delay_ms / 1_000, lambda: self.tell(item) if self._stopped is None else None)
@@ -338,7 +336,7 @@ class PartnerActor:
             if isinstance(item, Ask) and isinstance(item.envelope.command, ReconcileOperations):
                 row_keys += reconciliation.keys_of(item.envelope.command)
                 continue
-            payment_id = self._payment_id_of(item)
+            payment_id = self.payment_id_of(item)
             if payment_id is not None and payment_id not in state.payments:
                 keys[keyspace.payment(payment_id)] = payment_id
             is_new = isinstance(item, Ask) and isinstance(item.envelope.command, CreatePayment)
@@ -349,7 +347,8 @@ class PartnerActor:
                         guesses.append(once_key)
         return keys, row_keys, guesses
 
-    def _payment_id_of(self, item: Item) -> str | None:
+    def payment_id_of(self, item: Item) -> str | None:
+        """Give the payment that an item is about, where it is known; None for a new one."""
         if isinstance(item, Expire):
             return item.payment_id
         if isinstance(item, Ask):
@@ -371,7 +370,7 @@ class PartnerActor:
         operation_id = None
         if isinstance(item, Ask):
             keys.append(item.once_key)
-            operation_id = _told_of(item.envelope)
+            operation_id = told_of(item.envelope)
         elif isinstance(item, Settled | Overdue):
             operation_id = item.operation_id
         opened = None if operation_id is None else self._state.opens.get(operation_id)
@@ -387,241 +386,14 @@ class PartnerActor:
                 if payment_id not in held:
                     del state.payments[payment_id]
 
-    # Deciding
-
-    def _decide_all(self, state: State, batch: list[Item]) -> tuple[Draft, Effects]:
-        whole = Draft(state)
-        effects = Effects()
-        now_ms = self._time.now_ms()
-        size_bytes = 0
-        for index, item in enumerate(batch):
-            draft = Draft(whole)
-            own = Effects()
-            try:
-                if isinstance(item, Ask):
-                    self._executing(item.envelope.command_id)
-                self._decide_one(draft, own, item, now_ms)
-            except TooLargeError as error:
-                self._leave_out(effects, item, RefusalCode.COMMAND_TOO_LARGE, str(error))
-                continue
-            except Exception as error:  # noqa: BLE001 - a bug in the rules takes its own command out, nobody else's
-                self._log.exception("command_failed", item=type(item).__name__)
-                self._leave_out(effects, item, RefusalCode.INTERNAL_ERROR, type(error).__name__)
-                continue
-            size_bytes += draft.size_bytes()
-            if index and size_bytes > limits.BATCH_BYTES_MAX:
-                self._put_back(batch, index)
-                break
-            draft.merge()
-            effects.answers += own.answers
-            effects.started += own.started
-            effects.settled += own.settled
-            effects.contradictions += own.contradictions
-            effects.waiting += own.waiting
-        self._executing("")
-        return whole, effects
-
     def _put_back(self, batch: list[Item], index: int) -> None:
-        """Leave the batch's items from `index` on to the next batch."""
+        """Leave the batch's items from `index` on to the next batch: they did not fit into this one."""
         for item in reversed(batch[index:]):
             if isinstance(item, Ask):
                 self._asks.appendleft(item)
             else:
                 self._told.appendleft(item)
         del batch[index:]
-
-    def _leave_out(self, effects: Effects, item: Item, code: RefusalCode, detail: str) -> None:
-        if isinstance(item, Ask | Overdue):
-            ask = item if isinstance(item, Ask) else item.ask
-            effects.answers.append((ask, Refused(Refusal(code, f"The command was not taken: {detail}."))))
-        elif isinstance(item, Settled | Lost):
-            self._tell_later(item, limits.ACQUIRER_RETRY_DELAY_MS_MAX)
-
-    def _decide_one(self, draft: Draft, effects: Effects, item: Item, now_ms: int) -> None:
-        match item:
-            case Ask():
-                self._decide_ask(draft, effects, item, now_ms)
-            case Settled():
-                self._decide_settled(draft, effects, item, now_ms)
-            case Lost():
-                self._decide_lost(draft, item, now_ms)
-            case Overdue():
-                self._decide_overdue(draft, effects, item)
-            case Expire():
-                self._decide_expire(draft, effects, item, now_ms)
-            case Sweep() if item.after_sequence == draft.standing.swept_sequence:
-                for key in item.once_keys:
-                    draft.clear(key)
-                draft.standing = replace(draft.standing, swept_sequence=item.swept_sequence)
-
-    def _decide_ask(self, draft: Draft, effects: Effects, ask: Ask, now_ms: int) -> None:
-        envelope = ask.envelope
-        if isinstance(envelope.command, ReconcileOperations):
-            self._decide_reconcile(draft, effects, ask, envelope.command, now_ms)
-            return
-        once_key = ask.once_key
-        once = draft.once(once_key)
-        if once is not None:
-            self._decide_again(effects, ask, once)
-            return
-        payment_id = self._payment_id_of(ask)
-        payment = None if payment_id is None else draft.payment(payment_id)
-        told_of = _told_of(envelope)
-        opened = None if told_of is None else draft.open(told_of)
-        ids = self._mint.ids(now_ms)
-        decision = rules.decide(
-            self.profile,
-            draft.standing,
-            payment,
-            envelope.command,
-            now_ms,
-            ids,
-            acquirer_available=self.breaker.allows(self._clock.monotonic_ms()),
-        )
-        if isinstance(decision, Refusal):
-            effects.answers.append((ask, Refused(decision, self.rate_state())))
-            return
-        if not decision.events:  # a notification of what is known
-            effects.answers.append((ask, Answer(200, views.render_acknowledgement())))
-            return
-        after = draft.record(
-            decision.events,
-            payment_id=ids.payment_id if payment is None else payment.id,
-            now_ms=now_ms,
-            cause=envelope.command_id,
-            request_id=envelope.request_id,
-            epoch=self.epoch,
-            once_key=once_key,
-            arrival_us=decision.arrival_us,
-        )
-        operation_id = told_of or next(iter(draft.opens))  # the one that the command set going
-        draft.put_once(once_key, Once(envelope.command_id, envelope.fingerprint, after.id, operation_id, now_ms))
-        if told_of is not None:
-            assert payment is not None, f"{told_of} is told of without its payment"
-            if not payment.operation(told_of).is_final and after.operation(told_of).is_final:
-                self._answer_settled(draft, effects, after, told_of, None if opened is None else opened.once_key)
-            effects.contradictions += [e for e in decision.events if isinstance(e, AcquirerContradicted)]
-            resolved = isinstance(envelope.command, ResolveOperation)
-            body = views.render_payment(after, self.profile.mode) if resolved else views.render_acknowledgement()
-            effects.answers.append((ask, draft.answer(once_key, Answer(200, body))))
-            return
-        effects.started.append(operation_id)
-        effects.waiting.append((ask, operation_id))
-
-    def _decide_again(self, effects: Effects, ask: Ask, once: Once) -> None:
-        envelope = ask.envelope
-        if once.fingerprint != envelope.fingerprint:
-            refusal = Refusal(
-                RefusalCode.IDEMPOTENCY_KEY_REUSED,
-                "This idempotency key was used for another request; take a new key for a new request.",
-            )
-            effects.answers.append((ask, Refused(refusal)))
-        elif once.status is not None:
-            replayed = once.command_id != envelope.command_id
-            effects.answers.append((ask, Answer(once.status, once.body, replayed)))
-        elif once.command_id == envelope.command_id:
-            effects.waiting.append((ask, once.operation_id))
-        else:
-            refusal = Refusal(
-                RefusalCode.IDEMPOTENCY_KEY_IN_USE,
-                "The first request with this idempotency key is still under way.",
-                retry_after_ms=1_000,
-            )
-            effects.answers.append((ask, Refused(refusal)))
-
-    def _decide_reconcile(
-        self, draft: Draft, effects: Effects, ask: Ask, command: ReconcileOperations, now_ms: int
-    ) -> None:
-        """Post rows of a settlement file. Each operation's row makes it happen once, so no answer need be kept."""
-
-        def payment_of(payment_id: str) -> Payment | None:
-            cached = draft.payment(payment_id)
-            data = None if cached is not None else draft.row(keyspace.payment(payment_id))
-            return cached if data is None else codec.decode_payment(data)
-
-        def known_of(operation_id: str) -> Reconciled | None:
-            data = draft.row(keyspace.reconciled(operation_id))
-            return None if data is None else codec.decode_reconciled(data)
-
-        findings = reconciliation.compare(command, payment_of, known_of)
-        posted = reconciliation.to_post(command, findings, now_ms)
-        if posted:
-            cause = f"settlement:{command.file}:{command.operator}"
-            draft.record_reconciled(
-                posted,
-                entry=JournalEntry(
-                    draft.standing.sequence + 1, now_ms, cause, ask.envelope.request_id, self.epoch, (), ()
-                ),
-            )
-        effects.answers.append((ask, Answer(200, reconciliation.render(findings))))
-
-    def _decide_settled(self, draft: Draft, effects: Effects, item: Settled, now_ms: int) -> None:
-        opened = draft.open(item.operation_id)
-        if opened is None:
-            return  # known already: a person, a notification or an earlier word was first
-        payment = draft.payment(opened.payment_id)
-        assert payment is not None, f"{item.operation_id} is open without its payment"
-        events = rules.settle(self.profile, payment, item.operation_id, item.outcome, now_ms, item.confirmations)
-        after = payment
-        if events:
-            after = draft.record(
-                events,
-                payment_id=payment.id,
-                now_ms=now_ms,
-                cause=f"acquirer:{item.operation_id}",
-                request_id="",
-                epoch=self.epoch,
-            )
-        elif payment.operation(item.operation_id).state is not OperationState.ACCEPTED:
-            return  # an old word, of before the operation was confirmed: the new one is on its way
-        # Also where its acceptance is known already: the commit of it may have lost the answers to who waited.
-        self._answer_settled(draft, effects, after, item.operation_id, opened.once_key)
-
-    def _answer_settled(
-        self, draft: Draft, effects: Effects, payment: Payment, operation_id: str, once_key: Key | None
-    ) -> None:
-        """Keep the answer to the command that set the operation going; what was kept first is what all are told."""
-        answer = None
-        if once_key is not None:
-            answer = draft.answer(once_key, outcome_answer(payment, operation_id, self.profile.mode))
-        effects.settled.append((payment.operation(operation_id), payment.id, answer))
-
-    def _decide_lost(self, draft: Draft, item: Lost, now_ms: int) -> None:
-        opened = draft.open(item.operation_id)
-        if opened is None:
-            return
-        payment = draft.payment(opened.payment_id)
-        assert payment is not None, f"{item.operation_id} is open without its payment"
-        draft.put_open(replace(opened, attempts=max(opened.attempts, item.attempts)))
-        events = rules.lose(payment, item.operation_id, item.why, now_ms)
-        if events:
-            draft.record(
-                events,
-                payment_id=payment.id,
-                now_ms=now_ms,
-                cause=f"acquirer:{item.operation_id}",
-                request_id="",
-                epoch=self.epoch,
-            )
-
-    def _decide_overdue(self, draft: Draft, effects: Effects, item: Overdue) -> None:
-        """Say 202 and keep having said so: the answer is on disk before it leaves, and is replayed from then on."""
-        opened = draft.open(item.operation_id)
-        if opened is None:
-            return  # settled meanwhile: its answer is on the way
-        payment = draft.payment(opened.payment_id)
-        assert payment is not None, f"{item.operation_id} is open without its payment"
-        answer = draft.answer(item.ask.once_key, outcome_answer(payment, item.operation_id, self.profile.mode))
-        effects.answers.append((item.ask, replace(answer, rate=self.rate_state())))
-
-    def _decide_expire(self, draft: Draft, effects: Effects, item: Expire, now_ms: int) -> None:
-        payment = draft.payment(item.payment_id)
-        assert payment is not None, f"{item.payment_id} is due and does not exist"
-        events = rules.expire(payment, now_ms, self._mint.ids(now_ms))
-        if not events:
-            return
-        draft.record(events, payment_id=payment.id, now_ms=now_ms, cause="expiry", request_id="", epoch=self.epoch)
-        effects.started += draft.opens
 
     # After the commit
 
@@ -698,12 +470,6 @@ class PartnerActor:
         self._waiters.clear()
         self._settlement.abandon()
         self._on_stopped(why)
-
-
-def _told_of(envelope: Envelope) -> str | None:
-    """Give the operation that a person or the acquirer tells of; None for a command of a partner."""
-    command = envelope.command
-    return command.operation_id if isinstance(command, ResolveOperation | Notification) else None
 
 
 def _require_written(guessed: list[Key], draft: Draft) -> None:
