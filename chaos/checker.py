@@ -21,6 +21,12 @@ Record = list[dict[str, Any]]
 _OPENING: Final = frozenset({"authorization", "purchase", "verification"})
 _FINAL: Final = frozenset({"succeeded", "failed"})
 _MONEY_MOVES: Final = _OPENING | {"capture", "void", "refund"}
+# A payment's statuses by that of its first operation, while that one did not succeed (docs/payments.md).
+_STATUSES_OF_FIRST: Final = {
+    **dict.fromkeys(("pending", "unknown", "accepted"), frozenset({"processing"})),
+    "requires_action": frozenset({"requires_action"}),
+    "failed": frozenset({"failed", "canceled"}),  # canceled: voided while it waited for the customer
+}
 # The customer is to act: no end, but nothing is under way either, and nothing may be charged.
 _RESTING: Final = frozenset({"requires_action"})
 _CHANGES: Final = {"capture_payment": "capture", "void_payment": "void", "refund_payment": "refund"}
@@ -213,9 +219,7 @@ def _judge_state(judgement: Judgement, partner: str, payment: dict[str, Any]) ->
     authorized = sum_of(*_OPENING)
     captured, refunded = sum_of("purchase", "capture"), sum_of("refund")
     said = [payment[f"amount_{name}"] for name in ("authorized", "captured", "refunded")]
-    allowed = {"pending": {"processing"}, "unknown": {"processing"}, "failed": {"failed"}}.get(
-        first["status"], _statuses_of_success(authorized, captured, refunded)
-    )
+    allowed = _STATUSES_OF_FIRST.get(first["status"], _statuses_of_success(authorized, captured, refunded))
     told = f"{payment['id']} is {payment['status']} with {said} and {[(o['type'], o['status']) for o in operations]}"
     if said != [authorized, captured, refunded] or not refunded <= captured <= authorized <= payment["amount"]:
         judgement.accuse(Fault.IMPOSSIBLE, partner, told)
@@ -223,14 +227,14 @@ def _judge_state(judgement: Judgement, partner: str, payment: dict[str, Any]) ->
         judgement.accuse(Fault.IMPOSSIBLE, partner, f"{told}, only {sorted(allowed)} can be")
 
 
-def _statuses_of_success(authorized: int, captured: int, refunded: int) -> set[str]:
+def _statuses_of_success(authorized: int, captured: int, refunded: int) -> frozenset[str]:
     """Name the statuses of a payment that the acquirer approved; a dispute may come to any that was captured."""
     if not captured:
-        return {"authorized", "canceled", "expired"}
+        return frozenset({"authorized", "canceled", "expired"})
     if refunded:
         # All is refunded only where nothing more can be captured.
-        return {"partially_refunded", "disputed"} | ({"refunded"} if refunded == captured else set())
-    return {"captured" if captured == authorized else "partially_captured", "disputed"}
+        return frozenset({"partially_refunded", "disputed", "refunded" if refunded == captured else "disputed"})
+    return frozenset({"captured" if captured == authorized else "partially_captured", "disputed"})
 
 
 def _judge_operation(judgement: Judgement, partner: str, told: dict[str, Any], kept: dict[str, Any] | None) -> None:

@@ -39,6 +39,7 @@ class Blow(StrEnum):
 class Excuse(StrEnum):
     """What a first attempt may get beside what its request should get. Never: an answer after the client's deadline."""
 
+    OVERDUE = "a delay; 202, or 503 with Retry-After, where the command's own 8 s end meanwhile"
     REFUSED = "a delay; past its deadline 202, or 503 with Retry-After"
     CUT_OFF = "no answer, or no connection"
     PENDING = "202, or 503, 429, 409 for the acquirer's sake"
@@ -54,10 +55,16 @@ _PENDING: Final = frozenset(
         Outcome(409, "payment_processing"),
     }
 )
-EXCUSED_OUTCOMES: Final = {Excuse.REFUSED: _REFUSED, Excuse.CUT_OFF: frozenset[Outcome](), Excuse.PENDING: _PENDING}
+EXCUSED_OUTCOMES: Final = {
+    Excuse.OVERDUE: _REFUSED,
+    Excuse.REFUSED: _REFUSED,
+    Excuse.CUT_OFF: frozenset[Outcome](),
+    Excuse.PENDING: _PENDING,
+}
 
 Excuses = frozenset[Excuse]
 NO_ERROR: Final[Excuses] = frozenset()
+DELAYED: Final[Excuses] = frozenset({Excuse.OVERDUE})
 MAY_REFUSE: Final[Excuses] = frozenset({Excuse.REFUSED})
 MAY_CUT_OFF: Final[Excuses] = frozenset({Excuse.REFUSED, Excuse.CUT_OFF})
 MAY_PEND: Final[Excuses] = frozenset({Excuse.PENDING})
@@ -113,10 +120,10 @@ def _stop(target: Target, stop_ms: tuple[int, int], after_ms: tuple[int, int] = 
 # fmt: off
 KINDS: Final = (
     # Workers: a delay for their own partner, nothing for anybody else.
-    Kind("worker killed", (_kill(Target.WORKER),), NO_ERROR, NO_ERROR, NO_ERROR, _WORKER_MS),
-    Kind("worker lags", (_stop(Target.WORKER, _LAG_MS),), NO_ERROR, NO_ERROR, NO_ERROR, _LAG_MS[1] + _WORKER_MS),
+    Kind("worker killed", (_kill(Target.WORKER),), DELAYED, NO_ERROR, NO_ERROR, _WORKER_MS),
+    Kind("worker lags", (_stop(Target.WORKER, _LAG_MS),), DELAYED, NO_ERROR, NO_ERROR, _LAG_MS[1] + _WORKER_MS),
     Kind("worker stopped", (_stop(Target.WORKER, _LONG_MS),),
-         NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_SILENT_FOUND_MS + _WORKER_MS, replaces=True),
+         DELAYED, NO_ERROR, NO_ERROR, limits.GOAL_SILENT_FOUND_MS + _WORKER_MS, replaces=True),
     Kind("spare killed", (_kill(Target.SPARE),), NO_ERROR, NO_ERROR, NO_ERROR, _WORKER_MS),
     Kind("spare stopped", (_stop(Target.SPARE, _LONG_MS),), NO_ERROR, NO_ERROR, NO_ERROR, _WORKER_MS, replaces=True),
     # Without a spare the partner waits until a worker has started.
@@ -125,14 +132,14 @@ KINDS: Final = (
     Kind("spare killed as it is handed a partner", (_kill(Target.WORKER), _kill(Target.SPARE, _SOON_MS)),
          MAY_REFUSE, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_STARTS_MS),
     # The door: its cell's partners wait until it is back; the router sends again.
-    Kind("door killed", (_kill(Target.DOOR),), NO_ERROR, NO_ERROR, NO_ERROR, _DOOR_MS),
-    Kind("door lags", (_stop(Target.DOOR, _LAG_MS),), NO_ERROR, NO_ERROR, NO_ERROR, _LAG_MS[1] + _WORKER_MS),
+    Kind("door killed", (_kill(Target.DOOR),), DELAYED, DELAYED, NO_ERROR, _DOOR_MS),
+    Kind("door lags", (_stop(Target.DOOR, _LAG_MS),), DELAYED, DELAYED, NO_ERROR, _LAG_MS[1] + _WORKER_MS),
     Kind("door stopped", (_stop(Target.DOOR, _LONG_MS),),
-         NO_ERROR, NO_ERROR, NO_ERROR, _FOUND_MS + _DOOR_MS, replaces=True),
+         DELAYED, DELAYED, NO_ERROR, _FOUND_MS + _DOOR_MS, replaces=True),
     Kind("worker killed while its door is away", (_kill(Target.DOOR), _kill(Target.WORKER, (50, 600))),
-         NO_ERROR, NO_ERROR, NO_ERROR, _DOOR_MS + limits.GOAL_WORKER_STARTS_MS),
+         DELAYED, DELAYED, NO_ERROR, _DOOR_MS + limits.GOAL_WORKER_STARTS_MS),
     Kind("worker stopped while its door is away", (_kill(Target.DOOR), _stop(Target.WORKER, _LONG_MS, (50, 600))),
-         NO_ERROR, NO_ERROR, NO_ERROR, _DOOR_MS + limits.GOAL_SILENT_FOUND_MS + limits.GOAL_WORKER_STARTS_MS,
+         DELAYED, DELAYED, NO_ERROR, _DOOR_MS + limits.GOAL_SILENT_FOUND_MS + limits.GOAL_WORKER_STARTS_MS,
          replaces=True),
     # Ray: the cell starts anew. Past its deadline a call is refused; a command that was sent twice is not known.
     Kind("Ray head killed", (_kill(Target.HEAD),), MAY_REFUSE, MAY_REFUSE, NO_ERROR, _CELL_MS),

@@ -87,6 +87,8 @@ def _is_excused(call: Call, excuse: Excuse) -> bool:
         return False
     if not is_documented(call.method, call.path, outcome):
         return False
+    if excuse is Excuse.OVERDUE and call.latency_ms < limits.OVERDUE_MS:
+        return False
     if call.acknowledged:
         # Not known in time, which the answer says; or known to be otherwise, as the acquirer was not there.
         return outcome.status == 202 or excuse is Excuse.PENDING

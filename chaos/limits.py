@@ -95,6 +95,8 @@ SOAK_FAULT_ROOM_MS: Final = 15_000
 SOAK_LOOK_MS: Final = 250
 # A usual call that took longer was disturbed; on two shared cores a collection of garbage is not.
 DISTURBED_MS: Final = 400
+# A call that took so long came to the end of its command's own time.
+OVERDUE_MS: Final = actor_limits.COMMAND_DEADLINE_MS - actor_limits.ANSWER_MARGIN_MS
 REPLAYS_PER_SECOND: Final = 2
 REPLAYS_AT_END_MAX: Final = 300
 REPLAY_AGE_MS_MIN: Final = 2_000

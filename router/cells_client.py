@@ -74,13 +74,14 @@ class CellsClient:
         """Send the command and give what the cell says; never raises for what a cell or connection does.
 
         A command that was sent and not answered is sent again under the same command id, at most COMMAND_SENDS_MAX
-        times in all and until its deadline. After that the outcome of a write is unknown (DESIGN 4.1).
+        times in all, until its deadline and a little longer: its answer may have been written since. After that the
+        outcome of a write is unknown (DESIGN 4.1).
         """
         deadline = self._now() + _DEADLINE_MS / 1000
         body = encode_command(command)
         sends = 0
         while sends < wire.COMMAND_SENDS_MAX:
-            left_ms = int((deadline - self._now()) * 1000)
+            left_ms = int((deadline - self._now()) * 1000) + (limits.ASK_AGAIN_MS if sends else 0)
             link = self._links.get(cell)
             if link is None or left_ms <= 0 or self._is_long_gone(link):
                 break
@@ -88,11 +89,12 @@ class CellsClient:
                 if not await link.peer.wait_connected(min(left_ms, limits.CELL_WAIT_MS)):
                     await asyncio.sleep(limits.CELL_WAIT_PAUSE_MS / 1000)
                 continue
+            budget_ms = max(left_ms - limits.ASK_AGAIN_MS, limits.ASK_AGAIN_BUDGET_MS) if sends else left_ms
             sends += 1
             if sends > 1:
                 self.resent += 1
             try:
-                return decode_answer(await link.peer.request(method, partner_id, body, left_ms))
+                return decode_answer(await link.peer.request(method, partner_id, body, budget_ms))
             except PeerLostError:
                 continue
             except PeerUnavailableError:

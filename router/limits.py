@@ -40,6 +40,10 @@ SHUTDOWN_S: Final = 5
 CELL_ABSENT_MS_MAX: Final = 10_000
 CELL_WAIT_MS: Final = 1_000
 CELL_WAIT_PAUSE_MS: Final = 20
+# A command whose door was lost after it was sent is asked about for so much longer than its deadline: its answer may be
+# written by now. Then its cell is given this long.
+ASK_AGAIN_MS: Final = 700
+ASK_AGAIN_BUDGET_MS: Final = 200
 RETRY_AFTER_DEFAULT_MS: Final = 1_000
 REMEMBERED_PARTNERS_MAX: Final = 10_000
 
@@ -50,7 +54,10 @@ DIRECTORY_KEEP_RETRY_MS: Final = 5_000
 PARTNER_KEYS_MAX: Final = 32
 
 assert BODY_BYTES_MAX <= wire.ROUTER_FRAME_BYTES_MAX // 2, "any body that is let in fits into a frame"
-assert actor_limits.COMMAND_DEADLINE_MS < actor_limits.CLIENT_DEADLINE_MS
+assert (
+    actor_limits.COMMAND_DEADLINE_MS + ASK_AGAIN_MS + ASK_AGAIN_BUDGET_MS + wire.ANSWER_GRACE_MS["router"]
+    < actor_limits.CLIENT_DEADLINE_MS
+), "the gateway answers before its client gives up"
 assert PARTNER_REQUESTS_MAX < REQUESTS_MAX, "one hanging partner can't use up the router"
 assert PARTNER_REQUESTS_MAX >= wire.DOOR_PARTNER_COMMANDS_MAX, "the door's own bound is met first"
 assert REQUESTS_MAX + NOTIFICATIONS_MAX <= wire.CONNECTION_REQUESTS_MAX

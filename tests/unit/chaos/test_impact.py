@@ -82,6 +82,10 @@ def test_who_is_served_later_than_promised_breaks_the_promise_unless_there_is_pa
     ("name", "partner", "bad", "is_error"),
     [
         ("door killed", "ann", call("ann", 101, 503, "partner_unavailable"), True),
+        ("door killed", "ann", call("ann", 93, 503, "outcome_unknown", took_s=8), False),
+        ("door killed", "ann", call("ann", 93, 202, "processing", took_s=7.6), False),
+        ("door killed", "ann", call("ann", 95, 202, "processing", took_s=6), True),
+        ("door killed", "eve", call("eve", 93, 503, "outcome_unknown", took_s=8), True),
         ("Ray head killed", "ann", call("ann", 101, 503, "partner_unavailable"), False),
         ("Ray head killed", "ann", call("ann", 101, 503, "outcome_unknown"), False),
         ("Ray head killed", "ann", call("ann", 101, 202, "processing"), False),

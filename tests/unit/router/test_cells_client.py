@@ -153,6 +153,27 @@ async def test_a_door_that_dies_gets_the_same_command_again(client: CellsClient,
     assert client.resent == 1
 
 
+async def test_a_command_whose_door_dies_at_its_deadline_is_asked_about_after_it(
+    client: CellsClient, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker lives on and has written "202, processing" by then: that is an answer, "outcome unknown" is none."""
+    monkeypatch.setattr(cells_client, "_DEADLINE_MS", 300)
+    monkeypatch.setattr(limits, "ASK_AGAIN_MS", 5_000)
+
+    async def die_late(request: Request) -> bytes:
+        door.answer = door.pay
+        await asyncio.sleep(0.25)
+        await door.stop()
+        await asyncio.sleep(0.2)
+        await door.start()
+        return b""
+
+    door.answer = die_late
+    await connected(client, door.cell())
+    assert await ask(client) == PAID
+    assert door.asked[1][3] == limits.ASK_AGAIN_BUDGET_MS
+
+
 async def test_it_goes_out_twice_at_most(client: CellsClient, door: Door) -> None:
     async def die(request: Request) -> bytes:
         await door.stop()
