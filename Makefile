@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo up test check bench bench-history kill-rounds format clean
+.PHONY: help demo up test check bench bench-history kill-rounds soak format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -42,9 +42,13 @@ bench: $(READY) ## Throughput and latency of the whole gateway, open loop, up to
 bench-history: $(READY) ## What a payment costs as its partner's history grows to PAYMENTS (1000000: about 20 minutes)
 	$(BIN)/python -m bench.history --payments $(or $(PAYMENTS),100000)
 
+MINUTES ?= 10
+soak: $(READY) ## Everything is killed and stopped under load, for MINUTES=10; SEED= repeats a run
+	$(BIN)/python -m chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 format: $(READY) ## Put all files into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## Remove the virtual environment and the demo's data
-	rm -rf $(VENV) .demo *.egg-info
+clean: ## Remove the virtual environment, the demo's data and the soak's
+	rm -rf $(VENV) .demo .soak *.egg-info

@@ -10,12 +10,18 @@
     GET    /notifications?partner=           a partner's notifications and how far they got
     PUT    /faults/{partner}                 {"mode": "hang" | "refuse" | "slow", "delay_ms": for slow}
     DELETE /faults/{partner}                 all is well again (a request that hangs goes on hanging)
+    GET    /settlements/{YYYY-MM-DD}.csv?partner=&preliminary=true   a day's settlement file (settlements.py)
+    PUT    /settlement-extras/{key}          {"date", "partner", "kind", "amount", "currency", "original_key"}: a row
+                                             that nobody performed
+    DELETE /settlement-extras/{key}
     GET    /faults, /livez, /metrics
 
-Faults are kept in memory only. They hold for operations and closes of their partner, never for the reads.
+Faults and extra rows are kept in memory only. Faults hold for operations and closes of their partner, never for the
+reads.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -25,22 +31,25 @@ import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from acquirer_simulator import limits, tokens
+from acquirer_simulator import limits, settlements, tokens
 from acquirer_simulator.record import KeyReusedError, KeyUnknownError, Record, RecordUnavailableError, Row
 from acquirer_simulator.requests import (
     Fault,
     InvalidRequestError,
     read_count,
+    read_day,
+    read_extra,
     read_fault,
     read_key,
     read_operation,
     read_partner,
 )
 from acquirer_simulator.rules import Operation
+from acquirer_simulator.settlements import DAY_MS, Movement
 from acquirer_simulator.tokens import Answering, Behaviour
 
 log = structlog.get_logger()
@@ -274,6 +283,65 @@ class RecordEndpoints:
         return None if row is None else row.partner
 
 
+class SettlementEndpoints:
+    """A day's settlement file, written while it is read, and the rows that a test adds to it."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._extras: dict[str, Movement] = {}
+
+    async def file(self, request: Request) -> Response:
+        """GET /settlements/{day}.csv?partner=&preliminary=true. A day that isn't over has no final file yet."""
+        day = read_day(request.path_params["day"])
+        partner = request.query_params.get("partner") or None
+        if partner is not None:
+            read_partner(partner)
+        preliminary = request.query_params.get("preliminary") == "true"
+        start_ms = settlements.day_start_ms(day)
+        now_ms = self._record.now_ms()
+        final = now_ms >= start_ms + DAY_MS + limits.SETTLEMENT_FINAL_AFTER_MS
+        if not final and not (preliminary and now_ms > start_ms):
+            raise _EndedError(HTTPStatus.CONFLICT, "day_not_over", f"{day} isn't over: ask with preliminary=true")
+        # Whatever was answered before this instant is in the record, and so in a preliminary file.
+        until_ms = min(now_ms, start_ms + DAY_MS)
+        writer = settlements.Writer(day, partner, until_ms, final=final)
+        return StreamingResponse(
+            self._lines(writer, partner, start_ms, until_ms),
+            media_type="text/csv; charset=us-ascii; header=present",
+            headers={"content-disposition": f'attachment; filename="settlement-{day}.csv"'},
+        )
+
+    async def put_extra(self, request: Request) -> Response:
+        """PUT /settlement-extras/{key}."""
+        extra = read_extra(request.path_params["key"], await _read_body(request.receive))
+        if extra.key not in self._extras and len(self._extras) >= limits.SETTLEMENT_EXTRAS_MAX:
+            raise _EndedError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many extra rows are set")
+        self._extras[extra.key] = extra
+        log.info("settlement_extra_set", key=extra.key, partner=extra.partner)
+        return _json(extra._asdict())
+
+    async def delete_extra(self, request: Request) -> Response:
+        """DELETE /settlement-extras/{key}; no error where there is none."""
+        self._extras.pop(read_key(request.path_params["key"]), None)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    async def _lines(
+        self, writer: settlements.Writer, partner: str | None, start_ms: int, until_ms: int
+    ) -> AsyncIterator[bytes]:
+        yield writer.begin()
+        last = self._record.last_sequence()
+        for after in range(0, last, limits.SETTLEMENT_OPERATIONS_AT_ONCE):
+            # From a day before: what is settled late.
+            movements = self._record.movements(partner, after, start_ms - DAY_MS, until_ms)
+            rows = [row for movement in movements if (row := settlements.settle(movement, start_ms, until_ms))]
+            if rows:
+                yield writer.rows(rows)
+            await asyncio.sleep(0)
+        extras = [extra for extra in self._extras.values() if partner in (None, extra.partner)]
+        yield writer.rows(row for extra in extras if (row := settlements.settle(extra, start_ms, until_ms)))
+        yield writer.end()
+
+
 def make_app(record: Record, waits: Waits, base_url: str) -> ASGIApp:
     """Make the application over an open record. Call `waits.stop()` when the process is to end.
 
@@ -281,6 +349,7 @@ def make_app(record: Record, waits: Waits, base_url: str) -> ASGIApp:
     """
     faults = Faults(waits)
     kept = RecordEndpoints(record, faults, base_url)
+    settled = SettlementEndpoints(record)
     perform = PerformEndpoint(record, faults, waits, base_url)
     app = Starlette(
         routes=[
@@ -295,6 +364,9 @@ def make_app(record: Record, waits: Waits, base_url: str) -> ASGIApp:
             Route("/faults/{partner}", faults.put, methods=["PUT"]),
             Route("/faults/{partner}", faults.delete, methods=["DELETE"]),
             Route("/faults", faults.list, methods=["GET"]),
+            Route("/settlements/{day}.csv", settled.file, methods=["GET"]),
+            Route("/settlement-extras/{key}", settled.put_extra, methods=["PUT"]),
+            Route("/settlement-extras/{key}", settled.delete_extra, methods=["DELETE"]),
             Route("/livez", _livez, methods=["GET"]),
             Route("/metrics", _metrics, methods=["GET"]),
         ],

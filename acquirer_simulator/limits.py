@@ -35,6 +35,12 @@ SHUTDOWN_GRACE_S: Final = 1
 FAULTS_MAX: Final = 10_000
 TOKENS_CACHED_MAX: Final = 4_096
 
+# Settlement files. So many operations of the record are looked at between two turns of the event loop.
+SETTLEMENT_OPERATIONS_AT_ONCE: Final = 500
+# A day's file is final so long after its end: what was begun before midnight is in the record by then.
+SETTLEMENT_FINAL_AFTER_MS: Final = 60_000
+SETTLEMENT_EXTRAS_MAX: Final = 1_000
+
 # How long an authorization holds.
 AUTHORIZATION_VALIDITY_MS: Final = 7 * 24 * 3_600_000
 AUTHORIZATION_VALIDITY_MS_MAX: Final = 365 * 24 * 3_600_000

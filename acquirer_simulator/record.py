@@ -24,6 +24,7 @@ import structlog
 
 from acquirer_simulator import limits, outbox
 from acquirer_simulator.rules import Decision, Operation, Original, captured_at_once, decide, reference_of
+from acquirer_simulator.settlements import Movement
 from acquirer_simulator.tokens import Behaviour
 from acquirer_simulator.tokens import behaviour as behaviour_of
 
@@ -72,14 +73,21 @@ _PAGE: Final = f"SELECT {_COLUMNS} FROM operations WHERE sequence > ? ORDER BY s
 _PAGE_OF_PARTNER: Final = (
     f"SELECT {_COLUMNS} FROM operations WHERE partner = ? AND sequence > ? ORDER BY sequence LIMIT ?"  # noqa: S608
 )
+_MOVEMENTS: Final = (
+    "SELECT partner, kind, key, original_key, amount, currency, payment_method, first_at_ms FROM operations "
+    "WHERE sequence > ? AND sequence <= ? AND result = 'approved' AND kind IN ('capture', 'purchase', 'refund') "
+    "AND first_at_ms >= ? AND first_at_ms < ? AND partner = ifnull(?, partner) ORDER BY sequence"
+)
 _INSERT: Final = f"INSERT INTO operations ({_COLUMNS}) VALUES (NULL{', ?' * (_COLUMNS.count(',') - 2)}, ?, ?)"  # noqa: S608
 _COUNT_ATTEMPT: Final = "UPDATE operations SET attempts = attempts + 1, last_at_ms = ? WHERE sequence = ?"
 _NAME_CLOSED: Final = (
     "UPDATE operations SET partner = ?, kind = ?, amount = ?, currency = ?, payment_method = ?, original_key = ? "
     "WHERE sequence = ?"
 )
+# What was decided later took place then: that is its day in the settlement files.
 _DECIDE: Final = (
-    "UPDATE operations SET result = ?, code = ?, retryable = ?, expires_at_ms = ?, captured = ? WHERE sequence = ?"
+    "UPDATE operations SET result = ?, code = ?, retryable = ?, expires_at_ms = ?, captured = ?, first_at_ms = ? "
+    "WHERE sequence = ?"
 )
 _CLOSE: Final = "UPDATE operations SET result = 'closed', last_at_ms = ? WHERE sequence = ?"
 _MOVE_ORIGINAL: Final = "UPDATE operations SET captured = ?, refunded = ?, voided = ? WHERE key = ?"
@@ -245,6 +253,21 @@ class Record:
             rows = self._reader.execute(_PAGE_OF_PARTNER, (partner, after, limit))
         return [Row._make(row) for row in rows.fetchall()]
 
+    def now_ms(self) -> int:
+        """Return the record's own time."""
+        return self._now_ms()
+
+    def last_sequence(self) -> int:
+        """Return the sequence of the newest durable row, 0 where there is none."""
+        found: int | None = self._reader.execute("SELECT max(sequence) FROM operations").fetchone()[0]
+        return found or 0
+
+    def movements(self, partner: str | None, after: int, from_ms: int, until_ms: int) -> list[Movement]:
+        """Return the money movements performed in a time, out of the next SETTLEMENT_OPERATIONS_AT_ONCE rows."""
+        through = after + limits.SETTLEMENT_OPERATIONS_AT_ONCE
+        rows = self._reader.execute(_MOVEMENTS, (after, through, from_ms, until_ms, partner))
+        return [Movement._make(row) for row in rows.fetchall()]
+
     async def aclose(self) -> None:
         """Finish what is queued and give back the files. Calling it twice is no error."""
         if self._closed:
@@ -389,8 +412,9 @@ class Record:
             retryable=int(decision.retryable),
             expires_at_ms=decision.expires_at_ms,
             captured=captured_at_once(operation) if decision.code is None else 0,
+            first_at_ms=now_ms,
         )
-        figures = (decided.result, decided.code, decided.retryable, decided.expires_at_ms, decided.captured)
+        figures = (decided.result, decided.code, decided.retryable, decided.expires_at_ms, decided.captured, now_ms)
         self.writer.execute(_DECIDE, (*figures, row.sequence))
         return decided
 

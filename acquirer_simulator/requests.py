@@ -1,18 +1,22 @@
 """Reads what callers send into values, or says what is wrong with it. No HTTP server and no record goes in."""
 
 import re
+from datetime import date
 from typing import Any, Final, NamedTuple
 
 import orjson
 
 from acquirer_simulator import limits
 from acquirer_simulator.rules import Operation
+from acquirer_simulator.settlements import MONEY_KINDS, Movement, day_start_ms
 from acquirer_simulator.tokens import KINDS, LATER_KINDS
 
 _FIELDS: Final = frozenset({"partner", "kind", "amount", "currency", "payment_method", "original_key"})
+_EXTRA_FIELDS: Final = frozenset({"date", "partner", "kind", "amount", "currency", "original_key"})
 _KEY: Final = re.compile(rf"[A-Za-z0-9._:~-]{{1,{limits.KEY_CHARACTERS_MAX}}}", re.ASCII)
 _PARTNER: Final = re.compile(rf"[a-z0-9_]{{1,{limits.PARTNER_CHARACTERS_MAX}}}", re.ASCII)
 _CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _MANY_DIGITS: Final = re.compile(rf"[0-9](?:[ -]?[0-9]){{{limits.DIGITS_IN_A_TOKEN_MAX},}}", re.ASCII)
 # What is written down in place of something that looks like a card number (PCI DSS 3.4). No token has this name.
 REDACTED: Final = "redacted"
@@ -48,9 +52,7 @@ def read_operation(key: str, body: bytes) -> Operation:
     kind = fields["kind"]
     if not isinstance(kind, str) or kind not in KINDS:
         raise InvalidRequestError(f"kind must be one of {', '.join(sorted(KINDS))}")
-    currency = fields["currency"]
-    if not isinstance(currency, str) or _CURRENCY.fullmatch(currency) is None:
-        raise InvalidRequestError("currency must be three capital letters (ISO 4217)")
+    currency = _read_currency(fields["currency"])
     method = fields["payment_method"]
     if not isinstance(method, str) or len(method) > limits.PAYMENT_METHOD_CHARACTERS_MAX:
         raise InvalidRequestError("payment_method must be a token of at most 255 characters")
@@ -92,11 +94,54 @@ def read_fault(body: bytes) -> Fault:
     raise InvalidRequestError("a fault is hang, refuse, or slow with its delay_ms")
 
 
+def read_extra(key: str, body: bytes) -> Movement:
+    """Return the movement, performed by nobody, that `body` (JSON) adds to a settlement file.
+
+    Raises InvalidRequestError.
+    """
+    fields = _read_object(body)
+    if fields.keys() != _EXTRA_FIELDS:
+        raise InvalidRequestError(f"the fields must be {', '.join(sorted(_EXTRA_FIELDS))}")
+    kind = fields["kind"]
+    if not isinstance(kind, str) or kind not in MONEY_KINDS:
+        raise InvalidRequestError(f"kind must be one of {', '.join(sorted(MONEY_KINDS))}")
+    original_key = fields["original_key"]
+    if original_key is not None:
+        read_key(str(original_key))
+    return Movement(
+        read_partner(fields["partner"]),
+        kind,
+        read_key(key),
+        original_key,
+        _read_whole(fields["amount"], "amount", limits.AMOUNT_MINOR_UNITS_MAX),
+        _read_currency(fields["currency"]),
+        "",
+        day_start_ms(read_day(fields["date"])),
+    )
+
+
+def read_day(text: object) -> date:
+    """Return the day of a YYYY-MM-DD. Raises InvalidRequestError."""
+    try:
+        day = date.fromisoformat(text) if isinstance(text, str) and _DAY.fullmatch(text) else None
+    except ValueError:
+        day = None
+    if day is None or day.year < 1970:
+        raise InvalidRequestError("a day is written YYYY-MM-DD")
+    return day
+
+
 def read_count(text: str, name: str, largest: int) -> int:
     """Return a whole number from a query, 0 to `largest`. Raises InvalidRequestError."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
         raise InvalidRequestError(f"{name} must be a whole number")
     return _read_whole(int(text), name, largest)
+
+
+def _read_currency(value: object) -> str:
+    if not isinstance(value, str) or _CURRENCY.fullmatch(value) is None:
+        raise InvalidRequestError("currency must be three capital letters (ISO 4217)")
+    return value
 
 
 def _read_whole(value: object, name: str, largest: int) -> int:

@@ -29,10 +29,12 @@
 | `tok_dispute` | approved; a purchase is disputed a second later | approved; so is a capture |
 | `tok_dispute_won`, `tok_dispute_lost` | the same; decided two seconds after that | the same |
 | `tok_dispute_backwards` | as `tok_dispute_won`, told in the wrong order | the same |
+| `tok_settle_missing`, `tok_settle_late`, `tok_settle_short`, `tok_settle_fee` | approved | approved |
 | anything else | declined (`invalid_payment_method`) | approved |
 
 "Approved" here means: as far as the token goes. The rules about amounts still apply (rules.py). A purchase captures by
-itself, so `tok_capture_*` don't touch it. A slow request is performed even if its client has gone away meanwhile.
+itself, so `tok_capture_*` don't touch it. `tok_settle_*` make the settlement file wrong (settlements.py). A slow
+request is performed even if its client has gone away meanwhile.
 """
 
 import re
@@ -106,6 +108,12 @@ OPENING_KINDS: Final = frozenset({"authorization", "purchase", "verification"})
 LATER_KINDS: Final = frozenset({"capture", "void", "refund"})
 KINDS: Final = OPENING_KINDS | LATER_KINDS
 
+# What settlements.py looks for.
+SETTLED_NEVER: Final = "tok_settle_missing"
+SETTLED_LATE: Final = "tok_settle_late"
+SETTLED_SHORT: Final = "tok_settle_short"
+SETTLED_OVERCHARGED: Final = "tok_settle_fee"
+
 _PLAIN: Final = Behaviour()
 _CHARGED_UNANSWERED: Final = Behaviour(Answering.SILENT_AT_FIRST)
 _CHALLENGED: Final = Behaviour(performs=False, challenge_ms=limits.CHALLENGE_VALIDITY_MS)
@@ -141,6 +149,10 @@ _OPENING: Final[dict[str, Behaviour]] = {
     "tok_async_unnotified": _LATER_DECIDED._replace(notifies_after_ms=None),
     "tok_timeout_notified": Behaviour(Answering.SILENT, notifies_after_ms=limits.LATE_RESULT_MS),
     **_DISPUTED,
+    SETTLED_NEVER: _PLAIN,
+    SETTLED_LATE: _PLAIN,
+    SETTLED_SHORT: _PLAIN,
+    SETTLED_OVERCHARGED: _PLAIN,
 }
 _LATER: Final[dict[tuple[str, str], Behaviour]] = {
     ("tok_capture_decline", "capture"): Behaviour(decline="capture_declined"),

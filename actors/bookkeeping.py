@@ -8,9 +8,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from actors import ledger
-from actors.events import apply
+from actors.events import OperationReconciled, apply
+from actors.ledger import Account
 from actors.payment import Dispute, DisputeStatus, Operation, OperationState, Payment, PaymentStatus
-from actors.records import JournalEntry, OpenOperation
+from actors.records import JournalEntry, OpenOperation, Reconciled
 from actors.rules import Standing
 
 
@@ -21,6 +22,7 @@ class Books:
     sequence: int = 0
     payments: dict[str, Payment] = field(default_factory=dict)
     balances: ledger.Balances = field(default_factory=dict)
+    reconciled: dict[str, OperationReconciled] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
 
     def take(self, entries: Iterable[JournalEntry]) -> set[str]:
@@ -41,6 +43,8 @@ class Books:
                 self.payments[payment.id] = payment
                 touched.add(payment.id)
                 postings += posted
+                if isinstance(event, OperationReconciled):
+                    self._reconcile(event)
             if tuple(postings) != entry.postings:
                 self.differences.append(f"journal: entry {entry.sequence} posts other than its events say")
             sums: dict[str, int] = {}
@@ -50,6 +54,11 @@ class Books:
                 self.differences.append(f"journal: entry {entry.sequence} does not sum to zero: {sums}")
             self.balances = ledger.post(self.balances, tuple(postings))
         return touched
+
+    def _reconcile(self, event: OperationReconciled) -> None:
+        if event.operation_id in self.reconciled:
+            self.differences.append(f"{event.operation_id}: settled twice")
+        self.reconciled[event.operation_id] = event
 
     @property
     def operations(self) -> dict[str, tuple[Payment, Operation]]:
@@ -97,6 +106,36 @@ def compare_records(
         differences.append(f"open operations: {standing.open_operations} counted, {len(open_ids)} in the journal")
     if standing.sequence != books.sequence:
         differences.append(f"journal: ends at {books.sequence}, the head says {standing.sequence}")
+    return differences
+
+
+# Between them they hold all that settlement files cleared of what acquirers owed.
+_SETTLED = (Account.CASH_AT_BANK, Account.ACQUIRER_FEES, Account.SETTLEMENT_DIFFERENCES)
+
+
+def compare_reconciled(books: Books, rows: Mapping[str, Reconciled]) -> list[str]:
+    """Say where the stored rows of settlement files, or what they add up to, disagree with the journal."""
+    differences = []
+    for operation_id in sorted(books.reconciled.keys() | rows.keys()):
+        event, row = books.reconciled.get(operation_id), rows.get(operation_id)
+        if (
+            event is None
+            or row is None
+            or (event.payment_id, event.settled_on, event.gross, event.fee, event.fee_agreed, event.at_ms)
+            != (row.payment_id, row.settled_on, row.gross, row.fee, row.fee_agreed, row.at_ms)
+        ):
+            differences.append(f"{operation_id}: stored as settled is {row}, the journal gives {event}")
+    cleared: dict[str, int] = {}
+    operations = books.operations
+    for operation_id in books.reconciled:
+        payment, operation = operations[operation_id]
+        cleared[payment.currency] = cleared.get(payment.currency, 0) + ledger.owed(operation)
+    for currency in sorted({currency for currency, _ in books.balances}):
+        held = sum(books.balances.get((currency, account.value), 0) for account in _SETTLED)
+        if held != cleared.get(currency, 0):
+            differences.append(
+                f"settled: {held} {currency} on the accounts, {cleared.get(currency, 0)} in the operations"
+            )
     return differences
 
 

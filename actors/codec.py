@@ -23,7 +23,7 @@ from actors.payment import (
     OperationState,
     Payment,
 )
-from actors.records import JournalEntry, Once, OpenOperation
+from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.rules import Standing
 from actors.store import Key
 
@@ -47,6 +47,7 @@ _EVENT_TAGS: Final[dict[type[Any], int]] = {
     events.DisputeOpened: 12,
     events.DisputeClosed: 13,
     events.AcquirerContradicted: 14,
+    events.OperationReconciled: 20,
 }
 _EVENT_TYPES: Final = {tag: kind for kind, tag in _EVENT_TAGS.items()}
 _EVENT_VALUES: Final = {kind: attrgetter(*(f.name for f in dataclasses.fields(kind))) for kind in _EVENT_TAGS}
@@ -253,6 +254,29 @@ def decode_entry(data: bytes) -> JournalEntry:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreCorruptError(f"journal entry {sequence} can't be read: {error}") from error
+
+
+def encode_reconciled(row: Reconciled) -> bytes:
+    """Give the bytes of what a settlement file said of an operation."""
+    return _pack(
+        [
+            VERSION,
+            row.operation_id,
+            row.payment_id,
+            row.settled_on,
+            row.gross,
+            row.fee,
+            row.fee_agreed,
+            row.reference,
+            row.file,
+            row.at_ms,
+        ]
+    )
+
+
+def decode_reconciled(data: bytes) -> Reconciled:
+    """Read what a settlement file said of an operation. Raises StoreCorruptError."""
+    return Reconciled(*_unpack(data, 10))
 
 
 def encode_text(text: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from actors import limits
 from actors.acquirer import Approved, Declined
+from actors.fees import FeeSchedule
 from actors.payment import DisputeStatus, payment_id_of
 
 
@@ -96,6 +97,33 @@ class DisputeNotification:
     closed_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class SettlementRow:
+    """One money movement as the acquirer's settlement file has it. Signed: refunds negative; net is gross less fee."""
+
+    key: str
+    original_key: str | None
+    kind: str
+    reference: str
+    currency: str
+    gross: int
+    fee: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileOperations:
+    """Compare rows of one settlement file with the partner's operations, and post what was paid out.
+
+    `file`: the SHA-256 of the file, in hex. `settled_on`: its day, YYYY-MM-DD. `fees`: what was agreed.
+    """
+
+    file: str
+    settled_on: str
+    operator: str
+    fees: FeeSchedule
+    rows: tuple[SettlementRow, ...]
+
+
 Notification = ResultNotification | DisputeNotification
 Command = (
     CreatePayment | CapturePayment | VoidPayment | RefundPayment | ConfirmPayment | ResolveOperation | Notification
@@ -108,15 +136,15 @@ class Envelope:
 
     command_id: str
     request_id: str
-    command: Command
+    command: Command | ReconcileOperations
     idempotency_key: str | None = None
     fingerprint: bytes = b""
 
 
-def parse(method: str, arguments: Mapping[str, Any]) -> Command:
+def parse(method: str, arguments: Mapping[str, Any]) -> Command | ReconcileOperations:
     """Read a command. Raises CommandError where a field is missing, unknown or of another type."""
     rest = dict(arguments)
-    command: Command
+    command: Command | ReconcileOperations
     match method:
         case "create_payment":
             command = CreatePayment(
@@ -151,6 +179,8 @@ def parse(method: str, arguments: Mapping[str, Any]) -> Command:
             command = ResultNotification(*_origin(rest), _outcome(rest))
         case "notify_dispute":
             command = _dispute(rest)
+        case "reconcile_operations":
+            command = _reconcile(rest)
         case _:
             raise CommandError(f"{method!r} is no command")
     if rest:
@@ -194,6 +224,67 @@ def _optional_time(arguments: dict[str, Any], name: str) -> int | None:
     if value is not None and (type(value) is not int or not 0 < value < limits.ACQUIRER_TIME_MS_MAX):
         raise CommandError(f"{name} is Unix time in milliseconds")
     return value
+
+
+def parse_reconcile(arguments: Mapping[str, Any]) -> ReconcileOperations:
+    """Read what `reconcile_operations` carries. Raises CommandError."""
+    command = parse("reconcile_operations", arguments)
+    assert isinstance(command, ReconcileOperations)
+    return command
+
+
+def _reconcile(rest: dict[str, Any]) -> ReconcileOperations:
+    fees, rows = rest.pop("fees", None), rest.pop("rows", None)
+    if not isinstance(rows, list) or not 1 <= len(rows) <= limits.SETTLEMENT_ROWS_MAX:
+        raise CommandError(f"rows is a list of 1 to {limits.SETTLEMENT_ROWS_MAX}")
+    return ReconcileOperations(
+        _text(rest, "file", 64),
+        _text(rest, "settled_on", 10),
+        _text(rest, "operator", 255),
+        _fees(fees),
+        tuple(_row(row) for row in rows),
+    )
+
+
+def _fees(fields: Any) -> FeeSchedule:
+    if not isinstance(fields, dict) or fields.keys() != FeeSchedule.__dataclass_fields__.keys():
+        raise CommandError("fees is a schedule of fees")
+    for name, most in (
+        ("basis_points", limits.FEE_BASIS_POINTS_MAX),
+        ("refund_basis_points", limits.FEE_BASIS_POINTS_MAX),
+    ):
+        if type(fields[name]) is not int or not 0 <= fields[name] <= most:
+            raise CommandError(f"{name} is an integer from 0 to {most}")
+    for name in ("fixed", "refund_fixed"):
+        fixed = fields[name]
+        if (
+            not isinstance(fixed, list)
+            or len(fixed) != len(FeeSchedule().fixed)
+            or not all(type(fee) is int and 0 <= fee <= limits.FEE_FIXED_MINOR_UNITS_MAX for fee in fixed)
+        ):
+            raise CommandError(f"{name} is a list of fees by the currency's number of decimals")
+    return FeeSchedule(
+        fields["basis_points"], tuple(fields["fixed"]), fields["refund_basis_points"], tuple(fields["refund_fixed"])
+    )
+
+
+def _row(values: Any) -> SettlementRow:
+    """Read a row, which travels as an array in the order of its fields."""
+    match values:
+        case [str(key), str() | None as original, str(kind), str(reference), str(currency), int(gross), int(fee)] if (
+            1 <= len(key) <= limits.SETTLEMENT_KEY_CHARACTERS_MAX
+            and key.isascii()  # both become keys of the store
+            and (original or "").isascii()
+            and len(original or "") <= limits.SETTLEMENT_KEY_CHARACTERS_MAX
+            and len(kind) <= limits.SETTLEMENT_KEY_CHARACTERS_MAX
+            and len(reference) <= limits.SETTLEMENT_REFERENCE_CHARACTERS_MAX
+            and len(currency) == 3
+            and abs(gross) <= limits.AMOUNT_MINOR_UNITS_MAX
+            and abs(fee) <= limits.AMOUNT_MINOR_UNITS_MAX
+            and bool not in (type(gross), type(fee))
+        ):
+            return SettlementRow(key, original, kind, reference, currency, gross, fee)
+    raise CommandError("a row of a settlement file can't be read")
 
 
 def _integer(arguments: dict[str, Any], name: str) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from actors.payment import (
+    MONEY_KINDS,
     Challenge,
     Dispute,
     DisputeStatus,
@@ -170,6 +171,22 @@ class AcquirerContradicted:
     claim: str
 
 
+@dataclass(frozen=True, slots=True)
+class OperationReconciled:
+    """A settlement file of the acquirer paid the operation out: `gross` less `fee`, refunds negative.
+
+    `settled_on`: the file's day, YYYY-MM-DD. `fee_agreed`: what the fee should have been. Once for each operation.
+    """
+
+    payment_id: str
+    operation_id: str
+    at_ms: int
+    settled_on: str
+    gross: int
+    fee: int
+    fee_agreed: int
+
+
 Event = (
     PaymentCreated
     | OperationIntended
@@ -185,6 +202,7 @@ Event = (
     | DisputeOpened
     | DisputeClosed
     | AcquirerContradicted
+    | OperationReconciled
 )
 
 
@@ -275,6 +293,11 @@ def apply(payment: Payment | None, event: Event) -> Payment:  # noqa: C901, PLR0
             )
             return replace(payment, disputes=tuple(closed if d.id == closed.id else d for d in payment.disputes))
         case AcquirerContradicted():
+            return payment
+        case OperationReconciled():
+            operation = payment.operation(event.operation_id)
+            assert operation.kind in MONEY_KINDS, f"{operation.id} moved no money"
+            assert operation.state is OperationState.SUCCEEDED, f"{operation.id} is {operation.state}"
             return payment
 
 

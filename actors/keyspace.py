@@ -10,6 +10,7 @@
     ("status", status, payment_id)                   index of payments by status, `processing` left out
     ("reference", reference, payment_id)             index of payments by the partner's reference
     ("due", at_ms, payment_id)                       authorizations and challenges to be looked at
+    ("reconciled", operation_id)                     Reconciled: what a settlement file said, posted once
 
 The store keeps ownership (epoch, door epoch) in rows of its own, outside of this keyspace.
 """
@@ -67,3 +68,8 @@ def reference(text: str, payment_id: str) -> Key:
 def due(at_ms: int, payment_id: str) -> Key:
     """Where the index of authorizations to be looked at names a payment."""
     return ("due", at_ms, payment_id)
+
+
+def reconciled(operation_id: str) -> Key:
+    """Where it is that a settlement file's row for an operation was posted."""
+    return ("reconciled", operation_id)

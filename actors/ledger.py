@@ -11,6 +11,9 @@ Debits are positive, credits negative. Every partner has its own books.
     refunds_pending        reserved out of partner_payable by refunds under way (credit)
     disputes_held          taken out of partner_payable by open disputes; a dispute that is won gives it back (credit)
     disputes_withdrawn     taken by the acquirer out of acquirer_receivable for open disputes (debit)
+    cash_at_bank           paid out to us according to the acquirer's settlement files, refunds taken off (debit)
+    acquirer_fees          agreed fees that the acquirer kept (debit)
+    settlement_differences paid or charged other than owed or agreed, until a person clears it (debit: to our loss)
 """
 
 from dataclasses import dataclass
@@ -24,8 +27,9 @@ from actors.events import (
     OperationApproved,
     OperationDeclined,
     OperationIntended,
+    OperationReconciled,
 )
-from actors.payment import OperationKind, Payment
+from actors.payment import MONEY_KINDS, Operation, OperationKind, Payment
 
 
 class Account(StrEnum):
@@ -40,6 +44,9 @@ class Account(StrEnum):
     REFUNDS_PENDING = "refunds_pending"
     DISPUTES_HELD = "disputes_held"
     DISPUTES_WITHDRAWN = "disputes_withdrawn"
+    CASH_AT_BANK = "cash_at_bank"
+    ACQUIRER_FEES = "acquirer_fees"
+    SETTLEMENT_DIFFERENCES = "settlement_differences"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +89,18 @@ def postings_of(payment: Payment, event: Event) -> tuple[Posting, ...]:
             return _approved(currency, operation.kind, operation.amount) if operation.amount else ()
         case AuthorizationExpired():
             return _move(currency, Account.OPEN_AUTHORIZATIONS, Account.ACQUIRER_HOLDS, event.amount)
-        case DisputeOpened():
-            return (
-                *_move(currency, Account.PARTNER_PAYABLE, Account.DISPUTES_HELD, event.amount),
-                *_move(currency, Account.DISPUTES_WITHDRAWN, Account.ACQUIRER_RECEIVABLE, event.amount),
-            )
-        case DisputeClosed() if event.won:
-            return (
-                *_move(currency, Account.DISPUTES_HELD, Account.PARTNER_PAYABLE, event.amount),
-                *_move(currency, Account.ACQUIRER_RECEIVABLE, Account.DISPUTES_WITHDRAWN, event.amount),
-            )
-        case DisputeClosed():
-            return _move(currency, Account.DISPUTES_HELD, Account.DISPUTES_WITHDRAWN, event.amount)
+        case DisputeOpened() | DisputeClosed():
+            return _disputed(currency, event)
+        case OperationReconciled():
+            return _reconciled(currency, payment.operation(event.operation_id), event)
         case _:
             return ()
+
+
+def owed(operation: Operation) -> int:
+    """Give what the acquirer owes us for an operation that succeeded; negative for a refund."""
+    assert operation.kind in MONEY_KINDS
+    return -operation.amount if operation.kind is OperationKind.REFUND else operation.amount
 
 
 def post(balances: Balances, postings: tuple[Posting, ...]) -> Balances:
@@ -110,6 +115,22 @@ def post(balances: Balances, postings: tuple[Posting, ...]) -> Balances:
         sums[posting.currency] = sums.get(posting.currency, 0) + posting.amount
     assert not any(sums.values()), f"postings do not sum to zero: {postings}"
     return after
+
+
+def _disputed(currency: str, event: DisputeOpened | DisputeClosed) -> tuple[Posting, ...]:
+    match event:
+        case DisputeOpened():
+            return (
+                *_move(currency, Account.PARTNER_PAYABLE, Account.DISPUTES_HELD, event.amount),
+                *_move(currency, Account.DISPUTES_WITHDRAWN, Account.ACQUIRER_RECEIVABLE, event.amount),
+            )
+        case DisputeClosed() if event.won:
+            return (
+                *_move(currency, Account.DISPUTES_HELD, Account.PARTNER_PAYABLE, event.amount),
+                *_move(currency, Account.ACQUIRER_RECEIVABLE, Account.DISPUTES_WITHDRAWN, event.amount),
+            )
+        case DisputeClosed():
+            return _move(currency, Account.DISPUTES_HELD, Account.DISPUTES_WITHDRAWN, event.amount)
 
 
 def _approved(currency: str, kind: OperationKind, amount: int) -> tuple[Posting, ...]:
@@ -129,6 +150,18 @@ def _approved(currency: str, kind: OperationKind, amount: int) -> tuple[Posting,
             return _move(currency, Account.REFUNDS_PENDING, Account.ACQUIRER_RECEIVABLE, amount)
         case OperationKind.VERIFICATION:
             return ()
+
+
+def _reconciled(currency: str, operation: Operation, event: OperationReconciled) -> tuple[Posting, ...]:
+    """Post what was paid, and clear all of what was owed: what lacks between the two is a claim of its own."""
+    amount = owed(operation)
+    amounts = (
+        (Account.CASH_AT_BANK, event.gross - event.fee),
+        (Account.ACQUIRER_FEES, event.fee_agreed),
+        (Account.SETTLEMENT_DIFFERENCES, amount - event.gross + event.fee - event.fee_agreed),
+        (Account.ACQUIRER_RECEIVABLE, -amount),
+    )
+    return tuple(Posting(currency, account, posted) for account, posted in amounts if posted)
 
 
 def _move(currency: str, debit: Account, credit: Account, amount: int) -> tuple[Posting, ...]:

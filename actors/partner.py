@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import structlog
 
-from actors import codec, keyspace, limits, metrics, rate_limit, rules, views
+from actors import codec, keyspace, limits, metrics, rate_limit, reconciliation, rules, views
 from actors.acquirer import Acquirer
 from actors.answers import Answer, RateState, Refused, outcome_unknown, unavailable
 from actors.breaker import Breaker
 from actors.clock import Clock, PartnerTime, SystemClock
-from actors.commands import CreatePayment, Envelope, Notification, ResolveOperation
+from actors.commands import CreatePayment, Envelope, Notification, ReconcileOperations, ResolveOperation
 from actors.errors import (
     ActorStoppedError,
     CommitUnknownError,
@@ -32,7 +32,7 @@ from actors.ids import IdMint
 from actors.mailbox import Ask, Effects, Expire, Item, Lost, Overdue, Result, Settled, Sweep, Told
 from actors.payment import Operation, OperationState, Payment
 from actors.profile import Profile
-from actors.records import Once, OpenOperation
+from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.refusals import Refusal, RefusalCode
 from actors.settlement import Settlement
 from actors.staging import Draft, State, TooLargeError, outcome_answer
@@ -308,27 +308,17 @@ class PartnerActor:
         """
         state = self._state
         self._trim(state)
-        keys: dict[Key, str | None] = {}
-        guesses: list[Key] = []
-        for item in batch:
-            payment_id = self._payment_id_of(item)
-            if payment_id is not None and payment_id not in state.payments:
-                keys[keyspace.payment(payment_id)] = payment_id
-            is_new = isinstance(item, Ask) and isinstance(item.envelope.command, CreatePayment)
-            for once_key in self._once_keys_of(item):
-                if once_key not in state.onces:
-                    keys[once_key] = None
-                    if is_new:
-                        guesses.append(once_key)
+        keys, row_keys, guesses = self._looked_at_by(batch)
         self._batches_to_read = max(self._batches_to_read - 1, 0)
-        if not self._batches_to_read and len(guesses) == len(keys):
+        if not self._batches_to_read and not row_keys and len(guesses) == len(keys):
             for key in guesses:
                 state.take_once(key, None)
             return guesses
-        if keys:
+        if keys or row_keys:
             wanted = list(keys)
-            snapshot = await self.store.read(wanted)
-            for key, data in zip(wanted, snapshot.values, strict=True):
+            snapshot = await self.store.read(wanted + row_keys)
+            state.rows = dict(zip(row_keys, snapshot.values[len(wanted) :], strict=True))
+            for key, data in zip(wanted, snapshot.values, strict=False):
                 name = keys[key]
                 if name is None:
                     state.take_once(key, None if data is None else codec.decode_once(data))
@@ -336,12 +326,33 @@ class PartnerActor:
                     state.payments[name] = codec.decode_payment(data)
         return []
 
+    def _looked_at_by(self, batch: list[Item]) -> tuple[dict[Key, str | None], list[Key], list[Key]]:
+        """Give the keys to read (a payment's with its id), the raw rows, and which of the keys new payments bring."""
+        state = self._state
+        keys: dict[Key, str | None] = {}
+        row_keys: list[Key] = []
+        guesses: list[Key] = []
+        for item in batch:
+            if isinstance(item, Ask) and isinstance(item.envelope.command, ReconcileOperations):
+                row_keys += reconciliation.keys_of(item.envelope.command)
+                continue
+            payment_id = self._payment_id_of(item)
+            if payment_id is not None and payment_id not in state.payments:
+                keys[keyspace.payment(payment_id)] = payment_id
+            is_new = isinstance(item, Ask) and isinstance(item.envelope.command, CreatePayment)
+            for once_key in self._once_keys_of(item):
+                if once_key not in state.onces and once_key not in keys:
+                    keys[once_key] = None
+                    if is_new:
+                        guesses.append(once_key)
+        return keys, row_keys, guesses
+
     def _payment_id_of(self, item: Item) -> str | None:
         if isinstance(item, Expire):
             return item.payment_id
         if isinstance(item, Ask):
             command = item.envelope.command
-            if isinstance(command, CreatePayment):
+            if isinstance(command, CreatePayment | ReconcileOperations):
                 return None
             if not isinstance(command, ResolveOperation):
                 return command.payment_id
@@ -443,6 +454,9 @@ class PartnerActor:
 
     def _decide_ask(self, draft: Draft, effects: Effects, ask: Ask, now_ms: int) -> None:
         envelope = ask.envelope
+        if isinstance(envelope.command, ReconcileOperations):
+            self._decide_reconcile(draft, effects, ask, envelope.command, now_ms)
+            return
         once_key = ask.once_key
         once = draft.once(once_key)
         if once is not None:
@@ -512,6 +526,32 @@ class PartnerActor:
                 retry_after_ms=1_000,
             )
             effects.answers.append((ask, Refused(refusal)))
+
+    def _decide_reconcile(
+        self, draft: Draft, effects: Effects, ask: Ask, command: ReconcileOperations, now_ms: int
+    ) -> None:
+        """Post rows of a settlement file. Each operation's row makes it happen once, so no answer need be kept."""
+
+        def payment_of(payment_id: str) -> Payment | None:
+            cached = draft.payment(payment_id)
+            data = None if cached is not None else draft.row(keyspace.payment(payment_id))
+            return cached if data is None else codec.decode_payment(data)
+
+        def known_of(operation_id: str) -> Reconciled | None:
+            data = draft.row(keyspace.reconciled(operation_id))
+            return None if data is None else codec.decode_reconciled(data)
+
+        findings = reconciliation.compare(command, payment_of, known_of)
+        posted = reconciliation.to_post(command, findings, now_ms)
+        if posted:
+            cause = f"settlement:{command.file}:{command.operator}"
+            draft.record_reconciled(
+                posted,
+                entry=JournalEntry(
+                    draft.standing.sequence + 1, now_ms, cause, ask.envelope.request_id, self.epoch, (), ()
+                ),
+            )
+        effects.answers.append((ask, Answer(200, reconciliation.render(findings))))
 
     def _decide_settled(self, draft: Draft, effects: Effects, item: Settled, now_ms: int) -> None:
         opened = draft.open(item.operation_id)

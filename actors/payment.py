@@ -98,6 +98,8 @@ TRANSITIONS: Final[Mapping[tuple[OperationState, Outcome], OperationState]] = Ma
 OPEN_STATES: Final = frozenset({OperationState.PENDING, OperationState.UNKNOWN, OperationState.ACCEPTED})
 FINAL_STATES: Final = frozenset({OperationState.SUCCEEDED, OperationState.FAILED})
 FIRST_KINDS: Final = frozenset({OperationKind.AUTHORIZATION, OperationKind.PURCHASE, OperationKind.VERIFICATION})
+# What an acquirer's settlement files have rows for.
+MONEY_KINDS: Final = frozenset({OperationKind.PURCHASE, OperationKind.CAPTURE, OperationKind.REFUND})
 _TAKE_AUTHORIZED: Final = (OperationKind.CAPTURE, OperationKind.VOID)
 REASON_EXPIRED: Final = "expired"
 REASON_CANCELED: Final = "canceled"

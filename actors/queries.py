@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from actors import codec, keyspace, limits, views
+from actors import codec, keyspace, limits, settlement_queries, views
 from actors.answers import Answer, Refused
+from actors.events import OperationReconciled
 from actors.ids import created_range
 from actors.partner import PartnerActor
 from actors.payment import OperationState, Payment, PaymentStatus
@@ -38,6 +39,10 @@ async def query(actor: PartnerActor, method: str, arguments: Arguments) -> Answe
             return await _list_events(actor, arguments)
         case "list_unknown":
             return await _list_unknown(actor)
+        case "compare_settlement":
+            return await settlement_queries.compare(actor, arguments)
+        case "list_unreconciled":
+            return await settlement_queries.list_unreconciled(actor, arguments)
         case _:
             raise ValueError(f"{method!r} reads nothing")
 
@@ -133,7 +138,13 @@ async def _list_events(actor: PartnerActor, arguments: Arguments) -> Answer | Re
         page = Range(("journal",), end, rows_at_once, reverse=True)
         rows = (await actor.store.read((), [page])).ranges[0]
         entries = [codec.decode_entry(row.value) for row in rows]
-        named = {event.payment_id for entry in entries for event in entry.events}
+        # A settlement's entry names many payments, and none for partners to see.
+        named = {
+            event.payment_id
+            for entry in entries
+            for event in entry.events
+            if not isinstance(event, OperationReconciled)
+        }
         payments = {payment.id: payment for payment in await _payments(actor, named)}
         for entry in entries:
             found += [

@@ -1,4 +1,4 @@
-"""What is stored beside payments: idempotency records, open operations, journal entries. Only shapes; no bytes."""
+"""What is stored beside payments: idempotency records, open operations, journal entries, settled rows. Only shapes."""
 
 from dataclasses import dataclass
 
@@ -43,3 +43,18 @@ class JournalEntry:
     events: tuple[Event, ...]
     postings: tuple[Posting, ...]
     once_key: Key | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What a settlement file said of an operation, as it was posted. `file`: the SHA-256 of the file, in hex."""
+
+    operation_id: str
+    payment_id: str
+    settled_on: str
+    gross: int
+    fee: int
+    fee_agreed: int
+    reference: str
+    file: str
+    at_ms: int

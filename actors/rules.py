@@ -77,7 +77,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """The ids for whatever a command may make."""
+    """The ids for whatever a command may make. All end in the same ULID: reconciliation.py finds payments by it."""
 
     payment_id: str
     operation_id: str

@@ -4,7 +4,8 @@ Each command works in a draft of its own; only a command that went through is me
 too-large write or a refusal takes nothing but its own command out. Nothing here touches the store.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from actors import codec, keyspace, ledger, limits, views
 from actors.answers import Answer
@@ -16,11 +17,12 @@ from actors.events import (
     OperationConfirmed,
     OperationDeclined,
     OperationIntended,
+    OperationReconciled,
     OperationWithdrawn,
     apply,
 )
 from actors.payment import OperationKind, Payment, PaymentStatus
-from actors.records import JournalEntry, Once, OpenOperation
+from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.rules import Standing
 from actors.store import Clear, Key, Mutation, Put
 
@@ -41,6 +43,7 @@ class State:
     payments: dict[str, Payment | None] = field(default_factory=dict)
     onces: dict[Key, Once | None] = field(default_factory=dict)
     opens: dict[str, OpenOperation | None] = field(default_factory=dict)
+    rows: dict[Key, bytes | None] = field(default_factory=dict)  # read for this batch only, as they are stored
     _read: list[Key] = field(default_factory=list)
 
     def take_once(self, key: Key, once: Once | None) -> None:
@@ -49,7 +52,8 @@ class State:
         self._read.append(key)
 
     def forget_answered(self) -> None:
-        """Drop the idempotency records that the batch looked at, but for those whose answer is to come."""
+        """Drop what was read for the batch, but for the idempotency records whose answer is to come."""
+        self.rows = {}
         for key in self._read:
             once = self.onces.get(key)
             if once is None or once.status is not None:
@@ -89,6 +93,13 @@ class Draft:
             return self.opens[operation_id]
         below = self._below
         return below.opens.get(operation_id) if isinstance(below, State) else below.open(operation_id)
+
+    def row(self, key: Key) -> bytes | None:
+        """Give a row that was read for this batch as this draft sees it."""
+        if key in self.writes:
+            return self.writes[key]
+        below = self._below
+        return below.rows.get(key) if isinstance(below, State) else below.row(key)
 
     def put_once(self, key: Key, once: Once) -> None:
         """Write an idempotency record."""
@@ -164,6 +175,31 @@ class Draft:
             _leave_room(payment, len(value))
         self._index(before, payment)
         return payment
+
+    def record_reconciled(
+        self, reconciled: Sequence[tuple[Payment, OperationReconciled, Reconciled]], *, entry: JournalEntry
+    ) -> None:
+        """Post what a settlement file paid out, all of it in one journal entry: `entry`, still without its events.
+
+        The payments stay as they are; each operation's row says that it is done.
+        """
+        balances = self.standing.balances
+        postings: list[ledger.Posting] = []
+        for payment, event, row in reconciled:
+            assert apply(payment, event) is payment
+            posted = ledger.postings_of(payment, event)
+            balances = ledger.post(balances, posted)
+            postings += posted
+            self._write(keyspace.reconciled(row.operation_id), codec.encode_reconciled(row))
+        self.standing = replace(
+            self.standing,
+            sequence=entry.sequence,
+            floor_ms=max(entry.at_ms, self.standing.floor_ms),
+            balances=balances,
+        )
+        events = tuple(event for _, event, _ in reconciled)
+        whole = replace(entry, events=events, postings=tuple(postings))
+        self._write(keyspace.journal(entry.sequence), codec.encode_entry(whole))
 
     def answer(self, key: Key, answer: Answer) -> Answer:
         """Keep the answer to a command, if it has none yet; give the one that is kept."""

@@ -143,6 +143,8 @@ def event_views(entry: JournalEntry, payments: dict[str, Payment]) -> list[dict[
     """Give the public events of a journal entry, oldest first. `payments` has those the entry names, as of now."""
     views = []
     for index, event in enumerate(entry.events):
+        if isinstance(event, events.OperationReconciled):
+            continue
         kind = _event_type(event, payments[event.payment_id])
         if kind is None:
             continue
@@ -213,7 +215,7 @@ def _event_type(  # noqa: C901, PLR0911, PLR0912 - one case per event
             return "operation.unknown"
         case events.AuthorizationExpired():
             return "payment.expired"
-        case events.ExpiryDeferred() | events.OperationWithdrawn():
+        case events.ExpiryDeferred() | events.OperationWithdrawn() | events.OperationReconciled():
             return None
         case events.OperationChallenged():
             return "payment.requires_action"

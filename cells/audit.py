@@ -20,11 +20,12 @@ from actors.bookkeeping import (
     Books,
     compare_acquirer,
     compare_disputes,
+    compare_reconciled,
     compare_records,
 )
 from actors.errors import StoreError
 from actors.payment import OperationState, Payment, PaymentStatus
-from actors.records import OpenOperation
+from actors.records import OpenOperation, Reconciled
 from actors.rules import Standing
 from actors.store import Key, Range
 from cells.sqlite_store import SqliteStore
@@ -165,19 +166,25 @@ async def _audit_book(store: SqliteStore) -> tuple[Books, list[str]]:
         payments[payment.id] = payment
     for row in await _rows(store, ("status",), keyspace.LAST):
         statuses.setdefault(str(row[0][2]), set()).add(str(row[0][1]))
+    reconciled: dict[str, Reconciled] = {}
+    for row in await _rows(store, ("reconciled",), keyspace.LAST):
+        reconciled[str(row[0][1])] = codec.decode_reconciled(row[1])
     for _ in range(_ROUNDS_MAX):
+        settled = len(books.reconciled)
         touched = await _catch_up(store, books)
         # From here on one snapshot a payment: what is read is as of the journal's end, or later than it.
         for payment_id in touched:
             await _read_again(store, payment_id, payments, statuses)
         opens = await _opens(store)
+        await _read_settled(store, list(books.reconciled)[settled:], reconciled)
         # Where the journal has grown no further, all that was read since its last entry is of one moment.
         after = Range(keyspace.journal(books.sequence + 1), keyspace.journal(keyspace.LAST_NUMBER), 1)
         snapshot = await store.read([keyspace.HEAD], [after])
         if not snapshot.ranges[0]:
             head = snapshot.values[0]
             standing = Standing() if head is None else codec.decode_standing(head)
-            return books, books.differences + compare_records(books, standing, payments, opens, statuses)
+            records = compare_records(books, standing, payments, opens, statuses)
+            return books, books.differences + records + compare_reconciled(books, reconciled)
     raise AuditError("the book is written to without a pause; audit it when there is less traffic")
 
 
@@ -203,6 +210,15 @@ async def _read_again(
     for status, value in zip(PaymentStatus, named, strict=True):
         if value is not None:
             statuses.setdefault(payment_id, set()).add(status.value)
+
+
+async def _read_settled(store: SqliteStore, operation_ids: list[str], reconciled: dict[str, Reconciled]) -> None:
+    for begin in range(0, len(operation_ids), _ROWS_AT_ONCE):
+        some = operation_ids[begin : begin + _ROWS_AT_ONCE]
+        values = (await store.read([keyspace.reconciled(operation_id) for operation_id in some])).values
+        for operation_id, value in zip(some, values, strict=True):
+            if value is not None:
+                reconciled[operation_id] = codec.decode_reconciled(value)
 
 
 async def _opens(store: SqliteStore) -> dict[str, OpenOperation]:

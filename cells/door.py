@@ -37,10 +37,19 @@ from cells.workforce import Link, Workforce
 
 log = structlog.get_logger()
 
-_CONTROL_ONLY: Final = frozenset({Method.ONBOARD, Method.CONFIGURE, Method.CELL_STATUS, Method.RESOLVE_OPERATION})
+_CONTROL_ONLY: Final = frozenset(
+    {
+        Method.ONBOARD,
+        Method.CONFIGURE,
+        Method.CELL_STATUS,
+        Method.RESOLVE_OPERATION,
+        Method.RECONCILE_OPERATIONS,
+        Method.COMPARE_SETTLEMENT,
+        Method.LIST_UNRECONCILED,
+    }
+)
 # Only the router speaks for acquirers, whose signatures it checks.
 _ROUTER_ONLY: Final = messages.NOTIFICATIONS
-_UNANSWERED_MAX: Final = 3
 _KILL_WAIT_MS: Final = 500
 _PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")
 
@@ -114,10 +123,10 @@ class Door:
         log.info("door_opened", door_epoch=self.door_epoch, partners=len(self._seats))
 
     async def staff(self, workforce: Workforce) -> None:
-        """Give each partner its worker: the one that has it from before, or a fresh one."""
+        """Give each partner its worker: the one that has it from before, or a fresh one. Requests may come already."""
         self._workforce = workforce
         claimed: set[str] = set()
-        await asyncio.gather(*(self._adopt(link, claimed) for link in await workforce.find_existing()))
+        await workforce.find_existing(lambda link: self._adopt(link, claimed))
         for seat in self._seats.values():
             if seat.link is None:
                 self._activate_soon(seat, "start")
@@ -273,12 +282,12 @@ class Door:
             return False  # the worker says what is wrong with it
 
     def _unanswered(self, seat: Seat, link: Link, budget_ms: int, deadline: float) -> None:
-        late_ms = (time.monotonic() - deadline) * 1_000
-        if late_ms > limits.DOOR_LATE_MS or budget_ms < limits.HEARTBEAT_TIMEOUT_MS:
+        late_ms = (time.monotonic() - deadline) * 1_000 - limits.ANSWER_GRACE_MS["door"]
+        if late_ms > limits.DOOR_LATE_MS or budget_ms < limits.UNANSWERED_MS_MIN:
             return  # the door slept, or there was no time to answer: the worker is not to blame
         seat.unanswered += 1
         log.warning("command_unanswered", partner=seat.profile.partner_id, worker=link.name, times=seat.unanswered)
-        if seat.unanswered >= _UNANSWERED_MAX and seat.link is link:
+        if seat.unanswered >= limits.UNANSWERED_IN_ROW_MAX and seat.link is link:
             seat.unanswered = 0
             assert self._workforce is not None
             self._workforce.bury(link, "unanswering")
@@ -597,7 +606,6 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
     )
     await door.open()
     cluster = Cluster(config["ray_address"], Path(config["token_file"]))
-    await asyncio.to_thread(cluster.connect)
     workforce = Workforce(
         cell=config["cell"],
         host=config["host"],
@@ -612,8 +620,10 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
         on_broken=lambda why: end(3, why),
     )
     server = FrameServer({role: frames.role_key(secret, role) for role in ("router", "control")}, door.handle)
-    await door.staff(workforce)
+    # What is asked for meanwhile waits for its partner's worker.
+    staffing = asyncio.create_task(door.staff(workforce), name="staff-door")
     await server.start(config["host"], config["port"])
+    await staffing
     metrics = await door_metrics.serve(config["host"], config["metrics_port"], workforce)
     log.info("door_listens", port=config["port"], pid=os.getpid())
     code = await ended

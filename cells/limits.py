@@ -3,6 +3,7 @@
 from typing import Final
 
 from actors import limits as actor_limits
+from cells.api import limits as wire_limits
 
 # What FoundationDB's limits leave to a partner: its subspace's prefix is part of every key there.
 STORE_PREFIX_BYTES_MAX: Final = 100
@@ -35,3 +36,9 @@ assert STORE_LOCK_WAIT_MS < actor_limits.COMMIT_TIMEOUT_MS, (
 assert CHECKPOINT_LOCK_WAIT_MS * 10 <= STORE_LOCK_WAIT_MS
 assert CHECKPOINT_LOG_PAGES < CHECKPOINT_LOG_PAGES_BLOCKING < CHECKPOINT_LOG_BYTES_KEPT // 4_096
 assert STORE_CLOSE_TIMEOUT_MS > actor_limits.COMMIT_TIMEOUT_MS, "what is being written is finished first"
+# One batch of the actor reads for each of its commands a payment and an idempotency record, and two keys a row.
+assert (
+    2 * actor_limits.BATCH_COMMANDS_MAX
+    + 2 * actor_limits.SETTLEMENT_ROWS_MAX * wire_limits.WORKER_RECONCILES_AT_ONCE_MAX
+    < STORE_READ_KEYS_MAX
+)

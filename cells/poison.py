@@ -1,7 +1,8 @@
 """Which command a worker is deciding, in a file that outlives it: so that only that one is suspected of a death.
 
 One mapped page a worker. Writing to it is a copy in memory; the kernel keeps it when the process is killed. It also
-names the worker's process, so that a door can end a worker of before that no longer answers.
+names the worker's process and ports, so that the next door finds the workers of before without asking Ray, and can end
+one that no longer answers.
 """
 
 import mmap
@@ -13,7 +14,8 @@ from typing import Final
 from cells.api import limits
 
 _COMMAND_BYTES: Final = limits.COMMAND_ID_BYTES_MAX
-_BYTES: Final = _COMMAND_BYTES + 64
+_PROCESS_END: Final = _COMMAND_BYTES + 64
+_BYTES: Final = _PROCESS_END + 16
 
 
 class Marker:
@@ -21,14 +23,18 @@ class Marker:
 
     def __init__(self, path: Path) -> None:
         process = f"{os.getpid()} {_birth(os.getpid())}".encode()
-        assert len(process) <= _BYTES - _COMMAND_BYTES
-        path.write_bytes(bytes(_COMMAND_BYTES) + process.ljust(_BYTES - _COMMAND_BYTES, b"\0"))
+        assert len(process) <= _PROCESS_END - _COMMAND_BYTES
+        path.write_bytes((bytes(_COMMAND_BYTES) + process).ljust(_BYTES, b"\0"))
         with path.open("r+b") as file:
             self._page = mmap.mmap(file.fileno(), _BYTES)
 
     def executing(self, command_id: str) -> None:
         """Say which command is being decided; empty: none."""
         self._page[:_COMMAND_BYTES] = command_id.encode()[:_COMMAND_BYTES].ljust(_COMMAND_BYTES, b"\0")
+
+    def listens(self, port: int, heartbeat_port: int) -> None:
+        """Say where the worker is to be found."""
+        self._page[_PROCESS_END:] = f"{port} {heartbeat_port}".encode().ljust(_BYTES - _PROCESS_END, b"\0")
 
     def close(self) -> None:
         """Give back the page."""
@@ -43,17 +49,26 @@ def read_mark(path: Path) -> str:
         return ""
 
 
-def open_process(path: Path) -> int | None:
-    """Give a pidfd of the process that made the mark, None where it is no more; the caller closes it."""
+def open_process(path: Path) -> tuple[int, int] | None:
+    """Give the process that made the mark, as its pid and a pidfd that the caller closes; None where it is no more."""
     try:
-        pid, _, birth = path.read_bytes()[_COMMAND_BYTES:].rstrip(b"\0").decode().partition(" ")
+        pid, _, birth = path.read_bytes()[_COMMAND_BYTES:_PROCESS_END].rstrip(b"\0").decode().partition(" ")
         pidfd = os.pidfd_open(int(pid))
     except (OSError, ValueError):
         return None
     if _birth(int(pid)) != birth:  # another process has its number by now
         os.close(pidfd)
         return None
-    return pidfd
+    return int(pid), pidfd
+
+
+def read_ports(path: Path) -> tuple[int, int] | None:
+    """Give where the worker listens for commands and for heartbeats; None where it did not come so far."""
+    try:
+        port, heartbeat_port = path.read_bytes()[_PROCESS_END:_BYTES].rstrip(b"\0").decode().split()
+        return int(port), int(heartbeat_port)
+    except (OSError, ValueError):
+        return None
 
 
 def _birth(pid: int) -> str:

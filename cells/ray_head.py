@@ -1,7 +1,7 @@
 """Starts the cell's own Ray cluster and becomes it: `python -m cells.ray_head --config FILE`.
 
-As small as Ray gets on one machine: no dashboard, no log monitor, a small object store, a token of its own. The
-process is replaced by `ray start --block`, whose pid the supervisor watches.
+As small as Ray gets on one machine: no dashboard, no autoscaler, no log monitor, no agents (cells/ray_slim.py), a small
+object store, a token of its own. The process is replaced by `ray start --block`, whose pid the supervisor watches.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from cells.remote import ray_environment
 
 OBJECT_STORE_BYTES = 80_000_000
+SLIMMING = "cells.ray_slim.slim"
 CPUS_OFFERED = 4  # workers ask for none; Ray only wants to know some
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     config = json.loads(parser.parse_args().config.read_text())
     temp_folder = Path(config["temp_folder"])
     temp_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    environment = os.environ | ray_environment(Path(config["token_file"]))
+    environment = os.environ | ray_environment(Path(config["token_file"])) | {"RAY_START_HOOK": SLIMMING}
     ray = str(Path(sys.executable).with_name("ray"))
     arguments = [
         ray,
@@ -42,6 +43,7 @@ def main() -> None:
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         "--include-dashboard=false",
         "--include-log-monitor=false",
+        "--no-monitor",
         "--disable-usage-stats",
         f"--temp-dir={temp_folder}",
     ]

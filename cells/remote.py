@@ -88,11 +88,12 @@ class Cluster:
 
     def connect(self) -> None:
         """Become a driver of the cluster, as soon as its head listens. Raises ClusterError."""
-        self._await_head()
         os.environ.update(ray_environment(self._token_file))
-        # Ray takes its token from the environment when it is imported.
+        # Ray takes its token from the environment when it is imported. That takes half a second, and a head longer to
+        # start: so the one is done while the other is waited for.
         import ray  # noqa: PLC0415
 
+        self._await_head()
         self._ray = ray
         try:
             ray.init(
@@ -141,36 +142,26 @@ class Cluster:
             )
         except Exception as error:
             raise ClusterError(f"Ray at {self.address} starts no worker: {error}") from error
-        return self._endpoint(config.name, handle, limits.WORKER_START_TIMEOUT_MS)
-
-    def find_worker(self, name: str) -> Endpoint:
-        """Find a worker from before. Raises ClusterError."""
+        with self._lock:
+            self._handles[config.name] = handle  # at once: what does not answer is to be ended, too
         try:
-            handle = self._ray.get_actor(name)
+            answer = self._ray.get(handle.endpoint.remote(), timeout=_START_TIMEOUT_SECONDS)
         except Exception as error:
-            raise ClusterError(f"Ray does not know {name}: {error}") from error
-        return self._endpoint(name, handle, limits.WORKER_FIND_TIMEOUT_MS)
+            raise ClusterError(f"worker {config.name} does not answer: {error}") from error
+        pid, host, port, heartbeat_port = answer
+        return Endpoint(config.name, pid, host, port, heartbeat_port)
 
     def kill_worker(self, name: str) -> None:
         """Have Ray end a worker, if it can; the door makes sure by the process's pid."""
         with self._lock:
             handle = self._handles.pop(name, None)
-        if handle is None:
-            return
+        if self._ray is None:
+            return  # not joined yet: whoever joins looks what Ray still names
         try:
-            self._ray.kill(handle, no_restart=True)
+            # One that an earlier door started has to be asked for.
+            self._ray.kill(self._ray.get_actor(name) if handle is None else handle, no_restart=True)
         except Exception as error:  # noqa: BLE001 - Ray has many; it may be gone itself
             log.warning("ray_ends_no_worker", worker=name, error=str(error))
-
-    def _endpoint(self, name: str, handle: Any, timeout_ms: int) -> Endpoint:
-        with self._lock:
-            self._handles[name] = handle  # at once: what does not answer is to be ended, too
-        try:
-            answer = self._ray.get(handle.endpoint.remote(), timeout=timeout_ms / 1_000)
-        except Exception as error:
-            raise ClusterError(f"worker {name} does not answer: {error}") from error
-        pid, host, port, heartbeat_port = answer
-        return Endpoint(name, pid, host, port, heartbeat_port)
 
 
 def ray_environment(token_file: Path) -> dict[str, str]:

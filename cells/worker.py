@@ -62,6 +62,7 @@ class Worker:
         self._assigning = asyncio.Lock()
         self._reads = asyncio.Semaphore(limits.WORKER_READS_AT_ONCE_MAX)
         self._client: HttpClient | None = None
+        self._reconciles = asyncio.Semaphore(limits.WORKER_RECONCILES_AT_ONCE_MAX)
         self._ending: set[asyncio.Task[None]] = set()
         self._door_epoch = 0
         self.port = 0
@@ -72,6 +73,7 @@ class Worker:
         self.port = await self._server.start(self.config.host, 0)
         self._heartbeat.start()
         self._saturation.start()
+        self._marker.listens(self.port, self._heartbeat.port)
         log.info("worker_started", pid=os.getpid(), port=self.port)
         return self.port, self._heartbeat.port
 
@@ -148,7 +150,21 @@ class Worker:
             # The router validates; what arrives here wrong is a fault on our side of the edge.
             log.exception("command_malformed", partner=request.partner_id, method=request.method)
             return _refusal(RefusalCode.INTERNAL_ERROR, f"The cell can't read this command: {error}", None)
+        if request.method == Method.RECONCILE_OPERATIONS:
+            return await self._reconcile(actor, envelope, request.budget_ms)
         return await actor.ask(request.method, envelope, request.budget_ms)
+
+    async def _reconcile(self, actor: PartnerActor, envelope: commands.Envelope, budget_ms: int) -> Answer | Refused:
+        """Post a batch of a settlement file when it is its turn; half of its time may pass until then."""
+        try:
+            async with asyncio.timeout(budget_ms / 2_000):
+                await self._reconciles.acquire()
+        except TimeoutError:
+            return _refusal(RefusalCode.MAILBOX_FULL, "Other batches of settlement files are under way.", 1_000)
+        try:
+            return await actor.ask(Method.RECONCILE_OPERATIONS, envelope, budget_ms // 2)
+        finally:
+            self._reconciles.release()
 
     async def _assign(self, request: Request) -> bytes:
         fields = msgpack.unpackb(request.body)

@@ -8,7 +8,7 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import structlog
 from cells.api import limits
 from cells.api.connection import Connection, PeerUnavailableError
 from cells.heartbeat import HeartbeatListener
-from cells.poison import open_process, read_mark
+from cells.poison import open_process, read_mark, read_ports
 from cells.remote import Cluster, ClusterError, Endpoint
 from cells.worker import WorkerConfig
 
@@ -85,6 +85,9 @@ class Workforce:
         self._spares: deque[Link] = deque()
         self._short = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._joining: asyncio.Task[None] | None = None
+        self._all_found = asyncio.Event()
+        self._all_found.set()
         self.links: dict[str, Link] = {}
 
     def start(self) -> None:
@@ -94,11 +97,29 @@ class Workforce:
         self._run(self._watch_head(), "watch-head")
         self._run(self._keep_spares(), "keep-spares")
 
+    async def _join(self) -> None:
+        """Wait until this is a driver of the cell's cluster. Raises ClusterError.
+
+        Only new workers need Ray. Those of before are found without it, because it takes a second or two to join.
+        """
+        if self._joining is None:
+            self._joining = asyncio.create_task(self._join_cluster(), name="join-cluster")
+        await asyncio.shield(self._joining)
+
+    async def _join_cluster(self) -> None:
+        await asyncio.to_thread(self._cluster.connect)
+        await self._all_found.wait()
+        for name in await asyncio.to_thread(self._cluster.existing):
+            if name not in self.links:  # of before, and ended; or nobody knows it, for its door died as it started
+                log.warning("worker_of_before_is_lost", worker=name)
+                await asyncio.to_thread(self._cluster.kill_worker, name)
+
     async def stop(self) -> None:
         """Stop watching. The workers live on: they serve the next door."""
-        for task in list(self._tasks):
+        tasks = [*self._tasks, *([self._joining] if self._joining is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         # Taken out first: a connection that ends of itself means a dead worker, and a dead worker is killed.
         links = list(self.links.values())
         self.links.clear()
@@ -113,36 +134,43 @@ class Workforce:
         """Say whether it waits for a partner."""
         return link in self._spares
 
-    async def find_existing(self) -> list[Link]:
-        """Connect to the workers that an earlier door left. What doesn't answer is ended."""
-        names = await asyncio.to_thread(self._cluster.existing)
-        found = [link for link in await asyncio.gather(*map(self._find, names)) if link is not None]
-        for mark_file in list(self._marks.iterdir()):
-            if mark_file.name not in self.links:
-                await self._end_unknown(mark_file.name)
-        return found
+    async def find_existing(self, found: Callable[[Link], Awaitable[None]]) -> None:
+        """Connect to the workers that an earlier door left, and tell of each at once. What doesn't answer is ended.
+
+        Their marks lead to them, so that this needs no Ray. To be called before anything else is.
+        """
+        assert self._joining is None, "workers of before would have been taken for lost ones"
+        self._all_found.clear()
+
+        async def find(name: str) -> None:
+            link = await self._find(name)
+            if link is not None:
+                await found(link)
+
+        await asyncio.gather(*(find(mark_file.name) for mark_file in list(self._marks.iterdir())))
+        self._all_found.set()
 
     async def _find(self, name: str) -> Link | None:
-        try:
-            endpoint = await asyncio.to_thread(self._cluster.find_worker, name)
-            return await self._link(endpoint, int(name.rsplit("-", 2)[1].removeprefix("w")))
-        except (ClusterError, PeerUnavailableError, ProcessLookupError) as error:
-            log.warning("worker_of_before_is_lost", worker=name, error=str(error))
-            await asyncio.to_thread(self._cluster.kill_worker, name)
-            return None
-
-    async def _end_unknown(self, name: str) -> None:
-        """End a worker of before that nothing leads to any more but its mark: stopped, it could hold a book's lock."""
         mark_file = self._mark_file(name)
-        pidfd = open_process(mark_file)
-        if pidfd is not None:
+        process, ports = open_process(mark_file), read_ports(mark_file)
+        if process is None:
+            mark_file.unlink(missing_ok=True)
+            return None
+        pid, pidfd = process
+        why = "its door died before it listened"
+        if ports is not None:
+            slot = int(name.rsplit("-", 2)[1].removeprefix("w"))
             try:
-                _kill(pidfd)
-                dead = await _until(lambda: _is_dead(pidfd), limits.HEARTBEAT_TIMEOUT_MS)
-            finally:
-                os.close(pidfd)
-            log.warning("worker_of_before_killed", worker=name, dead=dead)
+                return await self._link(Endpoint(name, pid, self._host, *ports), slot, pidfd)
+            except PeerUnavailableError as error:
+                why = str(error)
+        # Stopped, it could hold a book's write lock for ever.
+        _kill(pidfd)
+        dead = await _until(lambda: _is_dead(pidfd), limits.HEARTBEAT_TIMEOUT_MS)
+        os.close(pidfd)
+        log.warning("worker_of_before_killed", worker=name, dead=dead, why=why)
         mark_file.unlink(missing_ok=True)
+        return None
 
     def give_back(self, link: Link) -> None:
         """Take a worker without partners among the spares."""
@@ -197,6 +225,7 @@ class Workforce:
         await asyncio.to_thread(self._cluster.kill_worker, link.name)
 
     async def _start_worker(self) -> Link:
+        await self._join()
         async with self._starts:
             slot = next(number for number in range(len(self._slots) + 1) if number not in self._slots)
             self._slots.add(slot)
@@ -212,7 +241,7 @@ class Workforce:
             )
             try:
                 endpoint = await asyncio.to_thread(self._cluster.start_worker, config)
-                link = await self._link(endpoint, slot)
+                link = await self._link_started(endpoint, slot)
             except (ClusterError, PeerUnavailableError, ProcessLookupError) as error:
                 self._slots.discard(slot)
                 self._starts_failed += 1
@@ -225,21 +254,24 @@ class Workforce:
             self._starts_failed = 0
             return link
 
-    async def _link(self, endpoint: Endpoint, slot: int) -> Link:
+    async def _link_started(self, endpoint: Endpoint, slot: int) -> Link:
         pidfd = os.pidfd_open(endpoint.pid)
-        lost: list[Link] = []
         try:
-            connection = await Connection.open(
-                endpoint.host,
-                endpoint.port,
-                "door",
-                self._key,
-                on_lost=lambda: self.bury(lost[0], "connection_lost") if lost else None,
-            )
+            return await self._link(endpoint, slot, pidfd)
         except PeerUnavailableError:
             _kill(pidfd)
             os.close(pidfd)
             raise
+
+    async def _link(self, endpoint: Endpoint, slot: int, pidfd: int) -> Link:
+        lost: list[Link] = []
+        connection = await Connection.open(
+            endpoint.host,
+            endpoint.port,
+            "door",
+            self._key,
+            on_lost=lambda: self.bury(lost[0], "connection_lost") if lost else None,
+        )
         heartbeat = HeartbeatListener()
         heartbeat.start(endpoint.host, endpoint.heartbeat_port, self._key)
         link = Link(endpoint, slot, self._mark_file(endpoint.name), connection, heartbeat, pidfd)
@@ -286,6 +318,11 @@ class Workforce:
 
         Ray itself notices after 60 s, and then ends the door's process from inside.
         """
+        try:
+            await self._join()
+        except ClusterError as error:
+            self._on_broken(str(error))
+            return
         host, _, port = self._cluster.address.rpartition(":")
         while True:
             try:

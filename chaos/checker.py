@@ -23,6 +23,7 @@ _FINAL: Final = frozenset({"succeeded", "failed"})
 # The customer is to act: no end, but nothing is under way either, and nothing may be charged.
 _RESTING: Final = frozenset({"requires_action"})
 _CHANGES: Final = {"capture_payment": "capture", "void_payment": "void", "refund_payment": "refund"}
+_MONEY_MOVES: Final = _OPENING | {"capture", "void", "refund"}
 # Answers after which nothing was written for this request: by status, and by code where the status leaves it open.
 _REFUSING_STATUSES: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429})
 _REFUSING_CODES: Final = frozenset(
@@ -46,6 +47,7 @@ class Fault(StrEnum):
     TWICE_THERE = "one request made two payments"
     ALTERED = "a payment is not what was acknowledged"
     REVERSED = "what was final is final no more"
+    IMPOSSIBLE = "a payment is in a state that its operations don't lead to"
     REPLAY_DIFFERS = "a repeated request was answered otherwise than the first time"
     KEY_REUSED = "another request under a used key was taken"
     REFUSED_YET_DONE = "a refused request made a payment"
@@ -169,6 +171,7 @@ def _judge_answers(judgement: Judgement, partner: str, calls: list[Call], book: 
         if payment["id"] in payments:
             judgement.accuse(Fault.TWICE_THERE, partner, f"{payment['id']} is listed twice")
         payments[payment["id"]] = payment
+        _judge_state(judgement, partner, payment)
     for call in calls:
         content = call.content() if call.acknowledged else {}
         if content.get("object") == "payment":
@@ -182,6 +185,7 @@ def _judge_answers(judgement: Judgement, partner: str, calls: list[Call], book: 
 def _judge_payment(
     judgement: Judgement, partner: str, call: Call, told: dict[str, Any], kept: dict[str, Any] | None
 ) -> None:
+    _judge_state(judgement, partner, told)
     if kept is None:
         judgement.accuse(Fault.LOST, partner, f"{told['id']}, told by {call.step}")
         return
@@ -193,6 +197,40 @@ def _judge_payment(
             judgement.accuse(Fault.ALTERED, partner, detail)
     for operation in told["operations"]:
         _judge_operation(judgement, partner, operation, _operation(kept, operation["id"]))
+
+
+def _judge_state(judgement: Judgement, partner: str, payment: dict[str, Any]) -> None:
+    """Hold status and amounts against the operations, as docs/payments.md says, without the gateway's own rules."""
+    operations = payment["operations"]
+    if "amount_captured" not in payment or any(operation["type"] not in _MONEY_MOVES for operation in operations):
+        return  # a summary, or of a kind that is not known here
+    first = operations[0]
+    done = [operation for operation in operations if operation["status"] == "succeeded"]
+
+    def sum_of(*kinds: str) -> int:
+        return sum(int(operation["amount"]) for operation in done if operation["type"] in kinds)
+
+    authorized = sum_of(*_OPENING)
+    captured, refunded = sum_of("purchase", "capture"), sum_of("refund")
+    said = [payment[f"amount_{name}"] for name in ("authorized", "captured", "refunded")]
+    allowed = {"pending": {"processing"}, "unknown": {"processing"}, "failed": {"failed"}}.get(
+        first["status"], _statuses_of_success(authorized, captured, refunded)
+    )
+    told = f"{payment['id']} is {payment['status']} with {said} and {[(o['type'], o['status']) for o in operations]}"
+    if said != [authorized, captured, refunded] or not refunded <= captured <= authorized <= payment["amount"]:
+        judgement.accuse(Fault.IMPOSSIBLE, partner, told)
+    elif payment["status"] not in allowed:
+        judgement.accuse(Fault.IMPOSSIBLE, partner, f"{told}, only {sorted(allowed)} can be")
+
+
+def _statuses_of_success(authorized: int, captured: int, refunded: int) -> set[str]:
+    """Name the statuses of a payment that the acquirer approved; a dispute may come to any that was captured."""
+    if not captured:
+        return {"authorized", "canceled", "expired"}
+    if refunded:
+        # All is refunded only where nothing more can be captured.
+        return {"partially_refunded", "disputed"} | ({"refunded"} if refunded == captured else set())
+    return {"captured" if captured == authorized else "partially_captured", "disputed"}
 
 
 def _judge_operation(judgement: Judgement, partner: str, told: dict[str, Any], kept: dict[str, Any] | None) -> None:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from chaos import limits
 from control_plane import client, data_folder
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError, DoorError, NotRunningError
-from control_plane.process_table import MARKER
+from control_plane.process_table import find_marked, read_marker
+from control_plane.processes import ray_folder
 
 T = TypeVar("T")
 
@@ -145,16 +147,46 @@ class Gateway:
         instance = data_folder.read_instance(self.folder)
         if instance is None:
             return []
-        prefix = f"{instance.id}/"
         found: set[psutil.Process] = set()
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARKER, "").startswith(prefix):
-                    found.add(process)
-                    # A title that a process gives itself may overwrite its environment; its parent tells whose it is.
-                    found.update(process.children(recursive=True))
+        for handle in find_marked(instance.id):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.add(psutil.Process(handle.pid))
+            handle.close()
         self._seen |= found
         return [process for process in found if is_alive(process)]
+
+    def kill_control_plane(self) -> None:
+        """SIGKILL `up` alone; what it started goes on. `start` continues from there."""
+        assert self.up is not None, "it was not started"
+        self.up.kill()
+        self.up.wait()
+        self.up = None
+
+    def census(self) -> Counter[str]:
+        """Count the living processes by what started them and their names, strays included: `up` itself is not in it.
+
+        A stray hides its marker and has lost its parent, but names this gateway's folders in its command line.
+        """
+        instance = data_folder.read_instance(self.folder)
+        assert instance is not None
+        ours = {process.pid for process in self.processes()}
+        folders = (str(self.folder.run), str(ray_folder(instance.id)))
+        counted: Counter[str] = Counter()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid in ours:
+                    started_by = (read_marker(process.pid) or "").partition("/")[2] or "unmarked"
+                    counted[f"{started_by} {process.name()}"] += 1
+                elif self._is_stray(process, folders):
+                    self._seen.add(process)
+                    counted[f"stray {process.name()}"] += 1
+        return counted
+
+    def _is_stray(self, process: psutil.Process, folders: tuple[str, ...]) -> bool:
+        itself = {os.getpid()} | ({self.up.pid} if self.up is not None else set())
+        if process.pid in itself or not is_alive(process):
+            return False
+        return any(folder in word for word in process.cmdline() for folder in folders)
 
     def leftovers(self) -> list[psutil.Process]:
         """Give what is alive of all that was ever seen to be this gateway's."""

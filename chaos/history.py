@@ -46,13 +46,20 @@ class Call:
     status: int | None = None
     answer: bytes = b""
     replayed: bool = False
+    retry_after: str | None = None
     error: str | None = None
+    failed_s: float | None = None  # when its client gave up on an answer
     repeat: int = 0  # 0 for the first attempt
 
     @property
     def latency_ms(self) -> float | None:
         """From when it was due to its whole answer; None without one."""
         return None if self.answered_s is None else (self.answered_s - self.due_s) * 1_000
+
+    @property
+    def ended_s(self) -> float | None:
+        """When its client knew what came of it; None while it waits."""
+        return self.failed_s if self.answered_s is None else self.answered_s
 
     @property
     def acknowledged(self) -> bool:

@@ -73,6 +73,48 @@ SCREEN_INTERVAL_MS: Final = 1_000
 # Where there is no terminal, one line of totals each so many intervals.
 PLAIN_LINE_EVERY: Final = 5
 
+# The soak. Between two faults all is calm for a time from this range.
+SOAK_CELLS: Final = 3
+SOAK_CELLS_MAX: Final = 8
+SOAK_PARTNERS_PER_CELL: Final = 3
+SOAK_PARTNERS_PER_CELL_MAX: Final = 8
+SOAK_MINUTES: Final = 10.0
+SOAK_MINUTES_MIN: Final = 0.5
+SOAK_MINUTES_MAX: Final = 120.0
+# Of each partner.
+SOAK_REQUESTS_PER_SECOND: Final = 5
+SOAK_CALM_MS: Final = (1_500, 4_000)
+SOAK_CALM_FIRST_MS: Final = 5_000
+SOAK_CALM_LAST_MS: Final = 4_000
+# A fault that is not over by then has broken what was promised, whatever its goal.
+SOAK_RECOVERY_MS_MAX: Final = 90_000
+# After the last process is well a call may still come in that began before.
+SOAK_QUIET_MS: Final = 1_500
+# The last fault begins so long before the load ends, or not at all.
+SOAK_FAULT_ROOM_MS: Final = 15_000
+SOAK_LOOK_MS: Final = 250
+# A usual call that took longer was disturbed; on two shared cores a collection of garbage is not.
+DISTURBED_MS: Final = 400
+REPLAYS_PER_SECOND: Final = 2
+REPLAYS_AT_END_MAX: Final = 300
+REPLAY_AGE_MS_MIN: Final = 2_000
+
+# What is promised of recovery on a machine that does nothing else (DESIGN.md section 10; docs/soak.md).
+GOAL_WORKER_KILLED_MS: Final = 500
+# A stopped worker is found by its heartbeat.
+GOAL_SILENT_FOUND_MS: Final = 2_000
+GOAL_WORKER_STARTS_MS: Final = 4_000
+GOAL_DOOR_KILLED_MS: Final = 2_000
+GOAL_ROUTER_KILLED_MS: Final = 2_000
+GOAL_CELL_KILLED_MS: Final = 10_000
+# A stopped door or router, and a stopped process of Ray, is found by the supervisor.
+GOAL_STOPPED_FOUND_MS: Final = 2_000
+GOAL_RAY_STOPPED_FOUND_MS: Final = 4_000
+GOAL_ACQUIRER_MS: Final = 4_000
+# The soak starts a killed control plane again after this.
+CONTROL_PLANE_AWAY_MS: Final = 2_000
+GOAL_CONTROL_PLANE_STARTS_MS: Final = 4_000
+
 assert POLL_INTERVAL_MS * 10 < START_TIMEOUT_MS
 assert JOURNEYS_END_MS_MAX > 5 * CLIENT_DEADLINE_MS
 assert KILL_LOOK_MS > KILLED_DELAY_MS_MAX

@@ -132,10 +132,14 @@ async def send(session: aiohttp.ClientSession, base_url: str, api_key: str, call
             call.answered_s = time.monotonic()
             call.status = response.status
             call.replayed = response.headers.get("Idempotent-Replayed") == "true"
+            call.retry_after = response.headers.get("Retry-After")
     except TimeoutError:
         call.error = f"no answer within {limits.CLIENT_DEADLINE_MS} ms"
     except (aiohttp.ClientError, OSError) as error:
         call.error = f"{type(error).__name__}: {error}"
+    if call.error is not None:
+        call.answered_s, call.status = None, None  # it began to come, and did not come whole
+        call.failed_s = time.monotonic()
 
 
 @dataclass(slots=True)
@@ -273,7 +277,9 @@ async def repeat_unanswered(
                 status=None,
                 answer=b"",
                 replayed=False,
+                retry_after=None,
                 error=None,
+                failed_s=None,
                 repeat=number,
             )
             repeats.append(call)

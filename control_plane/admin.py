@@ -76,6 +76,13 @@ class Resolve(_Body):
     note: Annotated[str, Field(min_length=1, max_length=limits.NOTE_CHARACTERS_MAX)]
 
 
+class NoteReconciliation(_Body):
+    """What an operator does with a settlement file. `detail`: what the file says of itself, and what came of it."""
+
+    stage: Literal["begun", "ended"]
+    detail: dict[str, Any]
+
+
 def make_app(
     registry: Registry, partners: Partners, doors: Doors, status: Callable[[], Awaitable[dict[str, Any]]]
 ) -> FastAPI:
@@ -86,6 +93,7 @@ def make_app(
     app.add_exception_handler(sqlite3.Error, _explain_registry)
     app.include_router(_partner_routes(registry, partners))
     app.include_router(_unknown_routes(registry, doors))
+    app.include_router(_settlement_routes(registry))
 
     @app.get("/status")
     async def get_status() -> dict[str, Any]:
@@ -171,6 +179,17 @@ def _unknown_routes(registry: Registry, doors: Doors) -> APIRouter:
         detail = {"operation": operation_id, "outcome": body.outcome, "note": body.note}
         await asyncio.to_thread(registry.note, operator, "operation_resolved", partner.id, detail)
         return {"operation_id": operation_id, "partner": partner.id, "outcome": body.outcome, "answer": result}
+
+    return routes
+
+
+def _settlement_routes(registry: Registry) -> APIRouter:
+    routes = APIRouter(prefix="/reconciliations")
+
+    @routes.post("", status_code=201)
+    async def note(body: NoteReconciliation, operator: Operator) -> dict[str, Any]:
+        await asyncio.to_thread(registry.note, operator, f"reconciliation_{body.stage}", None, body.detail)
+        return {"noted": body.stage}
 
     return routes
 

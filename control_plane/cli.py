@@ -16,7 +16,7 @@ from urllib.parse import quote
 import typer
 
 from control_plane import audit as audits
-from control_plane import client, limits, screen, settings, status, up
+from control_plane import client, limits, reconciliation, screen, settings, status, up
 from control_plane.data_folder import DataFolder
 from control_plane.errors import EXIT_FAILED, EXIT_OK, ControlPlaneError, NotRunningError, SettingsError
 from control_plane.settings import Settings
@@ -319,22 +319,70 @@ def audit(context: typer.Context, *, as_json: AsJson = False) -> None:
     raise typer.Exit(EXIT_OK if report["ok"] else EXIT_FAILED)
 
 
+@app.command("reconcile")
+@_explained
+def reconcile(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The acquirer's settlement file (CSV, docs/settlement.md).")],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare only; post nothing.")] = False,
+    clock_margin: Annotated[
+        str, typer.Option(help="How far the acquirer's clock may be from ours: 90s, 5m; 0: not at all.")
+    ] = f"{limits.SETTLEMENT_CLOCK_MARGIN_S_DEFAULT // 60}m",
+    differences: Annotated[
+        Path | None, typer.Option(help="Write every difference to this file, as JSON lines.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a settlement file with the partners' books, and post what it paid out.
+
+    Asking again with the same file changes nothing: repeat a run that was interrupted.
+
+    Exit codes: 0 all is matched, 1 something differs or a partner could not be asked, 2 a file that can't be believed.
+
+    \b
+    Examples:
+    curl -sSf -o day.csv http://127.0.0.1:8090/settlements/2026-11-21.csv
+    bulkhead reconcile day.csv --dry-run
+    bulkhead reconcile day.csv --differences day.jsonl
+    """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
+    installation, folder = _where(context).of_last_up()
+    margin_s = parse_duration_s(clock_margin, option="--clock-margin", most_s=limits.SETTLEMENT_CLOCK_MARGIN_S_MAX)
+    wanted = reconciliation.Wanted(file, client.operator(), dry_run, margin_s, differences)
+
+    def note(stage: str, detail: dict[str, Any]) -> None:
+        try:
+            client.ask(folder, "POST", "/reconciliations", {"stage": stage, "detail": detail})
+        except ControlPlaneError as error:
+            if stage == "begun":
+                raise
+            screen.show_error(error)  # it is done all the same
+
+    with screen.reconciling(file) as (read, compared):
+        told = reconciliation.Told(read, compared, note)
+        report = reconciliation.run(installation, folder, wanted, told)
+    if as_json:
+        screen.show_json(report)
+    else:
+        screen.show_reconciliation(report)
+    raise typer.Exit(EXIT_OK if report["ok"] else EXIT_FAILED)
+
+
 @app.command("version")
 def show_version() -> None:
     """Show the version."""
     screen.say(up.version())
 
 
-def parse_duration_s(text: str) -> int:
+def parse_duration_s(text: str, *, option: str = "--grace", most_s: int = limits.KEY_GRACE_S_MAX) -> int:
     """Read `30m`, `24h`, `7d`, `90s` or plain seconds. Raises SettingsError."""
     match = re.fullmatch(r"(\d{1,9})([smhd]?)", text.strip())
     if match is None:
-        raise SettingsError(f"{text!r} is no time", where="option --grace", hint="write it as 90s, 30m, 24h, 7d or 0")
+        raise SettingsError(f"{text!r} is no time", where=f"option {option}", hint="write it as 90s, 30m, 24h, 7d or 0")
     seconds = int(match[1]) * _UNITS.get(match[2], 1)
-    if seconds > limits.KEY_GRACE_S_MAX:
-        raise SettingsError(
-            f"{text} is longer than {limits.KEY_GRACE_S_MAX // 86_400} days", where="option --grace", hint="name less"
-        )
+    if seconds > most_s:
+        longest = f"{most_s // 86_400} days" if most_s >= 86_400 else f"{most_s // 3_600} hours"
+        raise SettingsError(f"{text} is longer than {longest}", where=f"option {option}", hint="name less")
     return seconds
 
 

@@ -6,7 +6,7 @@ What a door answers is read into types here; no decision is made here.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgpack
 import orjson
@@ -95,6 +95,46 @@ class _UnknownList(_Read):
     data: list[UnknownOperation]
 
 
+class SettlementFinding(_Read):
+    """One row of a settlement file that is not matched, as the partner's actor sees it. Amounts in minor units."""
+
+    key: str
+    verdict: Literal["differing", "extra"]
+    reasons: list[str]
+    posted: bool
+    payment_id: str | None = None
+    state: str | None = None
+    owed: int | None = None
+    fee_agreed: int | None = None
+
+
+class SettlementBatch(_Read):
+    """What became of some rows. `repeated`: how many of them were posted before."""
+
+    matched: int
+    repeated: int
+    findings: list[SettlementFinding]
+
+
+class UnreconciledOperation(_Read):
+    """One money movement that stands in no settlement file."""
+
+    operation_id: str
+    payment_id: str
+    kind: str
+    amount: int
+    currency: str
+    succeeded_at: str
+    reference: str | None = None
+
+
+class UnreconciledPage(_Read):
+    """Some of them; `next` is where to go on, None at the end."""
+
+    operations: list[UnreconciledOperation]
+    next: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class CellAddress:
     """Where a cell's door listens."""
@@ -164,6 +204,36 @@ class Doors:
         answer = await self._ask(cell, Method.RESOLVE_OPERATION, partner_id, body, limits.COMMAND_TIMEOUT_MS)
         fields = orjson.loads(_unrefused(cell, answer).body)
         return fields if isinstance(fields, dict) else {}
+
+    async def reconcile(
+        self, cell: str, partner_id: str, command_id: str, arguments: dict[str, Any], *, post: bool
+    ) -> SettlementBatch:
+        """Have rows of a settlement file compared, and posted where `post`. Raises DoorError, RefusedError."""
+        method = Method.RECONCILE_OPERATIONS if post else Method.COMPARE_SETTLEMENT
+        return await self._ask_partner(SettlementBatch, cell, partner_id, method, arguments, command_id)
+
+    async def list_unreconciled(
+        self, cell: str, partner_id: str, from_ms: int, before_ms: int, after: int | None
+    ) -> UnreconciledPage:
+        """Ask for money movements that stand in no settlement file. Raises DoorError, RefusedError."""
+        arguments = {"from_ms": from_ms, "before_ms": before_ms, "after": after}
+        return await self._ask_partner(
+            UnreconciledPage, cell, partner_id, Method.LIST_UNRECONCILED, arguments, str(ULID())
+        )
+
+    async def _ask_partner(
+        self,
+        kind: type[_T],
+        cell: str,
+        partner_id: str,
+        method: str,
+        arguments: dict[str, Any],
+        command_id: str,
+    ) -> _T:
+        body = encode_command(Command(command_id=command_id, request_id=f"req_{ULID()}", arguments=arguments))
+        await self._wait(cell)
+        answer = await self._ask(cell, method, partner_id, body, limits.COMMAND_TIMEOUT_MS)
+        return _read(kind, cell, _unrefused(cell, answer))
 
     async def _wait(self, cell: str) -> None:
         """Give a door that is just starting a moment."""

@@ -3,6 +3,7 @@
 ControlPlaneError
  +-- SettingsError        a setting is missing, misspelt or out of range
  +-- FolderError          the data folder can't be used: locked, of another shape, damaged
+ +-- InputFileError       a file that was handed in can't be read as what it should be; nothing of it was used
  +-- RefusedError         what was asked can't be done as things stand
  |    +-- NotFoundError   it names something that isn't there
  +-- DoorError            a cell's door did not answer; what was asked may have been done
@@ -46,6 +47,14 @@ class FolderError(ControlPlaneError):
     exit_code = EXIT_USAGE
 
 
+class InputFileError(ControlPlaneError):
+    """A file that was handed in can't be read as what it should be."""
+
+    code = "input_file_invalid"
+    http_status = 400
+    exit_code = EXIT_USAGE
+
+
 class RefusedError(ControlPlaneError):
     """What was asked can't be done as things stand."""
 
@@ -82,6 +91,7 @@ ERRORS_BY_CODE: Final[dict[str, type[ControlPlaneError]]] = {
         ControlPlaneError,
         SettingsError,
         FolderError,
+        InputFileError,
         RefusedError,
         NotFoundError,
         DoorError,

@@ -29,8 +29,13 @@ PROBE_INTERVAL_WAITING_MS: Final = 100
 PROBE_TIMEOUT_MS: Final = 1_500
 # A process that answered once and then is silent for this long is killed and started again.
 UNRESPONSIVE_MS_MAX: Final = 8_000
-# The same where the kernel says that it is stopped (SIGSTOP): no load explains that.
+# The same where the kernel says that it is stopped (SIGSTOP): no load explains that. Ray's processes carry no payment,
+# and to replace them costs the cell's partners seconds: so these are given longer.
 STOPPED_MS_MAX: Final = 1_000
+STOPPED_RAY_MS_MAX: Final = 3_000
+STATE_LOOK_INTERVAL_MS: Final = 250
+# A process's parts (Ray's) are looked for again after so many looks.
+STATE_LOOKS_PER_SEARCH: Final = 8
 # A supervisor that finds itself this late accuses nobody.
 SUPERVISOR_LATE_MS: Final = 500
 RESTART_DELAY_MS_MIN: Final = 200
@@ -63,6 +68,28 @@ CONFIGURE_RETRY_DELAY_MS_MAX: Final = 60_000
 CONTROL_TIMEOUT_MS: Final = 60_000
 AUDIT_TIMEOUT_MS: Final = 600_000
 AUDITS_AT_ONCE_MAX: Final = 2
+
+# Settlement files: what one may hold, and how it is read.
+SETTLEMENT_FILE_ROWS_MAX: Final = 100_000_000
+SETTLEMENT_CURRENCIES_MAX: Final = 300
+SETTLEMENT_LINE_BYTES_MAX: Final = 4_096
+SETTLEMENT_READ_BYTES: Final = 1_048_576
+# Rows wait in memory for their partner's file until there are so many bytes of them.
+SETTLEMENT_BUFFER_BYTES: Final = 32 * 1_048_576
+# So many keys are held at once to find those that stand in a file twice.
+SETTLEMENT_KEYS_AT_ONCE_MAX: Final = 1_000_000
+SETTLEMENT_ERRORS_SHOWN_MAX: Final = 20
+SETTLEMENT_PROGRESS_LINES: Final = 4_096
+# How they are handed to the partners' actors, and how long a partner that does not answer is asked again.
+SETTLEMENT_PARTNERS_AT_ONCE_MAX: Final = 8
+SETTLEMENT_PATIENCE_MS: Final = 30_000
+SETTLEMENT_RETRY_DELAY_MS_MIN: Final = 100
+SETTLEMENT_RETRY_DELAY_MS_MAX: Final = 2_000
+# Of each verdict, so many are in a report; the option --differences writes all.
+SETTLEMENT_DIFFERENCES_SHOWN_MAX: Final = 500
+# How far the acquirer's clock and ours may be apart: what succeeded so shortly before midnight may be in the next file.
+SETTLEMENT_CLOCK_MARGIN_S_DEFAULT: Final = 300
+SETTLEMENT_CLOCK_MARGIN_S_MAX: Final = 12 * 3_600
 
 REGISTRY_BUSY_TIMEOUT_MS: Final = 5_000
 

@@ -64,6 +64,15 @@ class ProcessHandle:
         fields = _read_stat(self.pid)
         return fields is not None and fields[0] == "T" and not self.has_ended()
 
+    def children(self, names: tuple[str, ...]) -> "list[ProcessHandle]":
+        """Take hold of its children that have one of these names (at most 15 characters, proc(5))."""
+        found: list[ProcessHandle] = []
+        for pid in _children(self.pid):
+            handle = ProcessHandle.open(pid) if _read_name(pid) in names else None
+            if handle is not None:
+                found.append(handle)
+        return found
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this process and to no other; nothing where it has ended."""
         if self._pidfd < 0:
@@ -218,6 +227,22 @@ def _pids() -> Iterator[int]:
     for entry in _PROC.iterdir():
         if entry.name.isdigit():
             yield int(entry.name)
+
+
+def _children(pid: int) -> Iterator[int]:
+    """Name the children of all threads of a process; none where it has ended."""
+    try:
+        for task in (_PROC / str(pid) / "task").iterdir():
+            yield from map(int, (task / "children").read_text(encoding="ascii").split())
+    except OSError:
+        return
+
+
+def _read_name(pid: int) -> str:
+    try:
+        return (_PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _read_stat(pid: int) -> list[str] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from control_plane import limits
 from control_plane.data_folder import DataFolder
 from control_plane.process_table import MARKER
 from control_plane.settings import LOOPBACK, Settings
@@ -17,14 +18,16 @@ STAGE_DOORS: Final = 1
 STAGE_ROUTERS: Final = 2
 # The installation's one acquirer, as its notifications' address names it.
 ACQUIRER: Final = "default"
+# `ray start` itself looks after them once a second.
+RAY_PARTS: Final = ("gcs_server", "raylet")
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """One process as it should run.
 
-    `needs` names what must answer before it is started, and without which it is started anew. `scratch` is a folder
-    of its own that is emptied before each start.
+    `needs` names what is started before it, and without which it is started anew. `parts` are the names of children
+    without which it is of no use itself. `scratch` is a folder of its own that is emptied before each start.
     """
 
     name: str
@@ -39,6 +42,8 @@ class ProcessSpec:
     port: int
     fingerprint: str  # what must be equal for a running process to be adopted
     needs: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    stopped_ms_max: int = limits.STOPPED_MS_MAX
     scratch: Path | None = None
 
     @property
@@ -88,6 +93,8 @@ def plan(
                 port=process.port,
                 fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
                 needs=process.needs,
+                parts=RAY_PARTS if process.role == "ray" else (),
+                stopped_ms_max=limits.STOPPED_RAY_MS_MAX if process.role == "ray" else limits.STOPPED_MS_MAX,
                 scratch=process.scratch,
             )
         )

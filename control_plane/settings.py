@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -17,6 +17,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from cells.api import limits as wire_limits
 from control_plane import limits
 from control_plane.errors import SettingsError
 
@@ -26,6 +27,27 @@ PREFIX: Final = "BULKHEAD_"
 LOOPBACK: Final = "127.0.0.1"
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
+
+
+BasisPoints = Annotated[int, Field(ge=0, le=wire_limits.FEE_BASIS_POINTS_MAX)]
+FixedFee = Annotated[int, Field(ge=0, le=wire_limits.FEE_FIXED_MINOR_UNITS_MAX)]
+# By the currency's number of decimals, 0 to 4.
+FixedFees = tuple[FixedFee, FixedFee, FixedFee, FixedFee, FixedFee]
+
+
+class AcquirerFees(BaseModel):
+    """What was agreed with the acquirer: hundredths of a percent, and a fixed part in minor units.
+
+    `fixed` is by the currency's number of decimals: [JPY, -, EUR, KWD, CLF] and their like. The defaults are what the
+    simulator takes. Settlement files are compared with it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    basis_points: BasisPoints = 150
+    fixed: FixedFees = (25, 25, 25, 250, 2_500)
+    refund_basis_points: BasisPoints = 0
+    refund_fixed: FixedFees = (0, 0, 0, 0, 0)
 
 
 class Settings(BaseSettings):
@@ -48,6 +70,7 @@ class Settings(BaseSettings):
     metrics_port: Port = 8201
     ray_port: Port = 8301
     acquirer_url: str = ""  # empty: `up` starts the simulator and uses that
+    acquirer_fees: AcquirerFees = AcquirerFees()
 
     @field_validator("data_folder")
     @classmethod

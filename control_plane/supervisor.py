@@ -6,6 +6,7 @@ start time, marker, arguments and configuration are the same; all else that carr
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -61,6 +62,7 @@ class _Keeper:
         self.failures_in_row = 0
         self.last_end: str | None = None
         self.ready = asyncio.Event()  # answers, as far as is known
+        self.begun = asyncio.Event()  # is there; it may not answer yet
         self.ended_for: str | None = None  # the process without which this one was of no use
 
 
@@ -200,10 +202,13 @@ class Supervisor:
                     return
                 error = self._spawn(keeper)
             began = time.monotonic()
+            if error is None:
+                keeper.begun.set()
             end = error if error is not None else await self._watch(keeper)
             lived_ms = (time.monotonic() - began) * 1000
             if self._stopping.is_set():
                 return
+            keeper.begun.clear()
             keeper.ready.clear()
             keeper.restarts += 1
             keeper.last_end = end
@@ -220,7 +225,8 @@ class Supervisor:
             await _first_of(asyncio.ensure_future(asyncio.sleep(delay_ms / 1000)), self._stopping)
 
     async def _wait_for_needs(self, keeper: _Keeper) -> None:
-        needed = [other.ready.wait() for other in self._keepers if other.spec.name in keeper.spec.needs]
+        """Wait until what the process needs was started. It does not wait for its answers: that it does by itself."""
+        needed = [other.begun.wait() for other in self._keepers if other.spec.name in keeper.spec.needs]
         if needed:
             timeout = asyncio.wait_for(asyncio.gather(*needed), limits.NEEDS_TIMEOUT_MS / 1000)
             with contextlib.suppress(TimeoutError):  # it is started all the same and may find what it needs later
@@ -283,6 +289,7 @@ class Supervisor:
         silent_since: float | None = None
         why = ""
         ended = asyncio.ensure_future(handle.wait_ended())
+        standing = asyncio.create_task(self._kill_where_it_stands(keeper.spec, handle))
         try:
             while not ended.done():
                 asked = time.monotonic()
@@ -299,25 +306,59 @@ class Supervisor:
                 pause_ms = limits.PROBE_INTERVAL_MS if well else limits.PROBE_INTERVAL_WAITING_MS
                 await asyncio.wait({ended}, timeout=pause_ms / 1000)
                 now = time.monotonic()
-                if silent_since is None or why or ended.done():
+                if silent_since is None or why or ended.done() or standing.done():
                     continue
                 if (now - asked) * 1000 > limits.PROBE_TIMEOUT_MS + pause_ms + limits.SUPERVISOR_LATE_MS:
                     silent_since = now  # who is late oneself accuses nobody
                     continue
                 allowed_ms = limits.UNRESPONSIVE_MS_MAX if answered else limits.START_TIMEOUT_MS
-                if handle.is_stopped():
-                    allowed_ms = limits.STOPPED_MS_MAX
                 if (now - silent_since) * 1000 >= allowed_ms:
                     why = f"it did not answer for {allowed_ms / 1000:g} s and was killed"
                     handle.signal(signal.SIGKILL)
             code = await ended
+            if standing.done():
+                why = why or standing.result()
         finally:
-            ended.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ended
+            for task in (ended, standing):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         handle.close()
         keeper.handle = None
         return why or _describe_end(code)
+
+    async def _kill_where_it_stands(self, spec: ProcessSpec, handle: ProcessHandle) -> str:
+        """End a process that was stopped (SIGSTOP), or lost a part of its own; give why, in words.
+
+        That is what the kernel says of it, so no load of the machine can be mistaken for it.
+        """
+        interval_s = limits.STATE_LOOK_INTERVAL_MS / 1000
+        stopped_since: float | None = None
+        parts: dict[int, ProcessHandle] = {}
+        try:
+            for look in itertools.count():
+                before = time.monotonic()
+                await asyncio.sleep(interval_s)
+                now = time.monotonic()
+                if spec.parts and look % limits.STATE_LOOKS_PER_SEARCH == 0:
+                    for part in handle.children(spec.parts):
+                        if parts.setdefault(part.pid, part) is not part:
+                            part.close()
+                if any(part.has_ended() for part in parts.values()):
+                    why = "a process of its own ended, so it was killed"
+                    break
+                if not any(one.is_stopped() for one in (handle, *parts.values())):
+                    stopped_since = None
+                elif stopped_since is None or (now - before - interval_s) * 1000 > limits.SUPERVISOR_LATE_MS:
+                    stopped_since = now  # whoever stopped them may have stopped us, too
+                elif (now - stopped_since) * 1000 >= spec.stopped_ms_max:
+                    why = f"it was stopped for {spec.stopped_ms_max / 1000:g} s and was killed"
+                    break
+        finally:
+            for part in parts.values():
+                part.close()
+        handle.signal(signal.SIGKILL)
+        return why
 
     async def _probe_in_time(self, spec: ProcessSpec) -> bool:
         try:

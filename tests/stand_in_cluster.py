@@ -64,13 +64,15 @@ class StandInCluster(Cluster):
         self.started: list[str] = []
         self.killed: list[str] = []
         self.starts_fail = False
-        self.unfindable: set[str] = set()
+        self.connected = threading.Event()  # while it is cleared, Ray is not joined
+        self.connected.set()
         self.slow = threading.Event()  # while it is cleared, nothing starts
         self.slow.set()
         self._maker = maker
 
     def connect(self) -> None:
-        """Do nothing: there is no Ray to join."""
+        """Wait, where the test ordered it; there is no Ray to join."""
+        self.connected.wait()
 
     def existing(self) -> list[str]:
         """Name the workers that nobody ended."""
@@ -85,12 +87,6 @@ class StandInCluster(Cluster):
         self.endpoints[config.name] = endpoint
         self.started.append(config.name)
         return endpoint
-
-    def find_worker(self, name: str) -> Endpoint:
-        """Find a worker, unless the test hid it."""
-        if name in self.unfindable:
-            raise ClusterError("as the test ordered")
-        return self.endpoints[name]
 
     def kill_worker(self, name: str) -> None:
         """Forget it, as Ray would; the process itself is the door's business."""

@@ -1,6 +1,7 @@
 """A stand-in for a cell's door, and an installation over such doors whose control plane can be made anew."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -38,6 +39,8 @@ class StandInDoor:
         self.refuse: RefusalCode | None = None
         self.unknown: list[dict[str, Any]] = []
         self.resolved: list[dict[str, Any]] = []
+        # By method: what answers a partner's actor would give, from its id and the arguments.
+        self.actors: dict[str, Callable[[str, dict[str, Any]], dict[str, Any] | RefusalCode]] = {}
 
     def count(self, method: str) -> int:
         return sum(asked == method for asked, _ in self.asked)
@@ -54,6 +57,11 @@ class StandInDoor:
         if request.method == Method.RESOLVE_OPERATION:
             self.resolved.append(decode_command(request.body).arguments)
             return _answer({"object": "operation"})
+        if request.method in self.actors:
+            said = self.actors[request.method](request.partner_id, decode_command(request.body).arguments)
+            if isinstance(said, RefusalCode):
+                return encode_answer(Refused(Refusal(said, "The stand-in's actor refuses.")))
+            return _answer(said)
         profile = decode_profile(msgpack.unpackb(request.body)["profile"])
         assert profile.partner_id == request.partner_id
         if request.method == Method.ONBOARD:

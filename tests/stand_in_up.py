@@ -1,9 +1,9 @@
 """A whole `bulkhead up` over small stand-ins: `python -m tests.stand_in_up DATA_FOLDER NAME:PORT:BEHAVIOUR[:NEEDS]...`.
 
 Everything is the real one (lock, secrets, registry, supervisor, admin socket) but the children: loops that answer
-/livez with their pid, and nobody any more after a POST. Behaviours: plain, slow (takes half a second to start),
-stubborn (ignores SIGTERM, has a grandchild in a session of its own), crashing (ends at once with exit code 3). Some
-bounds are shorter here, so that the tests needn't wait for them.
+/livez with their pid, and nobody any more after a POST. Behaviours: plain, stubborn (ignores SIGTERM, has a grandchild
+in a session of its own), parted (is of no use without its child), crashing (ends at once with exit code 3). Some bounds
+are shorter here, so that the tests needn't wait for them.
 """
 
 import hashlib
@@ -26,10 +26,9 @@ with open(config["starts_file"], "a") as starts:
     starts.write(f"{os.getpid()} {time.monotonic()}\\n")
 if config["behaviour"] == "crashing":
     sys.exit(3)
-if config["behaviour"] == "slow":
-    time.sleep(0.5)
-if config["behaviour"] == "stubborn":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if config["behaviour"] in {"stubborn", "parted"}:
+    if config["behaviour"] == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sleeper = subprocess.Popen(["sleep", "600"], start_new_session=True)
     with open(config["starts_file"] + ".grandchild", "w") as file:
         file.write(str(sleeper.pid))
@@ -79,6 +78,7 @@ def stand_in_plan(
                 host="127.0.0.1",
                 port=int(port),
                 needs=tuple(needs),
+                parts=("sleep",) if behaviour == "parted" else (),
                 fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
             )
         )
@@ -93,6 +93,7 @@ def main() -> int:
         "UNRESPONSIVE_MS_MAX": 1_500,
         "NEEDS_TIMEOUT_MS": 3_000,
         "STOP_TIMEOUT_MS": 1_000,
+        "STATE_LOOK_INTERVAL_MS": 100,
     }.items():
         assert hasattr(limits, name)
         setattr(limits, name, value)

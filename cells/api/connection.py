@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, role: str, key: bytes, on_lost: Callable[[], None]) -> None:
         self._role = role
         self._key = key
+        self._grace_s = limits.ANSWER_GRACE_MS.get(role, 0) / 1000
         self._on_lost = on_lost
         self._decoder = frames.Decoder()
         self._transport: asyncio.Transport | None = None
@@ -101,7 +102,10 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     async def request(self, method: str, partner_id: str, body: bytes, budget_ms: int) -> bytes:
-        """Ask and await the answer. Raises PeerUnavailableError, PeerLostError, PeerTimeoutError."""
+        """Ask and await the answer for the budget and ANSWER_GRACE_MS.
+
+        Raises PeerUnavailableError, PeerLostError, PeerTimeoutError.
+        """
         transport = self._transport
         if transport is None or transport.is_closing():
             raise PeerUnavailableError("the connection is closed")
@@ -117,7 +121,8 @@ class Connection(asyncio.Protocol):
             raise PeerUnavailableError(str(error)) from error
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._pending[number] = future
-        timer = self._loop.call_later(max(budget_ms, 0) / 1000, self._expire, number)
+        wait_s = budget_ms / 1000 + self._grace_s if budget_ms > 0 else 0
+        timer = self._loop.call_later(wait_s, self._expire, number)
         transport.write(data)
         try:
             return await future

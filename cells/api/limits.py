@@ -8,9 +8,13 @@ FRAME_BYTES_MAX: Final = 1_048_576
 # What of a frame is left to an answer's body.
 ANSWER_BYTES_MAX: Final = FRAME_BYTES_MAX - 1_024
 HANDSHAKE_TIMEOUT_MS: Final = 2_000
+# Who asks waits so much longer than the budget that it hands down: "202, processing" in the last moment is a better
+# answer than "outcome unknown". The router waits longer than the door, and the client longer than both.
+ANSWER_GRACE_MS: Final = {"door": 400, "router": 800}
 CONNECT_TIMEOUT_MS: Final = 1_000
 RECONNECT_DELAY_MS_MIN: Final = 50
-RECONNECT_DELAY_MS_MAX: Final = 1_000
+# A door is back within two seconds; a refused connection costs next to nothing.
+RECONNECT_DELAY_MS_MAX: Final = 200
 # Requests awaiting an answer on one connection; past it the caller is refused at once.
 CONNECTION_REQUESTS_MAX: Final = 20_000
 # Unsent bytes on one connection; past it the peer is taken for stopped and the caller is refused at once.
@@ -34,6 +38,9 @@ TAKEOVERS_AT_ONCE_MAX: Final = 4
 WORKER_START_TIMEOUT_MS: Final = 60_000
 ACTIVATION_TIMEOUT_MS: Final = 10_000
 ACTIVATION_RETRY_DELAY_MS_MAX: Final = 5_000
+# A worker is suspected, too, by commands in a row that it left unanswered for at least this long.
+UNANSWERED_MS_MIN: Final = 3_000
+UNANSWERED_IN_ROW_MAX: Final = 3
 # A command that was being executed at so many deaths of workers is refused from then on.
 POISON_DEATHS_MAX: Final = 2
 POISON_COMMANDS_REMEMBERED_MAX: Final = 1_000
@@ -44,14 +51,17 @@ assert HEARTBEAT_TIMEOUT_MS >= 4 * HEARTBEAT_INTERVAL_MS, "one late heartbeat ac
 assert DOOR_PARTNER_COMMANDS_MAX + DOOR_PARTNER_NOTIFICATIONS_MAX <= actor_limits.MAILBOX_COMMANDS_MAX, (
     "what its door lets in fits"
 )
+assert 0 < ANSWER_GRACE_MS["door"] < ANSWER_GRACE_MS["router"]
+assert actor_limits.COMMAND_DEADLINE_MS + ANSWER_GRACE_MS["router"] < actor_limits.CLIENT_DEADLINE_MS
+assert HEARTBEAT_TIMEOUT_MS < UNANSWERED_MS_MIN < actor_limits.COMMAND_DEADLINE_MS
 assert actor_limits.COMMAND_DEADLINE_MS > HEARTBEAT_TIMEOUT_MS * 2, "a takeover fits into it"
 
 # Workers.
-# Past it a worker of an earlier door counts as lost, and its process is ended.
-WORKER_FIND_TIMEOUT_MS: Final = 3_000
 WORKER_LOOP_LAG_MS_MAX: Final = 3_000
 WORKER_STARTS_AT_ONCE_MAX: Final = 2
 WORKER_READS_AT_ONCE_MAX: Final = 64
+# Batches of settlement rows under way in one worker: payments take turns with one, never with many.
+WORKER_RECONCILES_AT_ONCE_MAX: Final = 1
 HEARTBEAT_CONNECTIONS_MAX: Final = 8
 METRICS_TIMEOUT_MS: Final = 1_000
 
@@ -70,3 +80,11 @@ PARTNER_RATE_BURST_DEFAULT: Final = actor_limits.RATE_BURST_DEFAULT
 PARTNER_RATE_BURST_MAX: Final = actor_limits.RATE_BURST_MAX
 PARTNER_IN_FLIGHT_DEFAULT: Final = actor_limits.IN_FLIGHT_DEFAULT
 PARTNER_IN_FLIGHT_MAX: Final = actor_limits.IN_FLIGHT_MAX
+
+# What a settlement file may hold, and how it is handed to the partners' actors.
+SETTLEMENT_ROWS_MAX: Final = actor_limits.SETTLEMENT_ROWS_MAX
+SETTLEMENT_KEY_CHARACTERS_MAX: Final = actor_limits.SETTLEMENT_KEY_CHARACTERS_MAX
+SETTLEMENT_REFERENCE_CHARACTERS_MAX: Final = actor_limits.SETTLEMENT_REFERENCE_CHARACTERS_MAX
+SETTLEMENT_AMOUNT_MINOR_UNITS_MAX: Final = actor_limits.AMOUNT_MINOR_UNITS_MAX
+FEE_BASIS_POINTS_MAX: Final = actor_limits.FEE_BASIS_POINTS_MAX
+FEE_FIXED_MINOR_UNITS_MAX: Final = actor_limits.FEE_FIXED_MINOR_UNITS_MAX

@@ -57,6 +57,9 @@ class Method:
     # An acquirer's notifications: no partner's request becomes one of these (NOTIFICATIONS below).
     NOTIFY_RESULT = "notify_result"  # {notification_id, operation_id, original_id | None, result, ...}
     NOTIFY_DISPUTE = "notify_dispute"  # {notification_id, operation_id, original_id | None, dispute_id, ...}
+    # Rows of a settlement file: [key, original_key | None, kind, reference, currency, gross, fee], at most
+    # actors.limits.SETTLEMENT_ROWS_MAX.
+    RECONCILE_OPERATIONS = "reconcile_operations"  # {file, settled_on, operator, fees: {...}, rows: [...]}
     # These only read.
     GET_PAYMENT = "get_payment"  # {payment_id}
     LIST_PAYMENTS = "list_payments"  # {limit, starting_after, status, reference, created_from_ms, created_before_ms}
@@ -64,6 +67,8 @@ class Method:
     GET_BALANCE = "get_balance"  # {}
     LIST_EVENTS = "list_events"  # {limit, starting_after, type}
     LIST_UNKNOWN = "list_unknown"  # {}
+    COMPARE_SETTLEMENT = "compare_settlement"  # as RECONCILE_OPERATIONS, and posts nothing
+    LIST_UNRECONCILED = "list_unreconciled"  # {from_ms, before_ms, after: sequence | None}
     # Of a door, by the control plane (role "control" only).
     ONBOARD = "onboard"  # a profile; makes the partner's book where there is none yet
     CONFIGURE = "configure"  # a profile
@@ -85,6 +90,7 @@ WRITES = frozenset(
         Method.RESOLVE_OPERATION,
         Method.NOTIFY_RESULT,
         Method.NOTIFY_DISPUTE,
+        Method.RECONCILE_OPERATIONS,
     }
 )
 NOTIFICATIONS = frozenset({Method.NOTIFY_RESULT, Method.NOTIFY_DISPUTE})
@@ -96,6 +102,8 @@ READS = frozenset(
         Method.GET_BALANCE,
         Method.LIST_EVENTS,
         Method.LIST_UNKNOWN,
+        Method.COMPARE_SETTLEMENT,
+        Method.LIST_UNRECONCILED,
     }
 )
 

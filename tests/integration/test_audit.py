@@ -17,7 +17,16 @@ import pytest
 
 from actors import codec, keyspace
 from actors.answers import Answer
-from actors.commands import CapturePayment, Command, CreatePayment, Envelope, RefundPayment
+from actors.commands import (
+    CapturePayment,
+    Command,
+    CreatePayment,
+    Envelope,
+    ReconcileOperations,
+    RefundPayment,
+    SettlementRow,
+)
+from actors.fees import FeeSchedule
 from actors.partner import PartnerActor
 from actors.profile import Profile
 from actors.store import Clear, Mutation, Put, Range
@@ -240,6 +249,74 @@ async def test_what_was_tampered_with_is_found_and_named(
     assert lines[0].startswith("alpha: agrees")
     assert lines[1].startswith("beta: DISAGREES")
     assert any(line.startswith(f"  {expected}") for line in lines[2:]), printed
+
+
+async def settle(folder: Path, name: str, acquirer: AcquirerProcess, *, gross_less: int = 0) -> dict[str, Any]:
+    """Post what the acquirer's record says of one partner, as a settlement file would have it."""
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{acquirer.url}/operations", params={"partner": name}) as response:
+            record = (await response.json())["operations"]
+        fees = FeeSchedule()
+        rows = tuple(
+            SettlementRow(
+                row["key"],
+                row["original_key"],
+                row["kind"],
+                row["reference"],
+                row["currency"],
+                -row["amount"] if row["kind"] == "refund" else row["amount"] - gross_less,
+                fees.agreed(row["amount"], row["currency"], refund=row["kind"] == "refund"),
+            )
+            for row in record
+            if row["charged"] and row["kind"] in {"purchase", "capture", "refund"}
+        )
+        path = folder / "partners" / f"{name}.sqlite"
+        actor = PartnerActor(Profile(name, 1), await SqliteStore.open(path), HttpAcquirer(session, acquirer.url, name))
+        await actor.start(1)
+        command = ReconcileOperations("f" * 64, "2026-11-21", "ann", fees, rows)
+        answer = await actor.ask("reconcile_operations", Envelope("settle", "r", command), 8_000)
+        await actor.stop()
+    assert isinstance(answer, Answer), answer
+    found: dict[str, Any] = json.loads(answer.body)
+    return found
+
+
+async def test_settled_books_agree(folder: Path, acquirer: AcquirerProcess) -> None:
+    assert (await settle(folder, "alpha", acquirer))["matched"] == 3
+    beta = await settle(folder, "beta", acquirer, gross_less=50)
+    assert [finding["verdict"] for finding in beta["findings"]] == ["differing", "differing"]
+    code, printed = await audit(folder, acquirer.url, "--json")
+    assert code == 0, printed
+    alpha, beta = json.loads(printed)["partners"]
+    assert alpha["balances"]["EUR"]["acquirer_receivable"] == 0
+    assert alpha["balances"]["EUR"]["cash_at_bank"] == 700 - 40
+    assert alpha["balances"]["EUR"]["acquirer_fees"] == 40
+    assert beta["balances"]["EUR"]["settlement_differences"] == 51, "50 not paid, 1 of fee too much for what was"
+
+
+async def lose_a_settled_row(store: SqliteStore) -> str:
+    rows = (await store.read((), [Range(("reconciled",), ("reconciled", keyspace.LAST), 1)])).ranges[0]
+    await store.commit((), [Clear(rows[0].key)])
+    return f"{rows[0].key[1]}: stored as settled is None"
+
+
+async def change_a_settled_row(store: SqliteStore) -> str:
+    rows = (await store.read((), [Range(("reconciled",), ("reconciled", keyspace.LAST), 1)])).ranges[0]
+    row = codec.decode_reconciled(rows[0].value)
+    await store.commit((), [Put(rows[0].key, codec.encode_reconciled(replace(row, fee=row.fee + 1)))])
+    return f"{row.operation_id}: stored as settled is"
+
+
+@pytest.mark.parametrize("tamper", [lose_a_settled_row, change_a_settled_row])
+async def test_settled_rows_that_were_tampered_with_are_found(
+    folder: Path, acquirer: AcquirerProcess, tamper: Callable[[SqliteStore], Awaitable[str]]
+) -> None:
+    await settle(folder, "alpha", acquirer)
+    async with changing(folder / "partners" / "alpha.sqlite") as store:
+        expected = await tamper(store)
+    code, printed = await audit(folder, acquirer.url)
+    assert code == 1, printed
+    assert any(line.startswith(f"  {expected}") for line in printed.splitlines()), printed
 
 
 async def test_a_charge_that_the_books_do_not_know(folder: Path, acquirer: AcquirerProcess, tmp_path: Path) -> None:

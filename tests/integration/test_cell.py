@@ -411,13 +411,31 @@ HEAD_KILLED = [payment("tok_slow_700", key=f"head-{number}") for number in range
 
 
 async def test_a_door_without_a_head_waits_for_it(cell: CellProcess, tmp_path: Path) -> None:
-    """Started in the wrong order, as after a crash of everything, it joins as soon as there is something to join."""
+    """Started beside its head, as after a crash of everything, it joins as soon as there is something to join."""
     await asyncio.to_thread(cell.kill_ray)
     assert await asyncio.to_thread(cell.door.wait, 5) == 3
     await asyncio.to_thread(cell.sweep_ray)
-    starting = asyncio.create_task(asyncio.to_thread(cell.start_door))
-    await asyncio.sleep(1.5)
-    assert not starting.done()
-    await asyncio.to_thread(cell.start_ray)
-    await starting
+    await asyncio.to_thread(cell.start_door)
+    async with asking(cell) as router:
+        waiting = asyncio.create_task(pay(router, "alpha"))
+        await asyncio.to_thread(cell.start_ray)
+        assert cell.door.process.poll() is None
+        # It may have been too late for this one; what matters is that the cell comes back.
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    async def is_served() -> bool:
+        async with asking(cell) as router:
+            answer = await ask(router, Method.CREATE_PAYMENT, "alpha", payment())
+        return isinstance(answer, Answer) and answer.status == 201
+
+    await eventually_true(is_served, BACK_WITHIN_S)
     await all_are_served(cell)
+
+
+async def test_ray_runs_without_what_a_cell_never_asks(cell: CellProcess) -> None:
+    """The autoscaler, the dashboard's server and the agents would cost more than all the rest (cells/ray_slim.py)."""
+    names = sorted({Path(command.split()[0]).name for command in cell.processes().values() if command})
+    assert [name for name in names if "Agent" in name] == []
+    commands = " ".join(cell.processes().values())
+    assert [script for script in ("monitor.py", "dashboard.py") if f"/{script} " in commands] == []
+    assert {"gcs_server", "raylet"} <= set(names), "it is Ray that runs"

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "ARCHITECTURE.md", "docs/protocol.md", "docs/payments.md", "docs/notifications.md"]
+PAGES = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "docs/protocol.md",
+    "docs/payments.md",
+    "docs/notifications.md",
+    "docs/settlement.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

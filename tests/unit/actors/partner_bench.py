@@ -21,12 +21,13 @@ from actors.commands import (
     CreatePayment,
     DisputeNotification,
     Envelope,
+    ReconcileOperations,
     RefundPayment,
     ResolveOperation,
     ResultNotification,
     VoidPayment,
 )
-from actors.events import apply
+from actors.events import OperationReconciled, apply
 from actors.ledger import Account, Balances
 from actors.mailbox import Result
 from actors.partner import PartnerActor
@@ -49,9 +50,14 @@ METHODS: dict[type[Any], str] = {
     ConfirmPayment: "confirm_payment",
     ResultNotification: "notify_result",
     DisputeNotification: "notify_dispute",
+    ReconcileOperations: "reconcile_operations",
 }
-DEBIT_ACCOUNTS = {Account.ACQUIRER_HOLDS, Account.ACQUIRER_RECEIVABLE, Account.DISPUTES_WITHDRAWN}
-CREDIT_ACCOUNTS = frozenset(Account) - DEBIT_ACCOUNTS
+DEBIT_ACCOUNTS = frozenset(
+    {Account.ACQUIRER_HOLDS, Account.ACQUIRER_RECEIVABLE, Account.ACQUIRER_FEES, Account.DISPUTES_WITHDRAWN}
+)
+# Of either side: a file may pay less than is owed, or take back more than it ever paid.
+SETTLEMENT_ACCOUNTS = frozenset({Account.CASH_AT_BANK, Account.SETTLEMENT_DIFFERENCES})
+CREDIT_ACCOUNTS = frozenset(Account) - DEBIT_ACCOUNTS - SETTLEMENT_ACCOUNTS
 # More than any wait in the code, in virtual time: what is not there by then never comes.
 PATIENCE_S = 3_600.0
 
@@ -66,7 +72,9 @@ def authorization(amount: int = 1_000, **fields: Any) -> CreatePayment:
     return CreatePayment(amount, "EUR", "tok_approve", manual_capture=True, **fields)
 
 
-def envelope(command: Command, command_id: str, key: str | None = None, fingerprint: bytes | None = None) -> Envelope:
+def envelope(
+    command: Command | ReconcileOperations, command_id: str, key: str | None = None, fingerprint: bytes | None = None
+) -> Envelope:
     """Wrap a command as the router does."""
     digest = hashlib.sha256(repr(command).encode()).digest() if fingerprint is None else fingerprint
     return Envelope(command_id, f"req_{command_id}", command, key, digest)
@@ -146,7 +154,7 @@ class Bench:
 
     async def ask(
         self,
-        command: Command,
+        command: Command | ReconcileOperations,
         *,
         key: str | None = None,
         command_id: str | None = None,
@@ -159,7 +167,7 @@ class Bench:
         async with asyncio.timeout(PATIENCE_S):
             return await (actor or self.actor).ask(METHODS[type(command)], asked, budget_ms)
 
-    def ask_soon(self, command: Command, **arguments: Any) -> asyncio.Task[Result]:
+    def ask_soon(self, command: Command | ReconcileOperations, **arguments: Any) -> asyncio.Task[Result]:
         """Ask without waiting for the answer."""
         return asyncio.create_task(self.ask(command, **arguments))
 
@@ -276,11 +284,30 @@ def check_books(books: Books) -> None:
     }
     for payment in payments:
         check_payment(payment)
+    check_settled(books)
     for value in books.under("once").values():
         once = codec.decode_once(value)
         payment = books.payments[once.payment_id]
         if once.status is None:
             assert payment.operation(once.operation_id).is_open, f"{once} was never answered"
+
+
+def check_settled(books: Books) -> None:
+    """Hold the rows of settlement files against the journal: each operation once, and nothing lost between accounts."""
+    events = [e for entry in books.entries for e in entry.events if isinstance(e, OperationReconciled)]
+    assert len({event.operation_id for event in events}) == len(events), "settled twice"
+    rows = [codec.decode_reconciled(value) for value in books.under("reconciled").values()]
+    assert {row.operation_id: (row.gross, row.fee, row.fee_agreed, row.at_ms) for row in rows} == {
+        event.operation_id: (event.gross, event.fee, event.fee_agreed, event.at_ms) for event in events
+    }
+    cleared: dict[str, int] = {}
+    for event in events:
+        payment = books.payments[event.payment_id]
+        amount = ledger.owed(payment.operation(event.operation_id))
+        cleared[payment.currency] = cleared.get(payment.currency, 0) + amount
+    for currency, amount in cleared.items():
+        accounts = (Account.CASH_AT_BANK, Account.ACQUIRER_FEES, Account.SETTLEMENT_DIFFERENCES)
+        assert sum(books.balances.get((currency, account), 0) for account in accounts) == amount
 
 
 def check_payment(payment: Payment) -> None:
@@ -316,8 +343,13 @@ def check_signs(balances: Balances, *, crossing: bool = False) -> None:
 
     `crossing`: somebody's money was disputed that was given back already, so a partner may owe us.
     """
+    # What was settled is owed no more; a refund after that makes the acquirer's debt ours.
+    settled = any(account == Account.CASH_AT_BANK for _, account in balances)
+    free = set(SETTLEMENT_ACCOUNTS)
+    free |= {Account.ACQUIRER_RECEIVABLE} if settled or crossing else set()
+    free |= {Account.PARTNER_PAYABLE} if crossing else set()
     for (currency, account), amount in balances.items():
-        if crossing and account in (Account.PARTNER_PAYABLE, Account.ACQUIRER_RECEIVABLE):
+        if account in free:
             continue
         credit = Account(account) in CREDIT_ACCOUNTS
         assert amount <= 0 if credit else amount >= 0, f"{currency} {account} is {amount}"

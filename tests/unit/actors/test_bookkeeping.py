@@ -12,6 +12,7 @@ from actors.bookkeeping import (
     Books,
     compare_acquirer,
     compare_disputes,
+    compare_reconciled,
     compare_records,
 )
 from actors.events import (
@@ -23,12 +24,13 @@ from actors.events import (
     OperationDeclined,
     OperationIntended,
     OperationLost,
+    OperationReconciled,
     PaymentCreated,
     apply,
 )
 from actors.ledger import Account, Posting
 from actors.payment import Payment
-from actors.records import JournalEntry, OpenOperation
+from actors.records import JournalEntry, OpenOperation, Reconciled
 from actors.rules import Standing
 
 CAPTURED, OPEN, FAILED = "pay_captured", "pay_open", "pay_failed"
@@ -40,6 +42,10 @@ def created(payment_id: str, amount: int) -> PaymentCreated:
 
 def intended(payment_id: str, operation_id: str, kind: str, amount: int) -> OperationIntended:
     return OperationIntended(payment_id, operation_id, kind, amount, 1_000, None)
+
+
+def settled(payment_id: str, operation_id: str, gross: int, fee: int = 5) -> OperationReconciled:
+    return OperationReconciled(payment_id, operation_id, 1_600, "2026-11-21", gross, fee, 5)
 
 
 def approved(payment_id: str, operation_id: str) -> OperationApproved:
@@ -56,6 +62,7 @@ class Story:
     opens: dict[str, OpenOperation] = field(default_factory=dict)
     statuses: dict[str, set[str]] = field(default_factory=dict)
     records: dict[str, AcquirerRecord] = field(default_factory=dict)
+    reconciled: dict[str, Reconciled] = field(default_factory=dict)
 
     def add(self, *events: Event) -> None:
         postings: list[Posting] = []
@@ -63,6 +70,10 @@ class Story:
             payment = apply(self.payments.get(event.payment_id), event)
             self.payments[payment.id] = payment
             postings += ledger.postings_of(payment, event)
+            if isinstance(event, OperationReconciled):
+                self.reconciled[event.operation_id] = Reconciled(
+                    event.operation_id, payment.id, event.settled_on, event.gross, event.fee, 5, "ref", "f1", 1_600
+                )
         sequence = len(self.entries) + 1
         self.entries.append(JournalEntry(sequence, 1_000, f"c{sequence}", "r", 1, events, tuple(postings)))
         self.standing = replace(
@@ -73,6 +84,7 @@ class Story:
         books = Books()
         books.take(self.entries)
         found = compare_records(books, self.standing, self.payments, self.opens, self.statuses)
+        found += compare_reconciled(books, self.reconciled)
         return books.differences + found + compare_acquirer(books, self.records)
 
 
@@ -87,6 +99,7 @@ def story() -> Story:
     told.add(OperationLost(OPEN, "op_2", 1_400, "timeout"))
     told.add(created(FAILED, 50), intended(FAILED, "op_3", "purchase", 50))
     told.add(OperationDeclined(FAILED, "op_3", 1_500, "stolen_card", False, None))
+    told.add(settled(CAPTURED, "op_1", 990), settled(CAPTURED, "re_1", -300))
     told.standing = replace(told.standing, open_operations=1)
     told.opens["op_2"] = OpenOperation("op_2", OPEN, None, 1_000)
     told.statuses = {CAPTURED: {"partially_refunded"}, FAILED: {"failed"}}
@@ -113,7 +126,8 @@ def test_the_journal_may_come_in_pieces(story: Story) -> None:
     touched = [pieces.take([entry]) for entry in story.entries]
     assert (pieces.payments, pieces.balances, pieces.sequence) == (whole.payments, whole.balances, whole.sequence)
     assert touched[0] == {CAPTURED}
-    assert touched[-1] == {FAILED}
+    assert touched[-2:] == [{FAILED}, {CAPTURED}]
+    assert pieces.reconciled == whole.reconciled
 
 
 # Each spoils the book in one way, and names what the auditor must say.
@@ -153,7 +167,7 @@ def remove_entry(story: Story) -> str:
 
 def remove_last_entry(story: Story) -> str:
     story.entries.pop()
-    return "journal: ends at 7, the head says 8"
+    return "journal: ends at 8, the head says 9"
 
 
 def repeat_entry(story: Story) -> str:
@@ -266,6 +280,50 @@ def charge_what_nobody_asked(story: Story) -> str:
     return "op_x: performed at the acquirer, unknown here"
 
 
+def lose_settled_row(story: Story) -> str:
+    del story.reconciled["op_1"]
+    return "op_1: stored as settled is None, the journal gives"
+
+
+def invent_settled_row(story: Story) -> str:
+    story.reconciled["op_2"] = replace(story.reconciled["op_1"], operation_id="op_2")
+    return "op_2: stored as settled is Reconciled"
+
+
+def change_settled_row(story: Story) -> str:
+    story.reconciled["op_1"] = replace(story.reconciled["op_1"], gross=1_000)
+    return "op_1: stored as settled is Reconciled"
+
+
+def settle_twice(story: Story) -> str:
+    story.add(settled(CAPTURED, "op_1", 990))
+    return "op_1: settled twice"
+
+
+def settle_what_failed(story: Story) -> str:
+    entry = story.entries[-1]
+    story.entries[-1] = replace(entry, events=(settled(FAILED, "op_3", 50), entry.events[1]))
+    return "journal: entry 9 does not follow: op_3 is failed"
+
+
+def settle_what_is_open(story: Story) -> str:
+    entry = story.entries[-1]
+    story.entries[-1] = replace(entry, events=(settled(OPEN, "op_2", 50), entry.events[1]))
+    return "journal: entry 9 does not follow: op_2 moved no money"
+
+
+def post_a_fee_too_much(story: Story) -> str:
+    entry = story.entries[-1]
+    postings = tuple(
+        replace(posting, amount=posting.amount + {Account.ACQUIRER_FEES: 1, Account.CASH_AT_BANK: -1}[posting.account])
+        if index < 2
+        else posting
+        for index, posting in enumerate(entry.postings)
+    )
+    story.entries[-1] = replace(entry, postings=postings)
+    return "journal: entry 9 posts other than its events say"
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -297,6 +355,13 @@ def charge_what_nobody_asked(story: Story) -> str:
         charge_other_currency,
         charge_what_failed,
         charge_what_nobody_asked,
+        lose_settled_row,
+        invent_settled_row,
+        change_settled_row,
+        settle_twice,
+        settle_what_failed,
+        settle_what_is_open,
+        post_a_fee_too_much,
     ],
 )
 def test_each_difference_is_found_and_named(story: Story, spoil: Callable[[Story], str]) -> None:

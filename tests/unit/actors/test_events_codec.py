@@ -19,12 +19,13 @@ from actors.payment import (
     OperationState,
     Payment,
 )
-from actors.records import JournalEntry, Once, OpenOperation
+from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.rules import Standing
 from tests.unit.actors.story import NOW_MS, Story
 
 TEXT = st.text(max_size=20)
 AMOUNT = st.integers(0, 999_999_999_999)
+MONEY = st.integers(-(10**12), 10**12)
 INSTANT = st.integers(0, 2**48)
 MAYBE = st.none() | TEXT
 METADATA = st.dictionaries(TEXT, TEXT, max_size=3)
@@ -44,6 +45,7 @@ EVENT: st.SearchStrategy[Event] = st.one_of(
     st.builds(events.DisputeOpened, TEXT, TEXT, INSTANT, TEXT, AMOUNT, TEXT, INSTANT),
     st.builds(events.DisputeClosed, TEXT, TEXT, INSTANT, TEXT, AMOUNT, st.booleans(), INSTANT),
     st.builds(events.AcquirerContradicted, TEXT, TEXT, INSTANT, TEXT),
+    st.builds(events.OperationReconciled, TEXT, TEXT, INSTANT, TEXT, MONEY, MONEY, MONEY),
 )
 POSTING = st.builds(Posting, TEXT, st.sampled_from(Account), st.integers(-(10**12), 10**12))
 OPERATION = st.builds(
@@ -128,6 +130,28 @@ def test_an_open_operation_is_read_as_it_was_written(opened: OpenOperation) -> N
     assert codec.decode_open(codec.encode_open(opened)) == opened
 
 
+@given(st.builds(Reconciled, TEXT, TEXT, TEXT, MONEY, MONEY, MONEY, TEXT, TEXT, INSTANT))
+def test_a_settled_row_is_read_as_it_was_written(row: Reconciled) -> None:
+    assert codec.decode_reconciled(codec.encode_reconciled(row)) == row
+
+
+def test_an_entry_from_before_settlement_files_is_still_read() -> None:
+    fields = [
+        1,
+        7,
+        1_500,
+        "acquirer:op_1",
+        "",
+        1,
+        [[3, "pay_1", "op_1", 1_500, "ref", None, None]],
+        [["EUR", "acquirer_receivable", 5]],
+        None,
+    ]
+    entry = codec.decode_entry(msgpack.packb(fields))
+    assert entry.events == (OperationApproved("pay_1", "op_1", 1_500, "ref", None, None),)
+    assert entry.postings == (Posting("EUR", Account.ACQUIRER_RECEIVABLE, 5),)
+
+
 @given(TEXT)
 def test_a_text_is_read_as_it_was_written(text: str) -> None:
     assert codec.decode_text(codec.encode_text(text)) == text
@@ -167,6 +191,7 @@ def test_every_event_has_a_tag_of_its_own_for_ever() -> None:
         "DisputeOpened": 12,
         "DisputeClosed": 13,
         "AcquirerContradicted": 14,
+        "OperationReconciled": 20,
     }
     assert set(codec._EVENT_TAGS) == set(Event.__args__)
 
@@ -178,6 +203,7 @@ DECODERS = [
     codec.decode_open,
     codec.decode_entry,
     codec.decode_text,
+    codec.decode_reconciled,
 ]
 GOOD = {
     codec.decode_standing: codec.encode_standing(Standing(balances={("EUR", "partner_payable"): -5})),
@@ -190,6 +216,9 @@ GOOD = {
         )
     ),
     codec.decode_text: codec.encode_text("pay_1"),
+    codec.decode_reconciled: codec.encode_reconciled(
+        Reconciled("op_1", "pay_1", "2026-11-21", 5, 1, 1, "ref", "digest", NOW_MS)
+    ),
 }
 
 

@@ -297,7 +297,7 @@ async def test_what_an_actor_gave_up_in_the_middle_of_is_unknown_not_undone(cell
 async def test_a_command_that_is_never_answered_is_unknown_and_after_some_its_worker_goes(
     cell: OpenCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "HEARTBEAT_TIMEOUT_MS", 300)
+    monkeypatch.setattr(limits, "UNANSWERED_MS_MIN", 300)
     await cell.onboard("alpha")
     pid = cell.link("alpha").endpoint.pid
     stalled = [cell.write("alpha", f"{STALL}-{number}", 700) for number in range(2)]
@@ -322,7 +322,7 @@ async def test_who_gives_no_time_to_answer_does_not_get_a_worker_killed(cell: Op
 async def test_a_door_that_slept_does_not_blame_the_worker_for_its_own_silence(
     cell: OpenCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "HEARTBEAT_TIMEOUT_MS", 300)
+    monkeypatch.setattr(limits, "UNANSWERED_MS_MIN", 300)
     monkeypatch.setattr(limits, "DOOR_LATE_MS", 100)
     await cell.onboard("alpha")
     pid = cell.link("alpha").endpoint.pid
@@ -521,7 +521,17 @@ async def test_a_partner_that_two_workers_have_is_left_to_one(tmp_path: Path, cl
 
 
 @pytest.mark.parametrize(
-    "method", [Method.ONBOARD, Method.CONFIGURE, Method.CELL_STATUS, Method.RESOLVE_OPERATION, Method.ASSIGN]
+    "method",
+    [
+        Method.ONBOARD,
+        Method.CONFIGURE,
+        Method.CELL_STATUS,
+        Method.RESOLVE_OPERATION,
+        Method.RECONCILE_OPERATIONS,
+        Method.COMPARE_SETTLEMENT,
+        Method.LIST_UNRECONCILED,
+        Method.ASSIGN,
+    ],
 )
 async def test_a_router_may_not_do_what_is_the_control_plane_s(cell: OpenCell, method: str) -> None:
     answer = await cell.control(method, {"profile": {"partner_id": "alpha", "version": 1}}, role="router")

@@ -28,8 +28,10 @@ def test_the_mark_outlives_its_worker_and_names_its_process(tmp_path: Path) -> N
     with subprocess.Popen([sys.executable, "-c", DIES_WHILE_DECIDING, path, ULID], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        pidfd = open_process(path)
-        assert pidfd is not None
+        found = open_process(path)
+        assert found is not None
+        pid, pidfd = found
+        assert pid == process.pid
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
         assert process.wait() == -signal.SIGKILL
@@ -54,9 +56,9 @@ def test_the_longest_command_id_fits_and_leaves_the_process_alone(tmp_path: Path
     longest = "c" * limits.COMMAND_ID_BYTES_MAX
     marker.executing(longest)
     assert read_mark(tmp_path / "mark") == longest
-    pidfd = open_process(tmp_path / "mark")
-    assert pidfd is not None
-    os.close(pidfd)
+    found = open_process(tmp_path / "mark")
+    assert found is not None
+    os.close(found[1])
     marker.close()
 
 

@@ -70,6 +70,16 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+async def found_by(employer: Workforce) -> list[Link]:
+    found: list[Link] = []
+
+    async def take_note(link: Link) -> None:
+        found.append(link)
+
+    await employer.find_existing(take_note)
+    return found
+
+
 def spares_of(employer: Workforce) -> list[Link]:
     return [link for link in employer.links.values() if employer.is_spare(link)]
 
@@ -240,7 +250,7 @@ async def test_the_end_of_a_door_is_not_the_end_of_its_workers(tmp_path: Path, c
         assert watch.dead == []
         assert all(is_alive(link.endpoint.pid) for link in links)
     async with employing(tmp_path, cluster) as (next_employer, _):
-        found = await next_employer.find_existing()
+        found = await found_by(next_employer)
         assert {(link.name, link.slot) for link in found} == {(link.name, link.slot) for link in links}
         fresh = await next_employer.take()
         assert fresh.slot == 3
@@ -250,27 +260,75 @@ async def test_a_cell_s_name_may_hold_what_a_worker_s_does(tmp_path: Path, clust
     async with employing(tmp_path, cluster, cell="east-west-w7") as (employer, _):
         link = await employer.take()
     async with employing(tmp_path, cluster, cell="east-west-w7") as (employer, _):
-        assert [found.slot for found in await employer.find_existing()] == [link.slot]
+        assert [found.slot for found in await found_by(employer)] == [link.slot]
 
 
 async def test_a_worker_of_before_that_does_not_answer_is_killed(
     tmp_path: Path, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One whose sockets are silent, one that Ray can't reach, one that Ray forgot: stopped, they could hold a lock."""
+    """One that is stopped, one that is and that Ray forgot, one that did not come to listen: all could hold a lock."""
     monkeypatch.setattr(limits, "CONNECT_TIMEOUT_MS", 100)
     monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_MS", 200)
     async with employing(tmp_path, cluster) as (employer, _):
-        silent, unreachable, forgotten, well = [await employer.take() for _ in range(4)]
-    for link in (silent, unreachable, forgotten):
+        silent, forgotten, unready, well = [await employer.take() for _ in range(4)]
+    for link in (silent, forgotten):
         os.kill(link.endpoint.pid, signal.SIGSTOP)
-    cluster.unfindable.add(unreachable.name)
     del cluster.endpoints[forgotten.name]
+    mark = unready.mark_file.read_bytes()
+    unready.mark_file.write_bytes(mark[:-16] + bytes(16))
     async with employing(tmp_path, cluster) as (next_employer, _):
-        assert [link.name for link in await next_employer.find_existing()] == [well.name]
-        for link in (silent, unreachable, forgotten):
+        assert [link.name for link in await found_by(next_employer)] == [well.name]
+        for link in (silent, forgotten, unready):
             await eventually(lambda pid=link.endpoint.pid: not is_alive(pid))  # type: ignore[misc]
-        assert sorted(cluster.killed) == sorted([silent.name, unreachable.name])
         assert [path.name for path in (tmp_path / "marks").iterdir()] == [well.name]
+        next_employer.start()
+        await eventually(lambda: sorted(cluster.killed) == sorted([silent.name, unready.name]))
+
+
+async def test_workers_of_before_are_found_without_ray(tmp_path: Path, cluster: StandInCluster) -> None:
+    """It takes a second or two to join Ray. Nobody waits for that but who needs a new worker."""
+    async with employing(tmp_path, cluster) as (employer, _):
+        before = await employer.take()
+    cluster.connected.clear()
+    async with employing(tmp_path, cluster, spares=1) as (employer, watch):
+        (found,) = await found_by(employer)
+        employer.start()
+        assert found.name == before.name
+        assert found.connection.is_open
+        starting = asyncio.create_task(employer.take())
+        await asyncio.sleep(0.1)
+        assert not starting.done()
+        assert cluster.started == [before.name]
+        cluster.connected.set()
+        assert (await starting).name != before.name
+        assert watch.broken == []
+        assert cluster.killed == []
+
+
+async def test_a_worker_that_only_ray_knows_is_ended(tmp_path: Path, cluster: StandInCluster) -> None:
+    """Its door died while Ray was starting it, so that it left no mark."""
+    async with employing(tmp_path, cluster) as (employer, _):
+        unknown = await employer.take()
+    unknown.mark_file.unlink()
+    async with employing(tmp_path, cluster) as (employer, _):
+        assert await found_by(employer) == []
+        fresh = await employer.take()
+        assert cluster.killed == [unknown.name]
+        assert fresh.connection.is_open
+
+
+async def test_a_cluster_that_cannot_be_joined_ends_the_door(
+    tmp_path: Path, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise ClusterError("as the test ordered")
+
+    monkeypatch.setattr(cluster, "connect", refuse)
+    async with employing(tmp_path, cluster) as (employer, watch):
+        employer.start()
+        await eventually(lambda: watch.broken == ["as the test ordered"])
+        with pytest.raises(ClusterError):
+            await employer.take()
 
 
 async def test_a_cluster_whose_head_is_gone_is_told_at_once(tmp_path: Path, cluster: StandInCluster) -> None:

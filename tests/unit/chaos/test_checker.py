@@ -376,3 +376,52 @@ def test_the_tail_of_few_calls_is_their_p95_and_of_many_their_p99() -> None:
     assert checker.Latency(limits.LATENCIES_FOR_P99_MIN, 10, 400, 400, 90).tail_ms == 400
     assert checker.within_calm_range(lasting(20), checker.Latency(100, 10, 400, 400, 90)) is True
     assert checker.within_calm_range(lasting(20), checker.Latency(100, 10, 400, 400, 390)) is False
+
+
+def whole(status: str, authorized: int, captured: int, refunded: int, *operations: dict[str, Any]) -> dict[str, Any]:
+    """Give a payment over 1000 as the API shows it."""
+    amounts = {"amount_authorized": authorized, "amount_captured": captured, "amount_refunded": refunded}
+    return {**payment("pay_1", 1_000, "r-1", list(operations)), "status": status, **amounts}
+
+
+PURCHASE = operation("op_1", "purchase", 1_000)
+AUTHORIZATION = operation("op_1", "authorization", 1_000)
+CAPTURE = operation("op_2", "capture", 600)
+REFUND = operation("re_1", "refund", 600)
+
+
+@pytest.mark.parametrize(
+    "possible",
+    [
+        whole("captured", 1_000, 1_000, 0, PURCHASE),
+        whole("processing", 0, 0, 0, {**PURCHASE, "status": "unknown"}),
+        whole("failed", 0, 0, 0, {**PURCHASE, "status": "failed"}),
+        whole("authorized", 1_000, 0, 0, AUTHORIZATION, {**CAPTURE, "status": "pending"}),
+        whole("partially_captured", 1_000, 600, 0, AUTHORIZATION, CAPTURE),
+        whole("partially_refunded", 1_000, 600, 600, AUTHORIZATION, CAPTURE, REFUND),
+        whole("refunded", 1_000, 600, 600, AUTHORIZATION, CAPTURE, operation("op_3", "void", 400), REFUND),
+        whole("canceled", 1_000, 0, 0, AUTHORIZATION, operation("op_3", "void", 1_000)),
+    ],
+)
+def test_a_state_that_follows_from_its_operations_is_right(possible: dict[str, Any]) -> None:
+    judgement = Judgement()
+    checker._judge_state(judgement, ACME, possible)
+    assert judgement.findings == []
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        whole("captured", 1_000, 1_000, 0, {**PURCHASE, "status": "unknown"}),
+        whole("failed", 1_000, 1_000, 0, PURCHASE),
+        whole("captured", 1_000, 600, 0, AUTHORIZATION, CAPTURE),
+        whole("authorized", 1_000, 600, 0, AUTHORIZATION, CAPTURE),
+        whole("partially_captured", 1_000, 1_000, 0, AUTHORIZATION, CAPTURE),
+        whole("captured", 1_000, 600, 600, AUTHORIZATION, CAPTURE, REFUND),
+        whole("partially_refunded", 1_000, 600, 1_200, AUTHORIZATION, CAPTURE, REFUND, {**REFUND, "id": "re_2"}),
+        whole("partially_captured", 1_000, 1_200, 0, AUTHORIZATION, CAPTURE, {**CAPTURE, "id": "op_3"}),
+    ],
+)
+def test_a_state_that_does_not_follow_is_found(world: World, impossible: dict[str, Any]) -> None:
+    world.book = [impossible]
+    assert Fault.IMPOSSIBLE in world.faults()

@@ -1,6 +1,7 @@
 """The admin API over a stand-in door, in process; the socket itself is in tests/integration/test_supervisor.py."""
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -149,6 +150,20 @@ async def test_an_operation_is_resolved_with_who_and_why(client: httpx.AsyncClie
     assert changes[0]["what"] == "operation_resolved"
     assert (await client.post("/unknown/op_1/resolve", json={**body, "outcome": "maybe"})).status_code == 400
     assert (await client.post("/unknown/op_1/resolve", json={**body, "note": ""})).status_code == 400
+
+
+async def test_what_is_done_with_a_settlement_file_is_noted(
+    client: httpx.AsyncClient, installation: Installation
+) -> None:
+    detail = {"sha256": "ab", "matched": 3}
+    for stage in ("begun", "ended"):
+        answer = await client.post("/reconciliations", json={"stage": stage, "detail": detail})
+        assert answer.status_code == 201
+    assert (await client.post("/reconciliations", json={"stage": "half", "detail": {}})).status_code == 400
+    with sqlite3.connect(installation.folder.registry_file) as registry:
+        noted = registry.execute("SELECT who, what, detail FROM changes ORDER BY sequence").fetchall()
+    registry.close()
+    assert noted == [("ann@host", f"reconciliation_{stage}", json.dumps(detail)) for stage in ("begun", "ended")]
 
 
 async def test_a_doors_refusal_keeps_its_code(client: httpx.AsyncClient, installation: Installation) -> None:

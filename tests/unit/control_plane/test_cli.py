@@ -47,7 +47,7 @@ def test_a_wrong_setting_ends_with_2_and_names_the_file(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "error: cels: there is no such setting" in result.stderr
     assert "where: bulkhead.toml" in result.stderr
-    assert "to do: known settings: acquirer_port" in result.stderr
+    assert "to do: known settings: acquirer_fees" in result.stderr
 
 
 def test_wrong_usage_ends_with_2() -> None:

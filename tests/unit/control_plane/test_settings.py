@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,9 @@ def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ("acquirer_url = 'ftp://bank'\n", "acquirer_url: must be an http"),
         ("http_port = 8101\n", "door_port and http_port both want port 8101"),
         ("routers = 11\n", "acquirer_port and http_port both want port 8090"),
+        ("[acquirer_fees]\nbasis_points = 10001\n", "acquirer_fees: .*10000"),
+        ("[acquirer_fees]\nfixed = [1, 2]\n", "acquirer_fees: "),
+        ("[acquirer_fees]\npercent = 1\n", "acquirer_fees: "),
         ("ray_port = 65534\n", "ray_port: 4 ports from 65534 on go past 65535"),
     ],
 )
@@ -82,6 +86,19 @@ def test_an_error_names_the_place_that_it_came_from(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SettingsError) as raised:
         settings.load(None, {"cells": 1_000})
     assert raised.value.where == "option --cells"
+
+
+def test_fees_are_set_as_a_table_or_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "b.toml"
+    file.write_text("[acquirer_fees]\nbasis_points = 90\nfixed = [1, 2, 3, 4, 5]\n")
+    found = settings.load(file, {})
+    assert (found.acquirer_fees.basis_points, found.acquirer_fees.fixed) == (90, (1, 2, 3, 4, 5))
+    assert found.acquirer_fees.refund_basis_points == 0
+    monkeypatch.setenv("BULKHEAD_ACQUIRER_FEES", '{"refund_basis_points": 7}')
+    assert settings.load(None, {}).acquirer_fees.refund_basis_points == 7
+    # As `up` leaves it for the other commands.
+    again = settings.Settings(**json.loads(found.model_dump_json()))
+    assert again.model_dump() == found.model_dump()
 
 
 def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ NOW = 1_795_366_800_123
 
 def test_the_router_loads_neither_ray_nor_an_actor_nor_a_store() -> None:
     program = (
-        "import sys, router.__main__\n"
+        "import sys, router.__main__, router.app, router.server, cells.api.logs\n"
         "print(*sorted(name for name in sys.modules if name.split('.')[0] in "
         "('ray', 'sqlite3', 'fdb', 'aiohttp', 'actors', 'cells', 'control_plane', 'acquirer_simulator')))"
     )
@@ -35,6 +35,13 @@ def test_the_router_loads_neither_ray_nor_an_actor_nor_a_store() -> None:
         "actors.ulids",
     }
     assert {name for name in loaded if not name.startswith(("actors", "cells.api"))} == {"cells"}
+
+
+def test_the_router_listens_before_it_loads_what_takes_long() -> None:
+    """A router that was killed refuses connections for as long as it takes the next one to come so far."""
+    program = "import sys, router.__main__; print(*{'fastapi', 'uvicorn', 'structlog', 'msgpack'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.split() == []
 
 
 def operation(kind: OperationKind, state: OperationState, **rest: Any) -> Operation:

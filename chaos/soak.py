@@ -1,0 +1,479 @@
+"""`python -m chaos.soak`: a gateway under load whose processes are killed and stopped one after the other; all judged.
+
+Starts a whole gateway below ./.soak, strikes only that one's processes, and leaves nothing running. The seed, printed
+first, repeats the sequence of faults. Exit codes: 0 every promise was kept, 1 one was broken, 2 it could not be run,
+130 interrupted.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import psutil
+import uvloop
+from rich.console import Console
+
+from chaos import faults, limits, machine
+from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
+from chaos.faults import Blow, Blows, Fault, Target
+from chaos.gateway import Gateway, GatewayError, is_alive
+from chaos.history import Call, save
+from chaos.impact import Happened, impact_json, impacts_of, is_disturbed, line_of, verdict_of
+from chaos.screen import make_console
+from chaos.workload import Load, client_session, means_again, send
+from control_plane import data_folder
+from control_plane.errors import ControlPlaneError
+from router.directory import Cell, rendezvous
+
+ROOT: Final = Path(".soak")
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS: Final = {Blow.KILL: signal.SIGKILL, Blow.STOP: signal.SIGSTOP}
+_FAULTS_SHOWN: Final = 10
+
+
+class SoakError(Exception):
+    """The soak could not be run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the soak is told. `only`: these kinds of faults; empty: all of them."""
+
+    minutes: float
+    seed: int
+    cells: int
+    partners: int  # of each cell
+    patience: float
+    only: tuple[str, ...]
+    root: Path
+    report_file: Path | None
+
+    @property
+    def command(self) -> str:
+        """The command that repeats this run."""
+        words = ["python -m chaos.soak", f"--minutes {self.minutes:g}", f"--seed {self.seed}"]
+        words += [f"--cells {self.cells}", f"--partners {self.partners}", f"--patience {self.patience:g}"]
+        return " ".join([*words, *(f"--only '{name}'" for name in self.only)])
+
+
+def homes(cells: int, partners: int) -> dict[str, list[str]]:
+    """Name so many partners for each cell: the gateway places a partner by its name."""
+    known = [Cell(name=f"cell-{number}", host="-", port=1) for number in range(cells)]
+    found: dict[str, list[str]] = {cell.name: [] for cell in known}
+    number = 0
+    while any(len(names) < partners for names in found.values()):
+        name = f"shop_{number}"
+        cell = rendezvous(name, known)
+        assert cell is not None
+        if len(found[cell]) < partners:
+            found[cell].append(name)
+        number += 1
+    return found
+
+
+class Soak:
+    """One run."""
+
+    def __init__(self, options: Options, console: Console) -> None:
+        self._options = options
+        self._console = console
+        self._gateway = Gateway(options.root.absolute(), cells=options.cells)
+        self._homes = homes(options.cells, options.partners)
+        self._cells = {partner: cell for cell, names in self._homes.items() for partner in names}
+        self._keys: dict[str, str] = {}
+        self._replays: list[Call] = []
+        self._happened: list[Happened] = []
+        self._census: Counter[str] = Counter()
+        self._load: Load | None = None
+
+    async def run(self) -> int:
+        """Run it all; give the exit code. Raises SoakError, GatewayError, ControlPlaneError."""
+        options, gateway = self._options, self._gateway
+        self._say(f"soak with seed {options.seed}: {options.cells} cells of {options.partners} partners each")
+        await asyncio.to_thread(make_room, gateway)
+        leftovers: list[str] = []
+        try:
+            await self._start()
+            before = await asyncio.to_thread(machine.read, [])
+            begin_s, calls = await self._soak()
+            after = await asyncio.to_thread(machine.read, [])
+            self._say("bringing everything to rest: what was not answered is asked for again, and some of the rest")
+            calls += self._replays
+            calls += await bring_to_rest(gateway, self._keys, [call for call in calls if means_again(call)])
+            calls += await self._replay_at_end(calls)
+            self._say("reading books, the acquirer's record and the audit")
+            money, audit = await judge_at_rest(gateway, self._keys, calls)
+        finally:
+            leftovers = await asyncio.to_thread(stop, gateway)
+        first = [call for call in calls if not call.repeat]
+        replays = [replace(call, repeat=0) for call in self._replays]
+        impacts, calm = impacts_of(self._happened, [*first, *replays], self._cells, options.patience)
+        broken = verdict_of(impacts, calm, money, leftovers)
+        if options.report_file is not None:
+            whole = {
+                "kept": not broken,
+                "broken": broken,
+                "seed": options.seed,
+                "command": options.command,
+                "options": {**asdict(options), "root": str(options.root), "report_file": None},
+                "machine": machine.describe(),
+                "busy_cores": round((after.all_s - before.all_s) / (after.at_s - before.at_s), 2),
+                "calls": len(calls),
+                "answers": dict(Counter(str(call.outcome or "no answer") for call in first).most_common()),
+                "audit": {name: audit[name] for name in ("ok", "payments", "operations", "in_doubt")},
+                "money": {"verdict": money.verdict, "findings": [str(one) for one in money.findings]},
+                "faults": [impact_json(impact, begin_s) for impact in impacts],
+            }
+            options.report_file.write_bytes(orjson.dumps(whole, option=orjson.OPT_INDENT_2))
+            save(calls, options.report_file.with_suffix(".history.jsonl"))
+            self._say(f"report: {options.report_file}, and its history beside it")
+        self._say(
+            f"{len(impacts)} faults, {len(calls)} calls; audit: {audit['payments']} payments, "
+            f"{audit['operations']} operations, {'all books agree' if audit['ok'] else 'BOOKS DISAGREE'}"
+        )
+        self._say("verdict: every promise was kept" if not broken else f"verdict: {len(broken)} broken promises")
+        for what in broken[:_FAULTS_SHOWN]:
+            self._say(f"  {what}")
+        self._say(f"again: {options.command}")
+        return 1 if broken else 0
+
+    async def _start(self) -> None:
+        gateway = self._gateway
+        await asyncio.to_thread(gateway.start)
+        await asyncio.to_thread(gateway.wait_ready)
+        self._keys = await onboard(gateway, sorted(self._cells))
+        await asyncio.to_thread(gateway.wait_spares)
+        placed = {row["partner"]: row["cell"] for row in (await self._status())["partners"]}
+        if placed != self._cells:
+            raise SoakError("the gateway placed the partners otherwise than its hash says")
+        self._census = await asyncio.to_thread(gateway.census)
+
+    async def _soak(self) -> tuple[float, list[Call]]:
+        """Run the load, and the faults beside it; give when it began and what its clients saw."""
+        options = self._options
+        seconds = options.minutes * 60
+        plan = plan_for(
+            self._gateway,
+            self._keys,
+            run="soak",
+            seed=options.seed,
+            requests_per_second=limits.SOAK_REQUESTS_PER_SECOND * len(self._cells),
+            seconds=seconds,
+        )
+        self._load = Load(plan)
+        end_s = plan.begin_s + seconds
+        kinds = tuple(faults.kind_named(name) for name in options.only) or faults.KINDS
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                loading = tasks.create_task(self._load.run())
+                replaying = tasks.create_task(self._replay())
+                await asyncio.sleep(limits.SOAK_CALM_FIRST_MS / 1_000)
+                for fault in faults.plan(options.seed, self._homes, kinds):
+                    room_s = end_s - time.monotonic() - (limits.SOAK_FAULT_ROOM_MS + fault.pause_ms) / 1_000
+                    if room_s <= 0:
+                        break
+                    await asyncio.sleep(fault.pause_ms / 1_000)
+                    happened = await self._strike(fault)
+                    await self._wait_calm(happened)
+                    calls = [*self._load.calls, *self._replays]
+                    told, _ = impacts_of(self._happened, calls, self._cells, options.patience)
+                    impact = told[-1]
+                    self._say(line_of(impact, plan.begin_s))
+                    for what in impact.broken():
+                        self._say(f"           BROKEN {what}")
+                    if happened.calm_s is None:
+                        break
+                calls = await loading
+                replaying.cancel()
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
+        return plan.begin_s, list(calls)
+
+    # Faults
+
+    async def _strike(self, fault: Fault) -> Happened:
+        """Carry out a fault; what was stopped goes on before this ends."""
+        victims = await asyncio.to_thread(self._find_victims, fault)
+        happened = Happened(fault, time.monotonic())
+        happened.pids = {str(target): found[0].pid for target, found in victims.items() if found}
+        self._happened.append(happened)
+        async with asyncio.TaskGroup() as tasks:
+            for blow in fault.blows:
+                tasks.create_task(self._deal(blow, victims[blow.target], happened))
+        return happened
+
+    async def _deal(self, blow: Blows, victims: Sequence[psutil.Process], happened: Happened) -> None:
+        await asyncio.sleep(blow.after_ms / 1_000)
+        if blow.target is Target.CONTROL_PLANE and blow.blow is Blow.KILL:
+            await asyncio.to_thread(self._gateway.kill_control_plane)
+            await asyncio.sleep(limits.CONTROL_PLANE_AWAY_MS / 1_000)
+            await asyncio.to_thread(self._gateway.start)
+            return
+        for process in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(_SIGNALS[blow.blow])
+        if blow.blow is Blow.KILL:
+            return
+        await asyncio.sleep(blow.stop_ms / 1_000)
+        for process in victims:
+            if is_alive(process):
+                if happened.fault.kind.replaces:
+                    happened.not_replaced.append(f"{blow.target} {process.pid}")
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGCONT)
+
+    def _find_victims(self, fault: Fault) -> dict[Target, list[psutil.Process]]:
+        """Find the processes to be struck, by their pids as `bulkhead status` tells them."""
+        gateway = self._gateway
+        assert gateway.up is not None
+        rows = gateway.status()["processes"]
+        found: dict[Target, list[psutil.Process]] = {}
+        for target in {blow.target for blow in fault.blows}:
+            match target:
+                case Target.WORKER:
+                    found[target] = [gateway.worker_of(fault.partner or "")]
+                case Target.CONTROL_PLANE:
+                    found[target] = [psutil.Process(gateway.up.pid)]
+                case Target.CELL:
+                    of_cell = list(_of_role(rows, {"ray", "door"}, fault.cell))
+                    below = [process for one in of_cell for process in one.children(recursive=True)]
+                    found[target] = [*of_cell, *below]
+                case Target.GCS | Target.RAYLET:
+                    (head,) = _of_role(rows, {"ray"}, fault.cell)
+                    name = {Target.GCS: "gcs_server", Target.RAYLET: "raylet"}[target]
+                    found[target] = [process for process in head.children() if process.name() == name]
+                case _:
+                    role = {Target.HEAD: "ray"}.get(target, target.value)
+                    found[target] = list(_of_role(rows, {role}, fault.cell))[:1]
+            if not found[target]:
+                raise SoakError(f"there is no {target} to strike for {fault.title}")
+        return found
+
+    async def _wait_calm(self, happened: Happened) -> None:
+        """Wait until everything is as it was, for a while, and note when; `calm_s` stays None where it never is."""
+        until_s = time.monotonic() + limits.SOAK_RECOVERY_MS_MAX / 1_000
+        well_s: float | None = None
+        while time.monotonic() < until_s:
+            now = time.monotonic()
+            if not await self._is_well() or self._was_disturbed(now - limits.SOAK_QUIET_MS / 1_000):
+                well_s = None
+            elif well_s is None:
+                well_s = now
+            elif now - well_s >= limits.SOAK_QUIET_MS / 1_000:
+                census = await asyncio.to_thread(self._gateway.census)
+                happened.processes = _difference(self._census, census)
+                if not happened.processes:
+                    happened.calm_s = time.monotonic()
+                    return
+            await asyncio.sleep(limits.SOAK_LOOK_MS / 1_000)
+
+    async def _is_well(self) -> bool:
+        """Say whether all processes are there and ready, all partners served, and each cell has its spare."""
+        try:
+            status = await self._status()
+        except ControlPlaneError:
+            return False
+        return (
+            bool(status["ready"])
+            and all(cell["answers"] and cell["spares"] for cell in status["cells"])
+            and all(row["state"] == "active" and row["breaker"] == "closed" for row in status["partners"])
+        )
+
+    def _was_disturbed(self, since_s: float) -> bool:
+        """Say whether a call of late had no answer, a wrong one or a slow one, or still waits for its own."""
+        assert self._load is not None
+        patience = self._options.patience
+        for call in reversed(self._load.calls):
+            if call.sent_s < since_s - limits.CLIENT_DEADLINE_MS / 1_000:
+                return False
+            if call.ended_s is None:
+                if call.usual and time.monotonic() - call.sent_s > limits.DISTURBED_MS * patience / 1_000:
+                    return True
+            elif call.ended_s >= since_s and is_disturbed(call, patience):
+                return True
+        return False
+
+    # Replays
+
+    async def _replay(self) -> None:
+        """Send what was acknowledged again now and then, under its key, whatever is struck meanwhile."""
+        assert self._load is not None
+        dice = random.Random(self._options.seed)
+        async with client_session() as session, asyncio.TaskGroup() as tasks:
+            while True:
+                await asyncio.sleep(1 / limits.REPLAYS_PER_SECOND)
+                old_s = time.monotonic() - limits.REPLAY_AGE_MS_MIN / 1_000
+                calls = self._load.calls
+                for _ in range(limits.REPEATS_AT_ONCE_MAX if calls else 0):
+                    first = dice.choice(calls)
+                    if first.key is not None and first.acknowledged and (first.answered_s or old_s) < old_s:
+                        again = _again(first)
+                        self._replays.append(again)
+                        base_url, key = self._gateway.base_url, self._keys[first.partner]
+                        tasks.create_task(send(session, base_url, key, again))
+                        break
+
+    async def _replay_at_end(self, calls: Sequence[Call]) -> list[Call]:
+        """Send a part of all that was acknowledged once more."""
+        acknowledged = [call for call in calls if call.key is not None and call.acknowledged and not call.repeat]
+        dice = random.Random(self._options.seed)
+        chosen = dice.sample(acknowledged, min(len(acknowledged), limits.REPLAYS_AT_END_MAX))
+        replays = [_again(call) for call in chosen]
+        async with client_session() as session:
+            for again in replays:
+                again.due_s = time.monotonic()
+                await send(session, self._gateway.base_url, self._keys[again.partner], again)
+        return replays
+
+    async def _status(self) -> dict[str, Any]:
+        return await asyncio.to_thread(self._gateway.status)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+
+def _again(call: Call) -> Call:
+    """Make the same request to be sent again. What it is to get is what it got."""
+    outcome = call.outcome
+    assert outcome is not None
+    return Call(
+        run=call.run,
+        partner=call.partner,
+        scenario=call.scenario,
+        step=call.step,
+        method=call.method,
+        path=call.path,
+        key=call.key,
+        body=call.body,
+        expected=(outcome,),
+        usual=True,
+        due_s=time.monotonic(),
+        repeat=call.repeat + 1,
+    )
+
+
+def _of_role(rows: Sequence[Mapping[str, Any]], roles: set[str], cell: str | None) -> Iterator[psutil.Process]:
+    for row in rows:
+        if row["role"] in roles and row["pid"] and cell in {None, row["cell"]}:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                yield psutil.Process(row["pid"])
+
+
+def _difference(wanted: Counter[str], found: Counter[str]) -> str:
+    """Say which processes are too many or missing."""
+    more, less = found - wanted, wanted - found
+    told = [f"{count} {name} too many" for name, count in sorted(more.items())]
+    told += [f"{count} {name} missing" for name, count in sorted(less.items())]
+    return ", ".join(told)
+
+
+def make_room(gateway: Gateway) -> None:
+    """Wipe what an earlier soak left, unless a gateway runs on it. Raises SoakError."""
+    if gateway.folder.root.exists():
+        try:
+            with data_folder.locked(gateway.folder):
+                gateway.kill_everything()
+        except ControlPlaneError as error:
+            raise SoakError(f"a gateway runs on {gateway.folder.root}: {error.what}") from error
+    if gateway.root.exists():
+        shutil.rmtree(gateway.root)
+    gateway.root.mkdir(mode=0o700, parents=True)
+
+
+def stop(gateway: Gateway) -> list[str]:
+    """Stop the gateway as its user would, then make sure; give what had to be killed."""
+    leftovers: list[str] = []
+    if gateway.up is not None and gateway.up.poll() is None:
+        gateway.up.send_signal(signal.SIGCONT)  # an interrupted soak may have left it stopped
+        with contextlib.suppress(GatewayError):
+            gateway.interrupt()
+        gateway.census()  # knows strays, too
+        leftovers = [str(process) for process in gateway.leftovers()]
+    gateway.kill_everything()
+    return leftovers
+
+
+@contextlib.asynccontextmanager
+async def _interruptible() -> AsyncIterator[None]:
+    """Cancel this task at the first signal; what cleans up after that is not interrupted again, it is bounded."""
+    task = asyncio.current_task()
+    assert task is not None
+    told = False
+
+    def end() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in _STOPS:
+        loop.add_signal_handler(number, end)
+    try:
+        yield
+    finally:
+        for number in _STOPS:
+            loop.remove_signal_handler(number)
+
+
+async def _main(options: Options, console: Console) -> int:
+    async with _interruptible():
+        return await Soak(options, console).run()
+
+
+def parse(arguments: list[str] | None = None) -> Options:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m chaos.soak", description="Kill and stop everything under load.")
+    parser.add_argument("--minutes", type=float, default=limits.SOAK_MINUTES, help="how long the load lasts")
+    parser.add_argument("--seed", type=int, help="of the load and of the faults; without it a new one each time")
+    parser.add_argument("--cells", type=int, default=limits.SOAK_CELLS)
+    parser.add_argument("--partners", type=int, default=limits.SOAK_PARTNERS_PER_CELL, help="in each cell")
+    parser.add_argument("--patience", type=float, default=1.0, help="stretches the promised times, for a busy machine")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="FAULT", choices=[kind.name for kind in faults.KINDS]
+    )
+    parser.add_argument("--root", type=Path, default=ROOT, help="where the gateway's data goes; it is wiped")
+    parser.add_argument("--report", type=Path, help="write the figures there as JSON, and the history beside it")
+    given = parser.parse_args(arguments)
+    for name, low, high in (
+        ("minutes", limits.SOAK_MINUTES_MIN, limits.SOAK_MINUTES_MAX),
+        ("cells", 2, limits.SOAK_CELLS_MAX),
+        ("partners", 1, limits.SOAK_PARTNERS_PER_CELL_MAX),
+        ("patience", 1, 100),
+    ):
+        if not low <= getattr(given, name) <= high:
+            parser.error(f"--{name} is from {low} to {high}")
+    seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
+    report_file = None if given.report is None else given.report.absolute()
+    return Options(
+        given.minutes, seed, given.cells, given.partners, given.patience, tuple(given.only), given.root, report_file
+    )
+
+
+def main() -> int:
+    """Run the soak."""
+    options = parse()
+    console = make_console()
+    try:
+        return uvloop.run(_main(options, console))
+    except (SoakError, GatewayError, ControlPlaneError) as error:
+        console.print(f"the soak could not be run: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except asyncio.CancelledError:
+        console.print("interrupted; nothing is left running")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
