@@ -84,8 +84,10 @@ _NAME_CLOSED: Final = (
     "UPDATE operations SET partner = ?, kind = ?, amount = ?, currency = ?, payment_method = ?, original_key = ? "
     "WHERE sequence = ?"
 )
+# What was decided later took place then: that is its day in the settlement files.
 _DECIDE: Final = (
-    "UPDATE operations SET result = ?, code = ?, retryable = ?, expires_at_ms = ?, captured = ? WHERE sequence = ?"
+    "UPDATE operations SET result = ?, code = ?, retryable = ?, expires_at_ms = ?, captured = ?, first_at_ms = ? "
+    "WHERE sequence = ?"
 )
 _CLOSE: Final = "UPDATE operations SET result = 'closed', last_at_ms = ? WHERE sequence = ?"
 _MOVE_ORIGINAL: Final = "UPDATE operations SET captured = ?, refunded = ?, voided = ? WHERE key = ?"
@@ -410,8 +412,9 @@ class Record:
             retryable=int(decision.retryable),
             expires_at_ms=decision.expires_at_ms,
             captured=captured_at_once(operation) if decision.code is None else 0,
+            first_at_ms=now_ms,
         )
-        figures = (decided.result, decided.code, decided.retryable, decided.expires_at_ms, decided.captured)
+        figures = (decided.result, decided.code, decided.retryable, decided.expires_at_ms, decided.captured, now_ms)
         self.writer.execute(_DECIDE, (*figures, row.sequence))
         return decided
 

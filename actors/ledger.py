@@ -68,7 +68,7 @@ _RESERVES = {
 }
 
 
-def postings_of(payment: Payment, event: Event) -> tuple[Posting, ...]:  # noqa: PLR0911 - one case per event
+def postings_of(payment: Payment, event: Event) -> tuple[Posting, ...]:
     """Give what `event` posts. `payment` is the payment after the event."""
     currency = payment.currency
     match event:
@@ -91,18 +91,8 @@ def postings_of(payment: Payment, event: Event) -> tuple[Posting, ...]:  # noqa:
             return _move(currency, Account.OPEN_AUTHORIZATIONS, Account.ACQUIRER_HOLDS, event.amount)
         case OperationReconciled():
             return _reconciled(currency, payment.operation(event.operation_id), event)
-        case DisputeOpened():
-            return (
-                *_move(currency, Account.PARTNER_PAYABLE, Account.DISPUTES_HELD, event.amount),
-                *_move(currency, Account.DISPUTES_WITHDRAWN, Account.ACQUIRER_RECEIVABLE, event.amount),
-            )
-        case DisputeClosed() if event.won:
-            return (
-                *_move(currency, Account.DISPUTES_HELD, Account.PARTNER_PAYABLE, event.amount),
-                *_move(currency, Account.ACQUIRER_RECEIVABLE, Account.DISPUTES_WITHDRAWN, event.amount),
-            )
-        case DisputeClosed():
-            return _move(currency, Account.DISPUTES_HELD, Account.DISPUTES_WITHDRAWN, event.amount)
+        case DisputeOpened() | DisputeClosed():
+            return _disputed(currency, event)
         case _:
             return ()
 
@@ -125,6 +115,22 @@ def post(balances: Balances, postings: tuple[Posting, ...]) -> Balances:
         sums[posting.currency] = sums.get(posting.currency, 0) + posting.amount
     assert not any(sums.values()), f"postings do not sum to zero: {postings}"
     return after
+
+
+def _disputed(currency: str, event: DisputeOpened | DisputeClosed) -> tuple[Posting, ...]:
+    match event:
+        case DisputeOpened():
+            return (
+                *_move(currency, Account.PARTNER_PAYABLE, Account.DISPUTES_HELD, event.amount),
+                *_move(currency, Account.DISPUTES_WITHDRAWN, Account.ACQUIRER_RECEIVABLE, event.amount),
+            )
+        case DisputeClosed() if event.won:
+            return (
+                *_move(currency, Account.DISPUTES_HELD, Account.PARTNER_PAYABLE, event.amount),
+                *_move(currency, Account.ACQUIRER_RECEIVABLE, Account.DISPUTES_WITHDRAWN, event.amount),
+            )
+        case DisputeClosed():
+            return _move(currency, Account.DISPUTES_HELD, Account.DISPUTES_WITHDRAWN, event.amount)
 
 
 def _approved(currency: str, kind: OperationKind, amount: int) -> tuple[Posting, ...]:

@@ -72,6 +72,7 @@ async def test_a_challenge_is_charged_when_it_is_confirmed_and_once(bank: Bank, 
     row = bank.record.find("k")
     assert row is not None
     assert row.captured == (1_000 if kind == "purchase" else 0)
+    assert row.first_at_ms == START_MS + 60_000, "its day in the settlement files is that of its charge"
     assert (row.expires_at_ms is not None) is (kind == "authorization")
 
 
