@@ -199,6 +199,11 @@ class Load:
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: _Connection(self), self._plan.host, self._plan.port
             )
+        except OSError:
+            self._outcomes["no connection"] += len(self._waiting)
+            self._settled += len(self._waiting)
+            self._waiting.clear()
+            return
         finally:
             self._opening -= 1
         self._connections.add(connection)

@@ -26,7 +26,8 @@ START_TIMEOUT_MS: Final = 90_000
 NEEDS_TIMEOUT_MS: Final = 60_000
 PROBE_INTERVAL_MS: Final = 1_000
 PROBE_INTERVAL_WAITING_MS: Final = 100
-PROBE_TIMEOUT_MS: Final = 1_500
+# A process under more load than it can carry answers late, and to kill it would cost all that it carries.
+PROBE_TIMEOUT_MS: Final = 5_000
 # A process that answered once and then is silent for this long is killed and started again.
 UNRESPONSIVE_MS_MAX: Final = 8_000
 # The same where the kernel says that it is stopped (SIGSTOP): no load explains that. Ray's processes carry no payment,
