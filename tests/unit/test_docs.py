@@ -13,6 +13,7 @@ PAGES = [
     "docs/payments.md",
     "docs/notifications.md",
     "docs/settlement.md",
+    "docs/performance.md",
     "docs/soak.md",
     "docs/limits-and-errors.md",
 ]
