@@ -24,7 +24,9 @@ CODE = ["actors", "cells", "router", "control_plane", "acquirer_simulator"]
 def test_every_file_that_a_page_names_exists(page: str) -> None:
     text = (ROOT / page).read_text()
     named = set(
-        re.findall(r"`((?:actors|cells|router|control_plane|acquirer_simulator|chaos|docs|tests)/[\w/]+\.\w+)`", text)
+        re.findall(
+            r"`((?:actors|cells|router|control_plane|acquirer_simulator|chaos|bench|docs|tests)/[\w/]+\.\w+)`", text
+        )
     )
     assert named, f"{page} names no file at all"
     missing = sorted(name for name in named if not (ROOT / name).is_file())
