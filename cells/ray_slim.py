@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-# The raylet insists on its agents and ends with them. What stands in for one waits, and costs nothing.
-_AGENT: Final = ("/bin/sh", "-c", "exec sleep infinity")
+# The raylet insists on its agents and ends with them. What stands in for one waits for its end, and costs nothing.
+_AGENT: Final = ("/bin/sh", "-c", "exec tail --pid=$PPID --sleep-interval=5 --follow /dev/null")
 _AGENTS: Final = ("--dashboard_agent_command", "--runtime_env_agent_command")
 # Where the agents would listen. The raylet waits for their word on ports that are 0; at 1 nobody ever answers.
 _PORTS: Final = ("--metrics-agent-port", "--metrics_export_port", "--runtime_env_agent_port")

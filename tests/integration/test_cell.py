@@ -439,3 +439,16 @@ async def test_ray_runs_without_what_a_cell_never_asks(cell: CellProcess) -> Non
     commands = " ".join(cell.processes().values())
     assert [script for script in ("monitor.py", "dashboard.py") if f"/{script} " in commands] == []
     assert {"gcs_server", "raylet"} <= set(names), "it is Ray that runs"
+
+
+async def test_what_stands_in_for_ray_s_agents_ends_with_its_raylet(cell: CellProcess) -> None:
+    """Also where nobody is left to sweep: a killed machine's worth of them would stay behind otherwise."""
+    standing_in = cell.pids_of("tail")
+    assert len(standing_in) == 2
+    await asyncio.to_thread(cell.kill_ray)
+    await eventually(lambda: not any(map(is_alive, standing_in)), BACK_WITHIN_S)
+    assert await asyncio.to_thread(cell.door.wait, 5) == 3
+    await asyncio.to_thread(cell.sweep_ray)
+    await asyncio.to_thread(cell.start_ray)
+    await asyncio.to_thread(cell.start_door)
+    await all_are_served(cell)
