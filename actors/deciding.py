@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+# What does not ask for something new but tells what became of something.
+_TELLING = ResolveOperation | Notification
+
 
 class Deciding:
     """The deciding part of one partner's actor. `executing` is told which command is being decided."""
@@ -270,4 +273,4 @@ class Deciding:
 def told_of(envelope: Envelope) -> str | None:
     """Give the operation that a person or the acquirer tells of; None for a command of a partner."""
     command = envelope.command
-    return command.operation_id if isinstance(command, ResolveOperation | Notification) else None
+    return command.operation_id if isinstance(command, _TELLING) else None

@@ -243,6 +243,8 @@ class Payment:
     @property
     def amount_disputed(self) -> int:
         """What the acquirer took back: of disputes that are open or lost."""
+        if not self.disputes:
+            return 0
         return sum(dispute.amount for dispute in self.disputes if dispute.status is not DisputeStatus.WON)
 
     @property
