@@ -196,6 +196,9 @@ class CellProcess:
     def stop(self) -> None:
         """End everything of this cell and leave nothing behind but its folder. Twice is no error."""
         self._kill_all(keep=set())  # crash-only: that is how a cell ends
+        for process in [self._ray, *(door.process for door in self._doors)]:
+            if process is not None:
+                process.wait(STOP_TIMEOUT_S)  # killed; its end may still be on its way
         shutil.rmtree(self._ray_folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
