@@ -349,7 +349,7 @@ async def test_an_old_door_that_wakes_takes_nothing_back(cell: CellProcess) -> N
         await all_are_served(cell)
         before = await cell.status()
         os.kill(old.pid, signal.SIGCONT)
-        assert await asyncio.to_thread(old.wait, 10) == 4
+        assert await asyncio.to_thread(old.wait, 30) == 4
         outcomes = await asyncio.gather(*late, return_exceptions=True)
         assert all(isinstance(outcome, dict | PeerLostError | AssertionError) for outcome in outcomes), outcomes
         with pytest.raises(PeerUnavailableError):
