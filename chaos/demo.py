@@ -10,11 +10,10 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +28,7 @@ from chaos.drama import Cast, Timeline
 from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
 from chaos.gateway import Gateway, GatewayError
 from chaos.history import Call
+from chaos.interruption import interruptible
 from chaos.report import Moments, Row
 from chaos.screen import Screen
 from chaos.workload import Plan, is_left_open, plan_json
@@ -38,7 +38,6 @@ from control_plane.errors import ControlPlaneError
 ROOT: Final = Path(".demo")
 DURABILITY: Final = "SQLite, WAL, synchronous=FULL: every commit is fsynced before it is answered"
 _FLOOD_FIRST_AMOUNT: Final = 10_000_000
-_STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DemoError(Exception):
@@ -406,31 +405,8 @@ def _took_ms(gateway: Gateway, cast: Cast) -> list[int]:
     return taken
 
 
-@contextlib.asynccontextmanager
-async def _interruptible() -> AsyncIterator[None]:
-    """Cancel this task at the first signal; what cleans up after that is not interrupted again, it is bounded."""
-    task = asyncio.current_task()
-    assert task is not None
-    told = False
-
-    def stop() -> None:
-        nonlocal told
-        if not told:
-            told = True
-            task.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in _STOPS:
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in _STOPS:
-            loop.remove_signal_handler(number)
-
-
 async def _main(options: Options, console: Console) -> int:
-    async with _interruptible():
+    async with interruptible():
         return await Demo(options, console).run()
 
 

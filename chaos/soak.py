@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ from chaos.faults import Blow, Blows, Fault, Target
 from chaos.gateway import Gateway, GatewayError, is_alive
 from chaos.history import Call, save
 from chaos.impact import Happened, impact_json, impacts_of, is_disturbed, line_of, verdict_of
+from chaos.interruption import interruptible
 from chaos.screen import make_console
 from chaos.workload import Load, client_session, means_again, send
 from control_plane import data_folder
@@ -37,7 +38,6 @@ from control_plane.errors import ControlPlaneError
 from router.directory import Cell, rendezvous
 
 ROOT: Final = Path(".soak")
-_STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNALS: Final = {Blow.KILL: signal.SIGKILL, Blow.STOP: signal.SIGSTOP}
 _FAULTS_SHOWN: Final = 10
 
@@ -404,31 +404,8 @@ def stop(gateway: Gateway) -> list[str]:
     return leftovers
 
 
-@contextlib.asynccontextmanager
-async def _interruptible() -> AsyncIterator[None]:
-    """Cancel this task at the first signal; what cleans up after that is not interrupted again, it is bounded."""
-    task = asyncio.current_task()
-    assert task is not None
-    told = False
-
-    def end() -> None:
-        nonlocal told
-        if not told:
-            told = True
-            task.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in _STOPS:
-        loop.add_signal_handler(number, end)
-    try:
-        yield
-    finally:
-        for number in _STOPS:
-            loop.remove_signal_handler(number)
-
-
 async def _main(options: Options, console: Console) -> int:
-    async with _interruptible():
+    async with interruptible():
         return await Soak(options, console).run()
 
 

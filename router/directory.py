@@ -84,7 +84,7 @@ class Directory:
         self.partners = payload.partners
         self.cells = {cell.name: cell for cell in payload.cells}
         self._homes: dict[str, Cell | None] = {}
-        # By a keyed digest of the Authorization header: who was let in under this version (router/keys.py).
+        # By a keyed digest of the API key: who was let in under this version (router/keys.py).
         self.authenticated: dict[bytes, tuple[str, Partner, KeyRecord]] = {}
 
     def cell_of(self, partner_id: str) -> Cell | None:

@@ -49,12 +49,13 @@ def authenticate(values: Sequence[bytes], held: Directory, pepper: bytes, now: d
 
     The answer is the same for a key that never was, was revoked or has expired; the reason goes to the log only.
     """
-    # Working a key's hash out costs more than all the rest; who was let in under this directory is known by a digest.
-    digest = hashlib.blake2b(values[0], digest_size=16, key=pepper).digest() if len(values) == 1 else b""
+    token = read_bearer(values)
+    # Working a key's hash out costs more than all the rest; who was let in under this directory is known by a digest of
+    # the key, so there are no more of these than keys.
+    digest = hashlib.blake2b(token.encode(), digest_size=16, key=pepper).digest()
     known = held.authenticated.get(digest)
     if known is not None and (known[2].expires_at is None or known[2].expires_at > now):
         return known[0], known[1]
-    token = read_bearer(values)
     named = directory.parse_key(token)
     mode, partner_id = named or ("", "")
     partner = held.partners.get(partner_id)

@@ -152,3 +152,18 @@ def test_no_key_is_kept_in_what_is_remembered() -> None:
     (remembered,) = known.authenticated
     assert len(remembered) == 16
     assert key() not in repr(known.authenticated)
+
+
+def test_one_key_is_remembered_once_however_it_is_written() -> None:
+    known = held(acme=partner(record(key())))
+    for spaces in range(1, 20):
+        for scheme in ("Bearer", "bearer", "bEARER"):
+            keys.authenticate([f"{scheme}{' ' * spaces}{key()}{' ' * spaces}".encode()], known, PEPPER, NOW)
+    assert len(known.authenticated) == 1
+
+
+def test_a_wrong_key_is_not_remembered() -> None:
+    known = held(acme=partner(record(key())))
+    for number in range(10):
+        refused([b"Bearer " + key(secret=chr(ord("A") + number)).encode()], known)
+    assert not known.authenticated
