@@ -51,6 +51,23 @@ class Call:
     failed_s: float | None = None  # when its client gave up on an answer
     repeat: int = 0  # 0 for the first attempt
 
+    def anew(self, due_s: float, repeat: int) -> "Call":
+        """Make the same request again, of which nothing is known yet."""
+        return Call(
+            run=self.run,
+            partner=self.partner,
+            scenario=self.scenario,
+            step=self.step,
+            method=self.method,
+            path=self.path,
+            key=self.key,
+            body=self.body,
+            expected=self.expected,
+            usual=self.usual,
+            due_s=due_s,
+            repeat=repeat,
+        )
+
     @property
     def latency_ms(self) -> float | None:
         """From when it was due to its whole answer; None without one."""

@@ -347,20 +347,9 @@ def _again(call: Call) -> Call:
     """Make the same request to be sent again. What it is to get is what it got."""
     outcome = call.outcome
     assert outcome is not None
-    return Call(
-        run=call.run,
-        partner=call.partner,
-        scenario=call.scenario,
-        step=call.step,
-        method=call.method,
-        path=call.path,
-        key=call.key,
-        body=call.body,
-        expected=(outcome,),
-        usual=True,
-        due_s=time.monotonic(),
-        repeat=call.repeat + 1,
-    )
+    again = call.anew(time.monotonic(), call.repeat + 1)
+    again.expected, again.usual = (outcome,), True
+    return again
 
 
 def _of_role(rows: Sequence[Mapping[str, Any]], roles: set[str], cell: str | None) -> Iterator[psutil.Process]:

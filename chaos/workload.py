@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -270,18 +270,7 @@ async def repeat_unanswered(
 
     async def one(session: aiohttp.ClientSession, first: Call) -> None:
         for number in range(1, limits.REPEATS_MAX + 1):
-            call = replace(
-                first,
-                due_s=time.monotonic(),
-                answered_s=None,
-                status=None,
-                answer=b"",
-                replayed=False,
-                retry_after=None,
-                error=None,
-                failed_s=None,
-                repeat=number,
-            )
+            call = first.anew(time.monotonic(), number)
             repeats.append(call)
             async with slots:
                 await send(session, base_url, api_keys[call.partner], call)
