@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import sys
 import time
@@ -26,10 +25,10 @@ from prometheus_client import Counter, Histogram
 from actors.errors import CommitUnknownError, FencedError, StoreError, StoreExistsError, StoreMissingError
 from actors.limits import COMMAND_DEADLINE_MS
 from actors.store import Put, Range
-from cells import door_metrics, process_config
+from cells import door_answers, door_metrics, process_config
 from cells.api import frames, limits, logs, messages
 from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
-from cells.api.messages import NOT_MINE, Answer, Method, Profile, Refusal, RefusalCode, Refused
+from cells.api.messages import NOT_MINE, Answer, Method, Profile, RefusalCode, Refused
 from cells.poison import Suspects
 from cells.remote import Cluster, ClusterError
 from cells.sqlite_store import SqliteStore
@@ -65,7 +64,6 @@ _CONFIG: Final = {
     "logs_folder": str,
 }
 _KILL_WAIT_MS: Final = 500
-_PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")
 
 
 @dataclass(eq=False, slots=True)
@@ -130,7 +128,7 @@ class Door:
             rows = (await self._book.read((), [page])).ranges[0]
             for row in rows:
                 partner_id = str(row.key[-1])
-                self._seats[partner_id] = Seat(_kept_profile(partner_id, row.value))
+                self._seats[partner_id] = Seat(door_answers.kept_profile(partner_id, row.value))
             if len(rows) < page.limit:
                 break
             begin = ("partner", str(rows[-1].key[-1]), "")
@@ -185,7 +183,7 @@ class Door:
         """Answer one request of a router or of the control plane."""
         method = request.method
         if method in _CONTROL_ONLY and request.role != "control":
-            return _refused(RefusalCode.INTERNAL_ERROR, f"{method} is for the control plane only.")
+            return door_answers.refused(RefusalCode.INTERNAL_ERROR, f"{method} is for the control plane only.")
         if method in _ROUTER_ONLY:
             return await self._notify(request)
         if method in messages.WRITES or method in messages.READS:
@@ -193,23 +191,23 @@ class Door:
         try:
             match method:
                 case Method.ONBOARD:
-                    return await self._onboard(_profile(request))
+                    return await self._onboard(door_answers.profile_of(request))
                 case Method.CONFIGURE:
-                    return await self._configure(_profile(request))
+                    return await self._configure(door_answers.profile_of(request))
                 case Method.CELL_STATUS:
-                    return _ok(await self._status())
+                    return door_answers.ok(await self._status())
                 case _:
-                    return _refused(RefusalCode.INTERNAL_ERROR, f"A door has no method {method!r}.")
+                    return door_answers.refused(RefusalCode.INTERNAL_ERROR, f"A door has no method {method!r}.")
         except messages.MessageError as error:
-            return _refused(RefusalCode.INTERNAL_ERROR, f"The door can't read this {method}: {error}")
+            return door_answers.refused(RefusalCode.INTERNAL_ERROR, f"The door can't read this {method}: {error}")
 
     async def _forward(self, request: Request) -> bytes:
         seat = self._seats.get(request.partner_id)
         if seat is None:
-            return _refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+            return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
         if seat.in_flight >= limits.DOOR_PARTNER_COMMANDS_MAX:
             door_metrics.REFUSED.labels(request.partner_id).inc()
-            return _refused(
+            return door_answers.refused(
                 RefusalCode.MAILBOX_FULL,
                 f"The partner has {seat.in_flight} requests under way, more are not taken.",
                 retry_after_ms=1_000,
@@ -225,14 +223,14 @@ class Door:
     async def _notify(self, request: Request) -> bytes:
         """Forward what an acquirer tells, within a share of its own."""
         if request.role != "router":
-            return _refused(RefusalCode.INTERNAL_ERROR, f"{request.method} is for routers only.")
+            return door_answers.refused(RefusalCode.INTERNAL_ERROR, f"{request.method} is for routers only.")
         seat = self._seats.get(request.partner_id)
         if seat is None:
-            return _refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+            return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
         if seat.notifying >= limits.DOOR_PARTNER_NOTIFICATIONS_MAX:
             door_metrics.REFUSED.labels(request.partner_id).inc()
             detail = f"{seat.notifying} notifications to the partner are under way, more are not taken."
-            return _refused(RefusalCode.MAILBOX_FULL, detail, retry_after_ms=1_000)
+            return door_answers.refused(RefusalCode.MAILBOX_FULL, detail, retry_after_ms=1_000)
         seat.notifying += 1
         try:
             return await self._deliver(seat, request)
@@ -246,18 +244,20 @@ class Door:
         sends = 0
         while True:
             if self._is_quarantined(request):
-                return _quarantined()
+                return door_answers.quarantined()
             if sends >= limits.COMMAND_SENDS_MAX:
-                return _outcome_unknown()
+                return door_answers.outcome_unknown()
             link = await self._wait_active(seat, deadline)
             if link is None:
-                return _outcome_unknown() if sends else _unavailable(seat.why)
+                return door_answers.outcome_unknown() if sends else door_answers.unavailable(seat.why)
             budget_ms = int((deadline - time.monotonic()) * 1_000)
             try:
                 body = await link.connection.request(request.method, request.partner_id, request.body, budget_ms)
             except PeerUnavailableError:
                 if link.connection.is_open:
-                    return _refused(RefusalCode.MAILBOX_FULL, "The worker takes no more.", retry_after_ms=1_000)
+                    return door_answers.refused(
+                        RefusalCode.MAILBOX_FULL, "The worker takes no more.", retry_after_ms=1_000
+                    )
                 await asyncio.sleep(0)  # its end is being told: worker_died() follows
                 continue
             except PeerLostError:
@@ -266,14 +266,14 @@ class Door:
                 continue
             except PeerTimeoutError:
                 self._unanswered(seat, link, budget_ms, deadline)
-                return _outcome_unknown()
+                return door_answers.outcome_unknown()
             seat.unanswered = 0
             if body == NOT_MINE:
                 # An actor that stopped in the middle of it may have written it.
                 sends += 1
                 self._given_up(seat, link)
                 continue
-            return _outcome_unknown() if sends and _says_unavailable(body) else body
+            return door_answers.outcome_unknown() if sends and door_answers.says_unavailable(body) else body
 
     async def _wait_active(self, seat: Seat, deadline: float) -> Link | None:
         while seat.link is None:
@@ -441,7 +441,7 @@ class Door:
                 except StoreExistsError:
                     log.info("book_is_there_already", partner=partner_id)
                 except StoreError as error:
-                    return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
+                    return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
                 refused = await self._keep(profile)
                 if refused is not None:
                     return refused
@@ -450,13 +450,13 @@ class Door:
         seat = self._seats[partner_id]
         deadline = time.monotonic() + limits.WORKER_START_TIMEOUT_MS / 1_000
         if await self._wait_active(seat, deadline) is None:
-            return _unavailable(seat.why)
-        return _ok({"epoch": seat.epoch})
+            return door_answers.unavailable(seat.why)
+        return door_answers.ok({"epoch": seat.epoch})
 
     async def _configure(self, profile: Profile) -> bytes:
         seat = self._seats.get(profile.partner_id)
         if seat is None:
-            return _refused(RefusalCode.PARTNER_MOVED, f"{profile.partner_id} is not of cell {self.cell}.")
+            return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{profile.partner_id} is not of cell {self.cell}.")
         if profile.version > seat.profile.version:
             refused = await self._keep(profile)
             if refused is not None:
@@ -464,7 +464,7 @@ class Door:
             seat.profile = profile
         # Also where the door knew it: the worker may have missed it.
         await self._configure_worker(seat)
-        return _ok({"profile_version": seat.profile.version})
+        return door_answers.ok({"profile_version": seat.profile.version})
 
     async def _configure_worker(self, seat: Seat) -> None:
         link = seat.link
@@ -481,7 +481,7 @@ class Door:
         error = await self._write(Put(("partner", profile.partner_id), value))
         if error is None:
             return None
-        return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
+        return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
 
     async def _write(self, row: Put) -> StoreError | None:
         """Write to the cell's own book; end where it is another door's, or where only a new door can tell."""
@@ -545,61 +545,6 @@ class Door:
             return {}
         assert isinstance(answer, Answer)
         return dict(orjson.loads(answer.body)["partners"])
-
-
-def _kept_profile(partner_id: str, value: bytes) -> Profile:
-    """Read a profile that the cell's book keeps. One that can't be read costs its partner's writes, not the cell.
-
-    Version 0 is older than any, so the control plane hands the right one over as soon as it looks.
-    """
-    try:
-        profile = messages.decode_profile(msgpack.unpackb(value))
-        if profile.partner_id == partner_id:
-            return profile
-        error = f"it is of {profile.partner_id!r}"
-    except (messages.MessageError, ValueError) as found:
-        error = str(found)
-    log.error("profile_unreadable", partner=partner_id, error=error)
-    return Profile(partner_id, 0, status="suspended")
-
-
-def _profile(request: Request) -> Profile:
-    try:
-        fields = msgpack.unpackb(request.body)["profile"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise messages.MessageError(f"there is no profile in it ({error!r})") from error
-    profile = messages.decode_profile(fields)
-    if not _PARTNER_ID.fullmatch(profile.partner_id):  # it becomes a file's name
-        raise messages.MessageError(f"{profile.partner_id!r} is no partner's id")
-    return profile
-
-
-def _ok(fields: dict[str, Any]) -> bytes:
-    return messages.encode_answer(Answer(200, orjson.dumps({"ok": True, **fields})))
-
-
-def _refused(code: RefusalCode, detail: str, retry_after_ms: int | None = None) -> bytes:
-    return messages.encode_answer(Refused(Refusal(code, detail, retry_after_ms=retry_after_ms)))
-
-
-def _unavailable(why: str) -> bytes:
-    detail = "The partner can't be served now; nothing was written."
-    return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{detail} {why}".strip(), 1_000)
-
-
-def _quarantined() -> bytes:
-    return _refused(RefusalCode.COMMAND_QUARANTINED, "This command ended its worker twice; it is not tried again.")
-
-
-def _says_unavailable(body: bytes) -> bool:
-    """Say whether a worker wrote nothing: true of its own try, and not known of the one that was lost before."""
-    answer = messages.decode_answer(body)
-    return isinstance(answer, Refused) and answer.refusal.code is RefusalCode.PARTNER_UNAVAILABLE
-
-
-def _outcome_unknown() -> bytes:
-    detail = "It is not known whether this was done; ask again with the same idempotency key."
-    return _refused(RefusalCode.OUTCOME_UNKNOWN, detail, 1_000)
 
 
 async def _open_book(folder: Path) -> SqliteStore:

@@ -11,10 +11,10 @@ from typing import Any, Final, Literal, TypeVar
 import msgpack
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
-from ulid import ULID
 
 from cells.api.connection import Peer, PeerError, PeerUnavailableError
 from cells.api.frames import role_key
+from cells.api.ids import new_ulid
 from cells.api.messages import (
     Answer,
     Command,
@@ -187,7 +187,7 @@ class Doors:
 
     async def list_unknown(self, cell: str, partner_id: str) -> list[UnknownOperation]:
         """Ask for a partner's operations without a known outcome. Raises DoorError, RefusedError."""
-        command = Command(command_id=str(ULID()), request_id=f"req_{ULID()}", arguments={})
+        command = Command(command_id=new_ulid(), request_id=f"req_{new_ulid()}", arguments={})
         body = encode_command(command)
         await self._wait(cell)
         answer = await self._ask(cell, Method.LIST_UNKNOWN, partner_id, body, limits.LIST_UNKNOWN_TIMEOUT_MS)
@@ -198,7 +198,7 @@ class Doors:
     ) -> dict[str, Any]:
         """Let a person decide what an operation became. Raises DoorError, RefusedError."""
         arguments = {"operation_id": operation_id, "outcome": outcome, "operator": operator, "note": note}
-        command = Command(command_id=str(ULID()), request_id=f"req_{ULID()}", arguments=arguments)
+        command = Command(command_id=new_ulid(), request_id=f"req_{new_ulid()}", arguments=arguments)
         body = encode_command(command)
         await self._wait(cell)
         answer = await self._ask(cell, Method.RESOLVE_OPERATION, partner_id, body, limits.COMMAND_TIMEOUT_MS)
@@ -218,7 +218,7 @@ class Doors:
         """Ask for money movements that stand in no settlement file. Raises DoorError, RefusedError."""
         arguments = {"from_ms": from_ms, "before_ms": before_ms, "after": after}
         return await self._ask_partner(
-            UnreconciledPage, cell, partner_id, Method.LIST_UNRECONCILED, arguments, str(ULID())
+            UnreconciledPage, cell, partner_id, Method.LIST_UNRECONCILED, arguments, new_ulid()
         )
 
     async def _ask_partner(
@@ -230,7 +230,7 @@ class Doors:
         arguments: dict[str, Any],
         command_id: str,
     ) -> _T:
-        body = encode_command(Command(command_id=command_id, request_id=f"req_{ULID()}", arguments=arguments))
+        body = encode_command(Command(command_id=command_id, request_id=f"req_{new_ulid()}", arguments=arguments))
         await self._wait(cell)
         answer = await self._ask(cell, method, partner_id, body, limits.COMMAND_TIMEOUT_MS)
         return _read(kind, cell, _unrefused(cell, answer))

@@ -1,0 +1,77 @@
+"""What a door says by itself, and how it reads profiles. Bytes in and out; who owns which partner is in door.py."""
+
+import re
+from typing import Any, Final
+
+import msgpack
+import orjson
+import structlog
+
+from cells.api import messages
+from cells.api.connection import Request
+from cells.api.messages import Answer, Profile, Refusal, RefusalCode, Refused
+
+log = structlog.get_logger()
+
+_PARTNER_ID: Final = re.compile(r"[a-z0-9_]{1,40}")
+
+
+def kept_profile(partner_id: str, value: bytes) -> Profile:
+    """Read a profile that the cell's book keeps. One that can't be read costs its partner's writes, not the cell.
+
+    Version 0 is older than any, so the control plane hands the right one over as soon as it looks.
+    """
+    try:
+        profile = messages.decode_profile(msgpack.unpackb(value))
+        if profile.partner_id == partner_id:
+            return profile
+        error = f"it is of {profile.partner_id!r}"
+    except (messages.MessageError, ValueError) as found:
+        error = str(found)
+    log.error("profile_unreadable", partner=partner_id, error=error)
+    return Profile(partner_id, 0, status="suspended")
+
+
+def profile_of(request: Request) -> Profile:
+    """Read the profile that a request of the control plane carries. Raises MessageError."""
+    try:
+        fields = msgpack.unpackb(request.body)["profile"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise messages.MessageError(f"there is no profile in it ({error!r})") from error
+    profile = messages.decode_profile(fields)
+    if not _PARTNER_ID.fullmatch(profile.partner_id):  # it becomes a file's name
+        raise messages.MessageError(f"{profile.partner_id!r} is no partner's id")
+    return profile
+
+
+def ok(fields: dict[str, Any]) -> bytes:
+    """Say that it was done."""
+    return messages.encode_answer(Answer(200, orjson.dumps({"ok": True, **fields})))
+
+
+def refused(code: RefusalCode, detail: str, retry_after_ms: int | None = None) -> bytes:
+    """Refuse."""
+    return messages.encode_answer(Refused(Refusal(code, detail, retry_after_ms=retry_after_ms)))
+
+
+def unavailable(why: str) -> bytes:
+    """Say that nothing was written, and why."""
+    detail = "The partner can't be served now; nothing was written."
+    return refused(RefusalCode.PARTNER_UNAVAILABLE, f"{detail} {why}".strip(), 1_000)
+
+
+def quarantined() -> bytes:
+    """Refuse a command that ended its worker twice."""
+    return refused(RefusalCode.COMMAND_QUARANTINED, "This command ended its worker twice; it is not tried again.")
+
+
+def says_unavailable(body: bytes) -> bool:
+    """Say whether a worker wrote nothing: true of its own try, and not known of the one that was lost before."""
+    answer = messages.decode_answer(body)
+    return isinstance(answer, Refused) and answer.refusal.code is RefusalCode.PARTNER_UNAVAILABLE
+
+
+def outcome_unknown() -> bytes:
+    """Say that nobody knows; never a success, never a failure."""
+    detail = "It is not known whether this was done; ask again with the same idempotency key."
+    return refused(RefusalCode.OUTCOME_UNKNOWN, detail, 1_000)
