@@ -25,12 +25,12 @@ demo: $(READY) ## A minute of payments, three partners in trouble, and what it d
 up: $(READY) ## Run the gateway until Ctrl-C
 	$(BIN)/bulkhead up
 
-check: $(READY) ## Format, lint, types, import contracts, unit tests: under a minute
+check: $(READY) ## Format, lint, types, import contracts, unit tests: about a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests/unit tests/contract
+	$(BIN)/pytest -n 4 tests/unit tests/contract
 
 test: check ## Everything that is to pass before a change lands
 	tools/setup-tests

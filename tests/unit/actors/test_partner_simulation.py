@@ -54,10 +54,12 @@ from tests.unit.actors.virtual_time import in_virtual_time
 
 STEPS = 150
 ROUNDS = settings().max_examples // 10
+# Processes that share one run have to find the same tests: the seeds are new with each run, not with each process.
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or secrets.token_hex(8)
 SEEDS = (
     [int(os.environ["SIMULATION_SEED"])]
     if "SIMULATION_SEED" in os.environ
-    else [secrets.randbelow(2**32) for _ in range(ROUNDS)]
+    else [random.Random(f"{RUN}/{number}").randrange(2**32) for number in range(ROUNDS)]
 )
 COMMIT_FAULTS = [
     Fault.CONFLICT,
