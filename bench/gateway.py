@@ -184,8 +184,8 @@ class _Bench:
         results = LoadResults.read(results_file.read_bytes())
         client_s = usage.ru_utime + usage.ru_stime
         ours_s = sum(after.values()) - sum(before.values()) + client_s
-        step = _step_of(plan, results, {role: after[role] - before[role] for role in ROLES}, client_s)
-        step = Step(*step, round(busy / took_s, 2), round(max(busy - ours_s, 0.0) / took_s, 2))
+        cpu_s = {role: after[role] - before[role] for role in ROLES}
+        step = _step_of(plan, results, cpu_s, client_s, (busy / took_s, max(busy - ours_s, 0.0) / took_s))
         self.paid += step.captured
         if report:
             self.steps.append(step)
@@ -207,21 +207,27 @@ class _Bench:
 
 
 def _step_of(
-    plan: LoadPlan, results: LoadResults, cpu_s: dict[str, float], client_s: float
-) -> tuple[float, int, int, dict[str, int], float, dict[str, float | None], dict[str, float], float, float]:
+    plan: LoadPlan,
+    results: LoadResults,
+    cpu_s: dict[str, float],
+    client_s: float,
+    busy_cores: tuple[float, float],  # of the whole machine, and of what else ran on it
+) -> Step:
     captured = results.outcomes.get("201 captured", 0)
     latencies = sorted(results.latencies_ms)
     lasted_s = max(results.last_answer_s - plan.begin_s, plan.seconds)
-    return (
-        plan.per_second,
-        results.sent,
-        captured,
-        {outcome: count for outcome, count in results.outcomes.items() if outcome != "201 captured"},
-        round(captured / lasted_s, 1),
-        {name: _quantile(latencies, share) for name, share in QUANTILES.items()},
-        {role: round(used * 1e3 / max(captured, 1), 3) for role, used in cpu_s.items()},
-        round(client_s * 1e3 / max(results.sent, 1), 3),
-        results.late_ms_max,
+    return Step(
+        asked_per_second=plan.per_second,
+        sent=results.sent,
+        captured=captured,
+        other_answers={outcome: count for outcome, count in results.outcomes.items() if outcome != "201 captured"},
+        per_second=round(captured / lasted_s, 1),
+        latency_ms={name: _quantile(latencies, share) for name, share in QUANTILES.items()},
+        cpu_ms_per_payment={role: round(used * 1e3 / max(captured, 1), 3) for role, used in cpu_s.items()},
+        client_cpu_ms_per_payment=round(client_s * 1e3 / max(results.sent, 1), 3),
+        client_late_ms_max=results.late_ms_max,
+        machine_busy_cores=round(busy_cores[0], 2),
+        others_busy_cores=round(busy_cores[1], 2),
     )
 
 

@@ -85,6 +85,10 @@ class _Connection(asyncio.Protocol):
         self.due_s = due_s
         self._transport.write(request)
 
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
@@ -123,7 +127,6 @@ class Load:
         self._opens: set[asyncio.Task[None]] = set()
         self._outcomes: Counter[str] = Counter()
         self._latencies_ms: list[float] = []
-        self._sent = 0
         self._settled = 0
         self._last_answer_s = plan.begin_s
         self._late_ms_max = 0.0
@@ -150,6 +153,8 @@ class Load:
         results = LoadResults(
             number, self._latencies_ms, dict(self._outcomes), self._last_answer_s, round(self._late_ms_max, 1)
         )
+        for connection in list(self._connections):
+            connection.close()
         for task in self._opens:
             task.cancel()
         await asyncio.gather(*self._opens, return_exceptions=True)
@@ -183,7 +188,6 @@ class Load:
             self._idle.append(connection)
 
     def _send(self, request: bytes, due_s: float) -> None:
-        self._sent += 1
         if self._idle:
             self._idle.pop().send(request, due_s)
             return
