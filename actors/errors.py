@@ -10,6 +10,7 @@ BulkheadError
  |    +-- StoreExistsError         a book is there already; onboarding never writes over one
  |    +-- StoreMissingError        the partner's book is not where it should be; never made anew
  |    +-- StoreCorruptError        the book can't be trusted: a person is needed
+ |    +-- StoreClientError         a store's client library or cluster file can't be used: an operator is needed
  +-- AcquirerUnknownError          no final answer: the acquirer may or may not have done it
  +-- ActorStoppedError             the actor gave up its partner; ask the new owner
 """
@@ -53,6 +54,10 @@ class StoreMissingError(StoreError):
 
 class StoreCorruptError(StoreError):
     """The partner's book can't be read as what it should be."""
+
+
+class StoreClientError(StoreError):
+    """A store's client library is missing or doesn't fit, or its cluster file is none; the message says what to do."""
 
 
 class AcquirerUnknownError(BulkheadError):

@@ -27,7 +27,7 @@ from actors.partner import PartnerActor
 from actors.profile import Profile
 from bench import machine
 from cells.api import logs
-from cells.sqlite_store import SqliteStore
+from stores.sqlite_store import SqliteStore
 
 MARKS: Final = (1_000, 10_000, 100_000, 300_000, 1_000_000)
 AT_ONCE: Final = 64

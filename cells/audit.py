@@ -1,4 +1,4 @@
-"""Audits one cell: `python -m cells.audit --folder FOLDER --acquirer-url URL [--json]`; exit 1 if books disagree.
+"""Audits one cell: `python -m cells.audit --place JSON --acquirer-url URL [--json]`; exit 1 if books disagree.
 
 Works beside running workers (it only reads) and without them. The acquirer's record is read before the books, so
 that everything in it has its intent in the books already; what succeeded since is asked for by its key.
@@ -6,8 +6,8 @@ that everything in it has its intent in the books already; what succeeded since 
 
 import argparse
 import asyncio
+import json
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -27,8 +27,8 @@ from actors.errors import StoreError
 from actors.payment import OperationState, Payment, PaymentStatus
 from actors.records import OpenOperation, Reconciled
 from actors.rules import Standing
-from actors.store import Key, Range
-from cells.sqlite_store import SqliteStore
+from actors.store import Key, Range, Store
+from stores.shelf import Shelf, open_shelf
 
 _ROWS_AT_ONCE: Final = 500
 _ROUNDS_MAX: Final = 20
@@ -39,24 +39,23 @@ class AuditError(Exception):
     """The audit could not be made: the acquirer does not tell, or a book never stands still."""
 
 
-async def audit_cell(folder: Path, acquirer_url: str) -> dict[str, Any]:
+async def audit_cell(shelf: Shelf, acquirer_url: str) -> dict[str, Any]:
     """Audit every partner's book of the cell; give one report."""
     timeout = aiohttp.ClientTimeout(total=_ACQUIRER_TIMEOUT_SECONDS)
-    partners = folder / "partners"
-    # Whose book is gone is known by the cell's own; what lies there unknown to it is audited, too.
-    names = {path.stem for path in partners.glob("*.sqlite")} | await _known_partners(folder / "cell.sqlite")
-    paths = [partners / f"{name}.sqlite" for name in sorted(names)]
+    # Whose book is gone is known by the cell's own; what stands there unknown to it is audited, too.
+    names = await _known_partners(shelf)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         acquirer = _AcquirerRecords(session, acquirer_url)
-        reports = [await _audit_partner(path, acquirer) for path in paths]
+        reports = [await _audit_partner(shelf, name, acquirer) for name in sorted(names)]
     return {"partners": reports, "ok": all(report["ok"] for report in reports)}
 
 
-async def _known_partners(path: Path) -> set[str]:
+async def _known_partners(shelf: Shelf) -> set[str]:
     try:
-        store = await SqliteStore.open(path)
+        store = await shelf.open("cell")
         try:
-            return {str(key[1]) for key, _ in await _rows(store, ("partner",), keyspace.LAST)}
+            known = {str(key[1]) for key, _ in await _rows(store, ("partner",), keyspace.LAST)}
+            return known | set(await shelf.names("partners"))
         finally:
             await store.close()
     except StoreError as error:
@@ -115,11 +114,10 @@ def _record(row: dict[str, Any]) -> AcquirerRecord:
     return AcquirerRecord(row["key"], row["kind"], row["amount"], row["currency"], row["result"], bool(row["charged"]))
 
 
-async def _audit_partner(path: Path, acquirer: _AcquirerRecords) -> dict[str, Any]:
-    partner_id = path.stem
+async def _audit_partner(shelf: Shelf, partner_id: str, acquirer: _AcquirerRecords) -> dict[str, Any]:
     records = await acquirer.of_partner(partner_id)
     try:
-        store = await SqliteStore.open(path)
+        store = await shelf.open("partners", partner_id)
         try:
             books, differences = await _audit_book(store)
         finally:
@@ -155,7 +153,7 @@ def _report(partner_id: str, books: Books, differences: list[str]) -> dict[str, 
     }
 
 
-async def _audit_book(store: SqliteStore) -> tuple[Books, list[str]]:
+async def _audit_book(store: Store) -> tuple[Books, list[str]]:
     """Replay the journal and compare. A book in use moves on: only what moved is read again, until it stands still."""
     books = Books()
     payments: dict[str, Payment] = {}
@@ -188,7 +186,7 @@ async def _audit_book(store: SqliteStore) -> tuple[Books, list[str]]:
     raise AuditError("the book is written to without a pause; audit it when there is less traffic")
 
 
-async def _catch_up(store: SqliteStore, books: Books) -> set[str]:
+async def _catch_up(store: Store, books: Books) -> set[str]:
     touched: set[str] = set()
     while True:
         begin = keyspace.journal(books.sequence + 1)
@@ -200,7 +198,7 @@ async def _catch_up(store: SqliteStore, books: Books) -> set[str]:
 
 
 async def _read_again(
-    store: SqliteStore, payment_id: str, payments: dict[str, Payment], statuses: dict[str, set[str]]
+    store: Store, payment_id: str, payments: dict[str, Payment], statuses: dict[str, set[str]]
 ) -> None:
     indexed = [keyspace.status(status.value, payment_id) for status in PaymentStatus]
     data, *named = (await store.read([keyspace.payment(payment_id), *indexed])).values
@@ -212,7 +210,7 @@ async def _read_again(
             statuses.setdefault(payment_id, set()).add(status.value)
 
 
-async def _read_settled(store: SqliteStore, operation_ids: list[str], reconciled: dict[str, Reconciled]) -> None:
+async def _read_settled(store: Store, operation_ids: list[str], reconciled: dict[str, Reconciled]) -> None:
     for begin in range(0, len(operation_ids), _ROWS_AT_ONCE):
         some = operation_ids[begin : begin + _ROWS_AT_ONCE]
         values = (await store.read([keyspace.reconciled(operation_id) for operation_id in some])).values
@@ -221,14 +219,14 @@ async def _read_settled(store: SqliteStore, operation_ids: list[str], reconciled
                 reconciled[operation_id] = codec.decode_reconciled(value)
 
 
-async def _opens(store: SqliteStore) -> dict[str, OpenOperation]:
+async def _opens(store: Store) -> dict[str, OpenOperation]:
     return {
         opened.operation_id: opened
         for opened in (codec.decode_open(value) for _, value in await _rows(store, ("open",), keyspace.LAST))
     }
 
 
-async def _rows(store: SqliteStore, prefix: Key, last: str) -> list[tuple[Key, bytes]]:
+async def _rows(store: Store, prefix: Key, last: str) -> list[tuple[Key, bytes]]:
     found: list[tuple[Key, bytes]] = []
     begin = prefix
     while True:
@@ -242,12 +240,12 @@ async def _rows(store: SqliteStore, prefix: Key, last: str) -> list[tuple[Key, b
 def main() -> None:
     """Audit a cell and print the report."""
     parser = argparse.ArgumentParser(description="Audit the books of one cell against its journals and its acquirer.")
-    parser.add_argument("--folder", type=Path, required=True, help="the cell's data folder")
+    parser.add_argument("--place", type=json.loads, required=True, help="where the cell's books stand, as JSON")
     parser.add_argument("--acquirer-url", required=True, help="where the acquirer tells its own record")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     try:
-        report = asyncio.run(audit_cell(options.folder, options.acquirer_url))
+        report = asyncio.run(audit_cell(open_shelf(options.place), options.acquirer_url))
     except AuditError as error:
         sys.stderr.write(f"The audit could not be made: {error}\n")
         sys.exit(2)

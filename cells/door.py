@@ -24,15 +24,15 @@ from prometheus_client import Counter, Histogram
 
 from actors.errors import CommitUnknownError, FencedError, StoreError, StoreExistsError, StoreMissingError
 from actors.limits import COMMAND_DEADLINE_MS
-from actors.store import Put, Range
+from actors.store import Put, Range, Store
 from cells import door_answers, door_metrics, process_config
 from cells.api import frames, limits, logs, messages
 from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
 from cells.api.messages import NOT_MINE, Answer, Method, Profile, RefusalCode, Refused
 from cells.poison import Suspects
 from cells.remote import Cluster, ClusterError
-from cells.sqlite_store import SqliteStore
 from cells.workforce import Link, Workforce
+from stores.shelf import Shelf, open_shelf
 
 log = structlog.get_logger()
 
@@ -58,6 +58,7 @@ _CONFIG: Final = {
     "token_file": str,
     "secret_file": str,
     "folder": str,
+    "place": dict,
     "spares": int,
     "acquirer_url": str,
     "log_file": str | None,
@@ -100,12 +101,11 @@ class Door:
     """Owns the assignment of its cell's partners while its epoch is the newest."""
 
     def __init__(
-        self, cell: str, folder: Path, book: SqliteStore, acquirer_url: str, on_superseded: Callable[[], None]
+        self, cell: str, shelf: Shelf, book: Store, acquirer_url: str, on_superseded: Callable[[], None]
     ) -> None:
         self.cell = cell
         self._acquirer_url = acquirer_url
-        self._partners_folder = folder / "partners"
-        self._partners_folder.mkdir(parents=True, exist_ok=True)
+        self._shelf = shelf
         self._book = book
         self._on_superseded = on_superseded
         self._seats: dict[str, Seat] = {}
@@ -384,7 +384,6 @@ class Door:
                     replace(profile, acquirer_url=profile.acquirer_url or self._acquirer_url)
                 ),
                 "door_epoch": self.door_epoch,
-                "book": str(self._partners_folder / f"{partner_id}.sqlite"),
             }
         )
         link.partners.add(partner_id)
@@ -435,9 +434,8 @@ class Door:
         partner_id = profile.partner_id
         async with self._onboarding:  # asked twice at once, it is one seat all the same
             if partner_id not in self._seats:
-                path = self._partners_folder / f"{partner_id}.sqlite"
                 try:
-                    await SqliteStore.create(path)
+                    await self._shelf.create("partners", partner_id)
                 except StoreExistsError:
                     log.info("book_is_there_already", partner=partner_id)
                 except StoreError as error:
@@ -547,16 +545,19 @@ class Door:
         return dict(orjson.loads(answer.body)["partners"])
 
 
-async def _open_book(folder: Path) -> SqliteStore:
+async def _open_book(shelf: Shelf) -> Store:
     """Open the cell's own book; the first door of a cell makes it. A lost one is never made anew."""
-    path = folder / "cell.sqlite"
-    if any((folder / "partners").glob("*.sqlite")) and not path.exists():
-        raise StoreMissingError(f"{path}: the cell has partners' books and lost its own; restore it from a backup")
     try:
-        await SqliteStore.create(path)
-    except StoreExistsError:
-        log.info("cell_is_known")
-    return await SqliteStore.open(path)
+        return await shelf.open("cell")
+    except StoreMissingError as error:
+        if await shelf.names("partners"):
+            raise StoreMissingError(
+                f"the cell has partners' books and lost its own; restore it from a backup: {error}"
+            ) from error
+    # Of two first doors one makes it; who comes second finds it.
+    with contextlib.suppress(StoreExistsError):
+        await shelf.create("cell")
+    return await shelf.open("cell")
 
 
 async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
@@ -571,10 +572,11 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end, 0, "signal")
     folder = Path(config["folder"])
-    book = await _open_book(folder)
+    shelf = open_shelf(config["place"])
+    book = await _open_book(shelf)
     door = Door(
         config["cell"],
-        folder,
+        shelf,
         book,
         config["acquirer_url"],
         lambda: end(4, "its book is another door's"),
@@ -587,6 +589,7 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
         folder=folder,
         logs_folder=Path(config["logs_folder"]),
         secret_file=Path(config["secret_file"]),
+        place=config["place"],
         key=frames.role_key(secret, "door"),
         cluster=cluster,
         spares=config["spares"],

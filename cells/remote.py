@@ -46,7 +46,7 @@ class WorkerActor:
     It has no coroutine: Ray would take it for an asynchronous actor, and leave its main thread to Ray's loop.
     """
 
-    def __init__(self, fields: dict[str, str]) -> None:
+    def __init__(self, fields: dict[str, Any]) -> None:
         config = WorkerConfig(**fields)
         self._config = config
         self._ports: tuple[int, int] | None = None

@@ -33,14 +33,17 @@ from cells.http_acquirer import HttpAcquirer
 from cells.http_client import HttpClient
 from cells.poison import Marker
 from cells.process_config import read_secret
-from cells.sqlite_store import SqliteStore
+from stores.shelf import open_shelf
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a worker is started with. The secret is read from its file, so that Ray never carries it."""
+    """What a worker is started with. The secret is read from its file, so that Ray never carries it.
+
+    `place` is where the cell's books stand (stores.shelf).
+    """
 
     name: str
     cell: str
@@ -48,6 +51,7 @@ class WorkerConfig:
     secret_file: str
     mark_file: str
     log_file: str
+    place: dict[str, Any]
 
 
 class Worker:
@@ -60,6 +64,7 @@ class Worker:
         self._heartbeat = HeartbeatThread(key, config.host)
         self._saturation = Saturation("worker", REGISTRY, self._turned)
         self._marker = Marker(Path(config.mark_file))
+        self._shelf = open_shelf(config.place)
         self._actors: dict[str, PartnerActor] = {}
         self._assigning = asyncio.Lock()
         self._reads = asyncio.Semaphore(limits.WORKER_READS_AT_ONCE_MAX)
@@ -189,7 +194,7 @@ class Worker:
             await self._release(profile.partner_id, "assigned again")
             try:
                 acquirer = HttpAcquirer(self._client, profile.acquirer_url, profile.partner_id)
-                store = await SqliteStore.open(Path(fields["book"]))
+                store = await self._shelf.open("partners", profile.partner_id)
             except (StoreError, ValueError) as error:
                 log.exception("partner_cannot_be_opened", partner=profile.partner_id)
                 return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")

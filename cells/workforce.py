@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -60,6 +61,7 @@ class Workforce:
         folder: Path,
         logs_folder: Path,
         secret_file: Path,
+        place: dict[str, Any],
         key: bytes,
         cluster: Cluster,
         spares: int,
@@ -73,6 +75,7 @@ class Workforce:
         self._marks.mkdir(parents=True, exist_ok=True)
         self._logs_folder = logs_folder
         self._secret_file = secret_file
+        self._place = place
         self._key = key
         self._cluster = cluster
         self._spares_wanted = spares
@@ -238,6 +241,7 @@ class Workforce:
                 str(self._secret_file),
                 str(self._mark_file(name)),
                 str(self._logs_folder / f"{self._cell}.worker-{slot}.log"),
+                self._place,
             )
             try:
                 endpoint = await asyncio.to_thread(self._cluster.start_worker, config)

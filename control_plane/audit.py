@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from control_plane import limits
-from control_plane.data_folder import DataFolder
+from control_plane.data_folder import DataFolder, require_instance
 from control_plane.errors import ControlPlaneError
+from control_plane.places import place_of_cell
 from control_plane.registry import Partner, read_partners
 from control_plane.settings import Settings
 
@@ -88,7 +89,8 @@ def merge(audits: dict[str, CellAudit], registered: Sequence[Partner]) -> dict[s
 
 
 async def _audit_cell(settings: Settings, folder: DataFolder, cell: str) -> CellAudit:
-    arguments = ("--folder", str(folder.cell_folder(cell)), "--acquirer-url", settings.acquirer, "--json")
+    place = place_of_cell(settings, folder, require_instance(folder), cell)
+    arguments = ("--place", json.dumps(place), "--acquirer-url", settings.acquirer, "--json")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",

@@ -119,6 +119,14 @@ def start(  # noqa: PLR0913 - one for each option
     ray_port: Annotated[int | None, typer.Option(help="Port of the first cell's Ray.")] = None,
     acquirer_port: Annotated[int | None, typer.Option(help="Port of the acquirer simulator.")] = None,
     acquirer_url: Annotated[str | None, typer.Option(help="An acquirer; the simulator isn't started then.")] = None,
+    store: Annotated[str | None, typer.Option(help="Where the money is: sqlite or fdb (FoundationDB).")] = None,
+    cluster_files: Annotated[
+        str | None,
+        typer.Option(help="FoundationDB's cluster files: one that all cells share, or one a cell, commas between."),
+    ] = None,
+    control_cluster_file: Annotated[
+        Path | None, typer.Option(help="The one for the control plane's own data; else the one that all cells share.")
+    ] = None,
 ) -> None:
     """Start everything and keep it running; Ctrl-C stops it. A second `up` on the same data goes on."""
     options = {name: value for name, value in locals().items() if name != "context"}

@@ -64,7 +64,13 @@ class Instance:
     id: str
     seed: str
     cells: int
+    store: str
     created_at: str
+
+    @property
+    def data_id(self) -> str:
+        """Which data it is, wherever the folder lies: names its directory in a FoundationDB cluster."""
+        return self.seed[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +211,13 @@ def prepare(folder: DataFolder, settings: Settings) -> Instance:
             where=str(folder.instance_file),
             hint=f"set cells = {instance.cells}, or start with another data_folder",
         )
+    if instance is not None and instance.store != settings.store:
+        raise FolderError(
+            f"this data is in the store {instance.store!r}, the settings say {settings.store!r}: "
+            "partners would have to move between stores, and moves don't exist yet",
+            where=str(folder.instance_file),
+            hint=f'set store = "{instance.store}", or start with another data_folder',
+        )
     folders = [folder.secrets, folder.directory_file.parent, folder.acquirer_folder, folder.run, folder.logs]
     folders += [folder.cell_folder(cell) for cell in settings.cell_names]
     folders += [folder.router_folder(router) for router in settings.router_names]
@@ -215,14 +228,20 @@ def prepare(folder: DataFolder, settings: Settings) -> Instance:
     if instance is not None:
         return instance
     seed = secrets.token_hex(16)
-    return Instance(_identity(seed, folder), seed, settings.cells, timestamp())
+    return Instance(_identity(seed, folder), seed, settings.cells, settings.store, timestamp())
 
 
 def finish_first_start(folder: DataFolder, instance: Instance) -> None:
     """Write down that the folder is whole, where it isn't yet. From then on nothing missing is made anew."""
     if folder.instance_file.exists():
         return
-    fields = {"format": FORMAT, "seed": instance.seed, "cells": instance.cells, "created_at": instance.created_at}
+    fields = {
+        "format": FORMAT,
+        "seed": instance.seed,
+        "cells": instance.cells,
+        "store": instance.store,
+        "created_at": instance.created_at,
+    }
     write_atomically(folder.instance_file, json.dumps(fields, indent=2).encode())
 
 
@@ -237,7 +256,9 @@ def read_instance(folder: DataFolder) -> Instance | None:
                 hint="run the version of Bulkhead that wrote it, or a newer one",
             )
         seed = str(fields["seed"])
-        return Instance(_identity(seed, folder), seed, int(fields["cells"]), str(fields["created_at"]))
+        # Folders of before there was a choice say nothing of a store.
+        store = str(fields.get("store", "sqlite"))
+        return Instance(_identity(seed, folder), seed, int(fields["cells"]), store, str(fields["created_at"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -246,6 +267,16 @@ def read_instance(folder: DataFolder) -> Instance | None:
             where=str(folder.instance_file),
             hint="restore it from a backup; it holds format, seed, cells and created_at",
         ) from error
+
+
+def require_instance(folder: DataFolder) -> Instance:
+    """Read what the folder is. Raises FolderError, also where no first start was whole yet."""
+    instance = read_instance(folder)
+    if instance is None:
+        raise FolderError(
+            "no Bulkhead was ever started on this data folder", where=str(folder.root), hint="start it: bulkhead up"
+        )
+    return instance
 
 
 def read_secret(path: Path) -> bytes:

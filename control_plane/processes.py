@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from control_plane import limits
-from control_plane.data_folder import DataFolder
+from control_plane.data_folder import DataFolder, Instance
+from control_plane.places import place_of_cell
 from control_plane.process_table import MARKER
 from control_plane.settings import LOOPBACK, Settings
 
@@ -58,14 +59,14 @@ class ProcessSpec:
 
 
 def plan(
-    settings: Settings, folder: DataFolder, instance_id: str, version: str, secrets_digest: str
+    settings: Settings, folder: DataFolder, instance: Instance, version: str, secrets_digest: str
 ) -> tuple[ProcessSpec, ...]:
     """Give all processes, in the order of their start."""
     planned: list[_Planned] = [*_plan_acquirer(settings, folder)]
     for index, cell in enumerate(settings.cell_names):
-        planned.append(_plan_ray_head(settings, folder, index, cell, ray_folder(instance_id) / str(index)))
+        planned.append(_plan_ray_head(settings, folder, index, cell, ray_folder(instance.id) / str(index)))
     for index, cell in enumerate(settings.cell_names):
-        planned.append(_plan_door(settings, folder, index, cell))
+        planned.append(_plan_door(settings, folder, instance, index, cell))
     for index, name in enumerate(settings.router_names):
         planned.append(_plan_router(settings, folder, index, name))
     specs: list[ProcessSpec] = []
@@ -84,7 +85,7 @@ def plan(
                 config=process.config,
                 config_file=config_file,
                 environment={
-                    MARKER: f"{instance_id}/{process.name}",
+                    MARKER: f"{instance.id}/{process.name}",
                     # Ray's processes give themselves titles, which must not overwrite the marker (setproctitle).
                     "SPT_NOENV": "1",
                     "PYTHONUNBUFFERED": "1",
@@ -162,7 +163,7 @@ def _plan_ray_head(settings: Settings, folder: DataFolder, index: int, cell: str
     )
 
 
-def _plan_door(settings: Settings, folder: DataFolder, index: int, cell: str) -> _Planned:
+def _plan_door(settings: Settings, folder: DataFolder, instance: Instance, index: int, cell: str) -> _Planned:
     name = f"{cell}.door"
     config = {
         "cell": cell,
@@ -173,6 +174,7 @@ def _plan_door(settings: Settings, folder: DataFolder, index: int, cell: str) ->
         "token_file": str(folder.ray_token_file(cell)),
         "secret_file": str(folder.cell_secret_file(cell)),
         "folder": str(folder.cell_folder(cell)),
+        "place": place_of_cell(settings, folder, instance, cell),
         "spares": settings.spares_per_cell,
         "acquirer_url": settings.acquirer,
         "log_file": str(folder.log_file(name)),

@@ -7,13 +7,14 @@ import os
 import stat
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -72,6 +73,11 @@ class Settings(BaseSettings):
     ray_port: Port = 8301
     acquirer_url: str = ""  # empty: `up` starts the simulator and uses that
     acquirer_fees: AcquirerFees = AcquirerFees()
+    store: Literal["sqlite", "fdb"] = "sqlite"
+    # FoundationDB's cluster files, where the store is fdb: one that all cells share, or one a cell in their order.
+    cluster_files: Annotated[tuple[Path, ...], NoDecode] = ()
+    # The one for the control plane's own data; unset: the one that all cells share.
+    control_cluster_file: Path | None = None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -96,6 +102,35 @@ class Settings(BaseSettings):
                 raise ValueError("must be an http:// or https:// URL, or empty for the simulator")
         return url.rstrip("/")
 
+    @field_validator("cluster_files", mode="before")
+    @classmethod
+    def _split_files(cls, files: Any) -> Any:
+        # One text, as the environment and options have it: names with commas between.
+        return [name for name in files.split(",") if name] if isinstance(files, str) else files
+
+    @field_validator("cluster_files")
+    @classmethod
+    def _make_files_absolute(cls, files: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(file.expanduser().absolute() for file in files)
+
+    @field_validator("control_cluster_file")
+    @classmethod
+    def _make_file_absolute(cls, file: Path | None) -> Path | None:
+        return None if file is None else file.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _check_store(self) -> "Settings":
+        files = len(self.cluster_files)
+        if self.store == "sqlite" and (files or self.control_cluster_file is not None):
+            raise ValueError('cluster_files: these are for FoundationDB; set store = "fdb" or leave them out')
+        if self.store == "fdb" and files not in {1, self.cells}:
+            raise ValueError(
+                f"cluster_files: {files} files for {self.cells} cells; name one that all cells share, or one for each"
+            )
+        if files > 1 and self.control_cluster_file is None:
+            raise ValueError("control_cluster_file: with a cluster for each cell, name the control plane's own, too")
+        return self
+
     @model_validator(mode="after")
     def _keep_ports_apart(self) -> "Settings":
         taken: dict[int, str] = {}
@@ -117,6 +152,15 @@ class Settings(BaseSettings):
     def acquirer(self) -> str:
         """The acquirer's base URL."""
         return self.acquirer_url or f"http://{LOOPBACK}:{self.acquirer_port}"
+
+    def cluster_file_of(self, cell: str) -> Path:
+        """Give the FoundationDB cluster file of a cell."""
+        return self.cluster_files[self.cell_names.index(cell) if len(self.cluster_files) > 1 else 0]
+
+    @property
+    def cluster_file_of_registry(self) -> Path:
+        """The FoundationDB cluster file of the control plane's own data."""
+        return self.control_cluster_file or self.cluster_files[0]
 
     @property
     def cell_names(self) -> tuple[str, ...]:
@@ -171,11 +215,9 @@ def load(named_file: Path | None, options: dict[str, Any]) -> Settings:
     given = {name: value for name, value in options.items() if value is not None}
     named = set(given)
     in_file = _read_names(file)
-    # A relative folder in a file means: beside that file, wherever the command is run.
-    if file is not None and "data_folder" in in_file and "data_folder" not in given:
-        folder = in_file["data_folder"]
-        if isinstance(folder, str) and PREFIX + "DATA_FOLDER" not in os.environ:
-            given["data_folder"] = file.absolute().parent / Path(folder).expanduser()
+    # A relative path in a file means: beside that file, wherever the command is run.
+    if file is not None:
+        in_file = {name: _beside(file, name, value) for name, value in in_file.items()}
 
     class FromFile(Settings):
         @classmethod
@@ -189,6 +231,14 @@ def load(named_file: Path | None, options: dict[str, Any]) -> Settings:
         return FromFile(**given)
     except ValidationError as error:
         raise _explain(error, file, named, set(in_file)) from error
+
+
+def _beside(file: Path, name: str, value: Any) -> Any:
+    if name in {"data_folder", "control_cluster_file"} and isinstance(value, str):
+        return str(file.absolute().parent / Path(value).expanduser())
+    if name == "cluster_files" and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return [str(file.absolute().parent / Path(one).expanduser()) for one in value]
+    return value
 
 
 def _read_names(file: Path | None) -> dict[str, Any]:

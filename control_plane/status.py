@@ -66,7 +66,7 @@ async def collect_directly(settings: Settings, folder: DataFolder, version: str)
         raise NotRunningError(
             "no Bulkhead was ever started on this data folder", where=str(folder.root), hint="start it: bulkhead up"
         )
-    specs = plan(settings, folder, instance.id, version=version, secrets_digest=secrets_digest(folder, settings))
+    specs = plan(settings, folder, instance, version=version, secrets_digest=secrets_digest(folder, settings))
     states: list[ProcessState] = []
     for spec in specs:
         try:

@@ -29,8 +29,8 @@ from router.directory_file import write_atomically
 
 log = structlog.get_logger()
 
-# Settings, data folder, instance id, version, digest of the secrets; as processes.plan.
-Planner = Callable[[Settings, DataFolder, str, str, str], tuple[ProcessSpec, ...]]
+# Settings, data folder, instance, version, digest of the secrets; as processes.plan.
+Planner = Callable[[Settings, DataFolder, Instance, str, str], tuple[ProcessSpec, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class _Up:
         return self._make_plan(
             self._settings,
             self._folder,
-            self._instance.id,
+            self._instance,
             version(),
             data_folder.secrets_digest(self._folder, self._settings),
         )

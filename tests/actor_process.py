@@ -24,7 +24,7 @@ from actors.profile import Profile
 from actors.store import Range
 from cells.http_acquirer import HttpAcquirer
 from cells.http_client import HttpClient
-from cells.sqlite_store import SqliteStore
+from stores.sqlite_store import SqliteStore
 
 PARTNER = "acme"
 COMMAND_ID = "01M8000000000000000000000Z"

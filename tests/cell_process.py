@@ -122,6 +122,7 @@ class CellProcess:
             "token_file": str(self.folder / "token"),
             "secret_file": str(self.folder / "secret"),
             "folder": str(self.cell_folder),
+            "place": {"store": "sqlite", "folder": str(self.cell_folder)},
             "spares": self._spares,
             "acquirer_url": self.acquirer_url,
             "log_file": None,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane import limits, up
-from control_plane.data_folder import DataFolder
+from control_plane.data_folder import DataFolder, Instance
 from control_plane.errors import ControlPlaneError
 from control_plane.process_table import MARKER
 from control_plane.processes import ProcessSpec
@@ -52,7 +52,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", config["port"]), Livez).serve_fore
 
 
 def stand_in_plan(
-    _settings: Settings, folder: DataFolder, instance_id: str, version: str, secrets_digest: str
+    _settings: Settings, folder: DataFolder, instance: Instance, version: str, secrets_digest: str
 ) -> tuple[ProcessSpec, ...]:
     """Give the children that were asked for, in place of an installation's."""
     specs = []
@@ -74,7 +74,7 @@ def stand_in_plan(
                 argv=(sys.executable, "-c", CHILD, str(config_file)),
                 config=config,
                 config_file=config_file,
-                environment={MARKER: f"{instance_id}/{name}"},
+                environment={MARKER: f"{instance.id}/{name}"},
                 host="127.0.0.1",
                 port=int(port),
                 needs=tuple(needs),

@@ -17,8 +17,8 @@ import apsw
 
 from actors.errors import CommitUnknownError, StoreError, StoreUnavailableError
 from actors.store import Mutation, Put, Range
-from cells import sqlite_file
-from cells.sqlite_store import SqliteStore
+from stores import sqlite_file
+from stores.sqlite_store import SqliteStore
 
 VALUE_BYTES = 600
 SIDE_ROWS = 7

@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 import apsw
 
 from actors.store import Store
-from cells.memory_store import Fault, MemoryBook, MemoryStore
-from cells.sqlite_store import SqliteStore
+from stores.memory_store import Fault, MemoryBook, MemoryStore
+from stores.sqlite_store import SqliteStore
 
 Place = Literal["before", "inside", "after"]
 

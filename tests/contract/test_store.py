@@ -19,8 +19,8 @@ from actors.errors import (
     StoreUnavailableError,
 )
 from actors.store import Check, Clear, Entry, Key, Ownership, Part, Put, Range, Store
-from cells import limits
-from cells.store_requests import KEY_BYTES_MAX
+from stores import limits
+from stores.requests import KEY_BYTES_MAX
 from tests.contract import stores
 from tests.contract.stores import Harness
 

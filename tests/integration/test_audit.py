@@ -32,7 +32,7 @@ from actors.profile import Profile
 from actors.store import Clear, Mutation, Put, Range
 from cells.http_acquirer import HttpAcquirer
 from cells.http_client import HttpClient
-from cells.sqlite_store import SqliteStore
+from stores.sqlite_store import SqliteStore
 from tests.acquirer_process import AcquirerProcess, start_acquirer
 from tests.cell_process import free_port
 
@@ -116,8 +116,8 @@ async def audit(folder: Path, url: str, *options: str) -> tuple[int, str]:
         sys.executable,
         "-m",
         "cells.audit",
-        "--folder",
-        str(folder),
+        "--place",
+        json.dumps({"store": "sqlite", "folder": str(folder)}),
         "--acquirer-url",
         url,
         *options,

@@ -20,6 +20,7 @@ from cells.api import messages
 from cells.api.connection import Peer, PeerLostError, PeerUnavailableError
 from cells.api.messages import Answer, Command, Method, Profile, RefusalCode, Refused
 from cells.audit import audit_cell
+from stores.sqlite_shelf import SqliteShelf
 from tests.acquirer_process import AcquirerProcess, start_acquirer
 from tests.cell_process import CellProcess, start_cell
 from tests.eventually import eventually, eventually_true
@@ -55,7 +56,7 @@ async def onboard(cell: CellProcess) -> None:
 @pytest.fixture(autouse=True)
 async def _books_agree_afterwards(cell: CellProcess, acquirer: AcquirerProcess) -> AsyncIterator[None]:
     yield
-    report = await audit_cell(cell.cell_folder, acquirer.url)
+    report = await audit_cell(SqliteShelf(cell.cell_folder), acquirer.url)
     assert report["ok"], [partner for partner in report["partners"] if not partner["ok"]]
     assert [partner["partner"] for partner in report["partners"]] == list(PARTNERS)
 

@@ -17,8 +17,8 @@ from actors import codec, keyspace
 from actors.store import Range
 from cells.api.messages import Answer, Method, Refusal, RefusalCode, Refused
 from cells.audit import audit_cell
-from cells.sqlite_store import SqliteStore
 from router import directory
+from stores.sqlite_store import SqliteStore
 from tests.acquirer_process import AcquirerProcess, start_acquirer
 from tests.eventually import eventually
 from tests.fake_time import FakeTime

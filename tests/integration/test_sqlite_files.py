@@ -19,8 +19,8 @@ from actors.errors import (
     StoreUnavailableError,
 )
 from actors.store import Put, Range
-from cells import sqlite_file
-from cells.sqlite_store import SqliteStore
+from stores import sqlite_file
+from stores.sqlite_store import SqliteStore
 
 ROOT = Path(__file__).parents[2]
 PAGE_BYTES = 4_096

@@ -22,8 +22,8 @@ import pytest
 from actors import limits as actor_limits
 from actors.errors import CommitUnknownError, StoreUnavailableError
 from actors.store import Check, Key, Ownership, Put, Range
-from cells import limits
-from cells.sqlite_store import SqliteStore
+from stores import limits
+from stores.sqlite_store import SqliteStore
 from tests.contract.stores import SqliteHarness
 from tests.store_process import integrity, read_sequences, sequence_mutations
 
@@ -161,7 +161,7 @@ def test_a_full_disk_loses_nothing_and_damages_nothing(tmp_path: Path) -> None:
     mount.mkdir()
     script = (
         f"mount -t tmpfs -o size=2m none {mount} && "
-        f'{sys.executable} -c "from cells.sqlite_file import create; from pathlib import Path; '
+        f'{sys.executable} -c "from stores.sqlite_file import create; from pathlib import Path; '
         f"create(Path('{mount}/partner.sqlite'))\" && "
         f"exec {sys.executable} -m tests.store_process fill-disk {mount}/partner.sqlite"
     )

@@ -37,7 +37,7 @@ from actors.records import JournalEntry
 from actors.refusals import RefusalCode
 from actors.rules import Standing
 from actors.store import Entry, Key, Range
-from cells.memory_store import MemoryBook, MemoryStore
+from stores.memory_store import MemoryBook, MemoryStore
 from tests.unit.actors.scripted_acquirer import AcquirerRecord, ScriptedAcquirer
 from tests.unit.actors.virtual_time import VirtualClock
 

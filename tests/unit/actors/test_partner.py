@@ -12,7 +12,7 @@ from actors.errors import ActorStoppedError, FencedError
 from actors.mailbox import Result
 from actors.profile import Profile
 from actors.refusals import RefusalCode
-from cells.memory_store import MemoryStore
+from stores.memory_store import MemoryStore
 from tests.unit.actors.partner_bench import (
     Bench,
     authorization,

@@ -20,7 +20,7 @@ from actors.commands import (
 from actors.errors import ActorStoppedError
 from actors.payment import DisputeStatus, payment_id_of
 from actors.refusals import RefusalCode
-from cells.memory_store import Fault
+from stores.memory_store import Fault
 from tests.unit.actors.partner_bench import Bench, authorization, body, code, purchase, read_books, settle_down
 from tests.unit.actors.scripted_acquirer import (
     ACCEPT,

@@ -9,7 +9,7 @@ from actors.answers import Answer
 from actors.commands import CapturePayment, ResolveOperation, VoidPayment
 from actors.errors import ActorStoppedError, StoreUnavailableError
 from actors.refusals import RefusalCode
-from cells.memory_store import Fault
+from stores.memory_store import Fault
 from tests.unit.actors.partner_bench import Bench, authorization, body, code, purchase, read_books, settle_down
 from tests.unit.actors.scripted_acquirer import REFUSED, ScriptedAcquirer, Step
 from tests.unit.actors.virtual_time import in_virtual_time

@@ -14,8 +14,8 @@ from actors.fees import FeeSchedule
 from actors.payment import MONEY_KINDS, OperationState
 from actors.refusals import RefusalCode
 from actors.store import Put
-from cells.memory_store import Fault
 from control_plane.settings import AcquirerFees
+from stores.memory_store import Fault
 from tests.unit.actors.partner_bench import Bench, authorization, body, purchase, settle_down
 from tests.unit.actors.scripted_acquirer import REFUSED, TIMEOUT_CHARGED, Step, decline
 from tests.unit.actors.virtual_time import in_virtual_time

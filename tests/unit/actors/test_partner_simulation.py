@@ -37,7 +37,7 @@ from actors.partner import PartnerActor
 from actors.payment import DisputeStatus, PaymentStatus, payment_id_of
 from actors.refusals import RefusalCode
 from actors.settlement import needs_person
-from cells.memory_store import Fault, Stop
+from stores.memory_store import Fault, Stop
 from tests.unit.actors.partner_bench import Bench
 from tests.unit.actors.scripted_acquirer import (
     ACCEPT,

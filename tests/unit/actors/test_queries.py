@@ -10,7 +10,7 @@ from actors.answers import Answer
 from actors.commands import CapturePayment, CreatePayment, RefundPayment
 from actors.errors import StoreUnavailableError
 from actors.refusals import RefusalCode
-from cells.memory_store import Fault
+from stores.memory_store import Fault
 from tests.unit.actors.partner_bench import Bench, authorization, body, code, purchase
 from tests.unit.actors.scripted_acquirer import Step, decline
 from tests.unit.actors.virtual_time import START_MS, in_virtual_time

@@ -9,7 +9,7 @@ from actors.acquirer import Approved
 from actors.answers import Answer
 from actors.commands import CapturePayment, ResolveOperation
 from actors.mailbox import Sweep
-from cells.memory_store import Fault
+from stores.memory_store import Fault
 from tests.unit.actors.partner_bench import Bench, authorization, body, purchase, read_books
 from tests.unit.actors.scripted_acquirer import REFUSED, Step, decline
 from tests.unit.actors.virtual_time import in_virtual_time

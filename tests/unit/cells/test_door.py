@@ -15,14 +15,15 @@ import orjson
 import pytest
 
 from actors.errors import StoreMissingError
-from actors.store import Put
+from actors.store import Put, Store
 from cells import door as door_module
 from cells.api import frames, limits, messages
 from cells.api.connection import Connection, PeerLostError, Request
 from cells.api.messages import Answer, Command, Method, Profile, RefusalCode, Refused
 from cells.door import Door
-from cells.sqlite_store import SqliteStore
 from cells.workforce import Link, Workforce
+from stores.sqlite_shelf import SqliteShelf
+from stores.sqlite_store import SqliteStore
 from tests.eventually import eventually
 from tests.stand_in_cluster import StandInCluster
 from tests.worker_process import GIVE_UP, POISON, STALL
@@ -42,11 +43,12 @@ class OpenCell:
         self.broken: list[str] = []
         self.door: Door
         self.workforce: Workforce
-        self._book: SqliteStore
+        self._book: Store
+        self._shelf = SqliteShelf(folder)
 
     async def open(self, spares: int) -> None:
-        self._book = await door_module._open_book(self.folder)
-        self.door = Door("cell-0", self.folder, self._book, ACQUIRER_URL, self.superseded.set)
+        self._book = await door_module._open_book(self._shelf)
+        self.door = Door("cell-0", self._shelf, self._book, ACQUIRER_URL, self.superseded.set)
         await self.door.open()
         (self.folder / "secret").write_bytes(SECRET)
         self.workforce = Workforce(
@@ -55,6 +57,7 @@ class OpenCell:
             folder=self.folder,
             logs_folder=self.folder,
             secret_file=self.folder / "secret",
+            place={"store": "sqlite", "folder": str(self.folder)},
             key=frames.role_key(SECRET, "door"),
             cluster=self.cluster,
             spares=spares,
@@ -396,7 +399,7 @@ async def test_a_cell_that_lost_its_own_book_does_not_begin_anew(tmp_path: Path,
     for path in tmp_path.glob("cell.sqlite*"):  # noqa: ASYNC240 - a test may block
         path.unlink()
     with pytest.raises(StoreMissingError):
-        await door_module._open_book(tmp_path)
+        await door_module._open_book(SqliteShelf(tmp_path))
     assert not (tmp_path / "cell.sqlite").exists()
 
 
@@ -570,7 +573,7 @@ async def test_onboarding_twice_at_once_makes_one_seat(cell: OpenCell) -> None:
 
 
 async def test_a_book_from_before_is_kept_at_onboarding(cell: OpenCell) -> None:
-    await SqliteStore.create(cell.book("alpha"))
+    await SqliteShelf(cell.folder).create("partners", "alpha")
     store = await SqliteStore.open(cell.book("alpha"))
     await store.acquire(0)
     await store.close()

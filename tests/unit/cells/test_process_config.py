@@ -25,6 +25,7 @@ def config(folder: Path, **changes: Any) -> dict[str, Any]:
         "token_file": str(folder / "token"),
         "secret_file": str(folder / "secret"),
         "folder": str(folder / "cell"),
+        "place": {"store": "sqlite", "folder": str(folder / "cell")},
         "spares": 1,
         "acquirer_url": "http://127.0.0.1:4",
         "log_file": None,

@@ -49,6 +49,7 @@ async def employing(
         folder=folder,
         logs_folder=folder,
         secret_file=secret_file,
+        place={"store": "sqlite", "folder": str(folder)},
         key=KEY,
         cluster=cluster,
         spares=spares,

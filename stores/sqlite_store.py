@@ -25,10 +25,10 @@ from actors.errors import (
     StoreUnavailableError,
 )
 from actors.store import Check, Entry, Key, Mutation, Ownership, Range, Snapshot
-from cells import limits, sqlite_file, tuple_keys
-from cells.sqlite_file import Place
-from cells.store_requests import EncodedCommit, EncodedRange, EncodedRead, encode_commit, encode_read
-from cells.store_thread import Call, StoreThread
+from stores import limits, sqlite_file, tuple_keys
+from stores.requests import EncodedCommit, EncodedRange, EncodedRead, encode_commit, encode_read
+from stores.sqlite_file import Place
+from stores.store_thread import Call, StoreThread
 
 log = structlog.get_logger()
 

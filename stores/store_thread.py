@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from actors.errors import CommitUnknownError, StoreUnavailableError
-from cells import limits
+from stores import limits
 
 T = TypeVar("T")
 

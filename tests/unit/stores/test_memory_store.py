@@ -10,7 +10,7 @@ from actors.errors import (
     StoreUnavailableError,
 )
 from actors.store import Check, Put
-from cells.memory_store import Fault, MemoryBook, MemoryStore
+from stores.memory_store import Fault, MemoryBook, MemoryStore
 
 HOLDER = ("holder",)
 

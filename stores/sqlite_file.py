@@ -18,7 +18,7 @@ import apsw
 import structlog
 
 from actors.errors import StoreCorruptError, StoreExistsError, StoreMissingError, StoreUnavailableError
-from cells import limits
+from stores import limits
 
 log = structlog.get_logger()
 

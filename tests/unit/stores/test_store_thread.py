@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from actors.errors import CommitUnknownError, StoreUnavailableError
-from cells.store_thread import Call, StoreThread
+from stores.store_thread import Call, StoreThread
 
 TIMEOUT_MS = 5_000
 

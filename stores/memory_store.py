@@ -19,8 +19,8 @@ from actors.errors import (
     StoreUnavailableError,
 )
 from actors.store import Check, Entry, Key, Mutation, Ownership, Range, Snapshot
-from cells import tuple_keys
-from cells.store_requests import EncodedCommit, EncodedRange, encode_commit, encode_read
+from stores import tuple_keys
+from stores.requests import EncodedCommit, EncodedRange, encode_commit, encode_read
 
 CallName = Literal["acquire", "read", "commit"]
 Place = Literal["before", "inside", "after"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cells import tuple_keys
+from stores import tuple_keys
 
 _PARTS = (
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -10,7 +10,7 @@ from actors import limits as actor_limits
 from actors.errors import StoreLimitError
 from actors.store import Check, Key, Mutation, Put, Range
 from actors.values import dataclass
-from cells import limits, tuple_keys
+from stores import limits, tuple_keys
 
 KEY_BYTES_MAX = actor_limits.STORE_KEY_BYTES_MAX - limits.STORE_PREFIX_BYTES_MAX
 

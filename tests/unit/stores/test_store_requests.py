@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from actors import limits as actor_limits
 from actors.errors import StoreLimitError
 from actors.store import Check, Clear, Key, Put
-from cells import limits, tuple_keys
-from cells.store_requests import encode_commit
+from stores import limits, tuple_keys
+from stores.requests import encode_commit
 
 parts = st.one_of(st.text(), st.integers(min_value=-(2**80), max_value=2**80), st.binary())
 keys = st.lists(parts, max_size=4).map(tuple)

@@ -1,0 +1,20 @@
+"""Where the books of an installation stand: each cell's, and the control plane's own. Pure: nothing is opened here."""
+
+from typing import Any, Final
+
+from control_plane.data_folder import DataFolder, Instance
+from control_plane.settings import Settings
+
+# The directory in a FoundationDB cluster below which each installation has its own.
+ROOT: Final = "bulkhead"
+
+
+def place_of_cell(settings: Settings, folder: DataFolder, instance: Instance, cell: str) -> dict[str, Any]:
+    """Give where a cell's books stand (stores.shelf)."""
+    if settings.store == "sqlite":
+        return {"store": "sqlite", "folder": str(folder.cell_folder(cell))}
+    return {
+        "store": "fdb",
+        "cluster_file": str(settings.cluster_file_of(cell)),
+        "path": [ROOT, instance.data_id, "cells", cell],
+    }

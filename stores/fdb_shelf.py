@@ -1,0 +1,30 @@
+"""The shelf of FoundationDB: a directory in a cluster, in it a directory for each book. Moving one copies nothing."""
+
+from pathlib import Path
+
+from stores.fdb_store import Cluster, FdbStore
+
+
+class FdbShelf:
+    """See `stores.shelf.Shelf` for the contract."""
+
+    def __init__(self, cluster: Cluster, path: tuple[str, ...]) -> None:
+        self.cluster = cluster
+        self._path = path
+
+    @classmethod
+    def connect(cls, cluster_file: Path, path: tuple[str, ...]) -> "FdbShelf":
+        """Connect to the cluster in the background. Raises StoreClientError."""
+        return cls(Cluster(cluster_file), path)
+
+    async def create(self, *name: str) -> None:
+        """Make an empty book, durably."""
+        await FdbStore.create(self.cluster, (*self._path, *name))
+
+    async def open(self, *name: str) -> FdbStore:
+        """Open a book that exists."""
+        return await FdbStore.open(self.cluster, (*self._path, *name))
+
+    async def names(self, folder: str) -> list[str]:
+        """Give the names of all books in a folder of the shelf."""
+        return await self.cluster.list_directory((*self._path, folder))

@@ -1,0 +1,35 @@
+"""The shelf of the embedded store: a folder, in it one SQLite file for each book."""
+
+import asyncio
+from pathlib import Path
+
+from stores import sqlite_file
+from stores.sqlite_store import SqliteStore
+
+
+class SqliteShelf:
+    """See `stores.shelf.Shelf` for the contract."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def create(self, *name: str) -> None:
+        """Make an empty book, durably, and the folder that it lies in."""
+        path = self._path(name)
+
+        def make() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sqlite_file.create(path)
+
+        await asyncio.to_thread(make)
+
+    async def open(self, *name: str) -> SqliteStore:
+        """Open a book that exists."""
+        return await SqliteStore.open(self._path(name))
+
+    async def names(self, folder: str) -> list[str]:
+        """Give the names of all books in a folder of the shelf."""
+        return sorted(path.stem for path in (self._folder / folder).glob("*.sqlite"))
+
+    def _path(self, name: tuple[str, ...]) -> Path:
+        return self._folder.joinpath(*name[:-1], f"{name[-1]}.sqlite")
