@@ -602,7 +602,7 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
     staffing = asyncio.create_task(door.staff(workforce), name="staff-door")
     await server.start(config["host"], config["port"])
     await staffing
-    metrics = await door_metrics.serve(config["host"], config["metrics_port"], workforce)
+    metrics = await door_metrics.serve(config["host"], config["metrics_port"], workforce, shelf)
     log.info("door_listens", port=config["port"], pid=os.getpid())
     code = await ended
     await server.aclose()

@@ -1,4 +1,4 @@
-"""What a door counts and times, and one /metrics for the whole cell: the door's own and the sum of its workers'."""
+"""What a door counts and times, and one /metrics for the whole cell: its own, its workers' sums, its shelf's health."""
 
 import asyncio
 from typing import Final
@@ -12,8 +12,10 @@ from cells.api import limits
 from cells.api.connection import PeerError
 from cells.api.messages import Method
 from cells.api.saturation import Saturation
+from cells.shelf_health import ShelfHealth
 from cells.worker_metrics import Dump, Sum
 from cells.workforce import Link, Workforce
+from stores.shelf import Shelf
 
 # Not the default registry: a door's process also has the (idle) metrics of actors.
 _REGISTRY: Final = CollectorRegistry()
@@ -45,11 +47,14 @@ ACTIVATION_SECONDS: Final = Histogram(
 WORKERS: Final = Gauge("bulkhead_door_workers", "Living workers.", ["state"], registry=_REGISTRY)
 
 
-async def serve(host: str, port: int, workforce: Workforce) -> web.AppRunner:
+async def serve(host: str, port: int, workforce: Workforce, shelf: Shelf) -> web.AppRunner:
     """Serve GET /metrics until the runner is cleaned up."""
     workers = Sum()
     _REGISTRY.register(workers)
     Saturation("door", _REGISTRY).start()
+    health = ShelfHealth(shelf)
+    _REGISTRY.register(health)
+    health.start()
 
     async def metrics(_: web.Request) -> web.Response:
         links = list(workforce.links.values())

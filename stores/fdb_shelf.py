@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
+import structlog
+
+from actors.errors import StoreError
+from stores import fdb_status
 from stores.fdb_store import Cluster, FdbStore
+from stores.health import Sample
+
+log = structlog.get_logger()
 
 
 class FdbShelf:
@@ -28,3 +35,11 @@ class FdbShelf:
     async def names(self, folder: str) -> list[str]:
         """Give the names of all books in a folder of the shelf."""
         return await self.cluster.list_directory((*self._path, folder))
+
+    async def health(self) -> list[Sample]:
+        """Tell the cluster's status, or that it did not tell it."""
+        try:
+            return fdb_status.samples_of(await self.cluster.status())
+        except StoreError as error:
+            log.warning("cluster_status_unknown", error=str(error))
+            return fdb_status.unreachable()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgpack
+import orjson
 import structlog
 
 from actors import limits as actor_limits
@@ -46,6 +47,8 @@ _RECORD_VERSION: Final = 1
 # The store's own rows. A key of the contract never begins with NULL, the tuple encoding's first byte of these.
 _OWNERSHIP: Final = b"\x00\x14"  # (None, 0)
 _RECEIPT: Final = b"\x00\x15\x01"  # (None, 1, slot)
+# https://apple.github.io/foundationdb/mr-status.html
+_STATUS_KEY: Final = b"\xff\xff/status/json"
 _LIBRARY: Final = "libfdb_c.so"
 _CLUSTER_FILE_LINE: Final = re.compile(r"[A-Za-z0-9_]+:[A-Za-z0-9]+@[^@\s]+:\d+(:tls)?(,[^@\s]+:\d+(:tls)?)*", re.ASCII)
 
@@ -215,6 +218,32 @@ class Cluster:
             return [future.wait() for future in futures]  # they are ready: nothing is waited for
         except self.fdb.FDBError as error:
             raise _TransactionError(error, committing=committing) from error
+
+    async def status(self) -> dict[str, Any]:
+        """Give the cluster's machine-readable status. Raises StoreUnavailableError.
+
+        The client makes it itself of what it is told, also where it reaches nobody; a transaction's time-out, or its
+        end, means nothing to it. Parsing takes some ms a MB of the event loop's time.
+        """
+        transaction = self.database.create_transaction()
+        try:
+            async with asyncio.timeout(limits.FDB_STATUS_TIMEOUT_MS / 1_000):
+                (value,) = await self.wait(transaction, transaction.get(_STATUS_KEY))
+        except TimeoutError as error:
+            raise StoreUnavailableError(f"{self}: no status in {limits.FDB_STATUS_TIMEOUT_MS} ms") from error
+        except _TransactionError as error:
+            raise StoreUnavailableError(f"{self}: no status: {error}") from error
+        told = value.value
+        if told is None or len(told) > limits.FDB_STATUS_BYTES_MAX:
+            size = "no" if told is None else len(told)
+            raise StoreUnavailableError(f"{self}: a status of {size} bytes can't be used")
+        try:
+            status = orjson.loads(told)
+        except ValueError as error:
+            raise StoreUnavailableError(f"{self}: its status is no JSON: {error}") from error
+        if not isinstance(status, dict):
+            raise StoreUnavailableError(f"{self}: its status is no JSON object")
+        return status
 
     # Directories (https://apple.github.io/foundationdb/developer-guide.html#directories)
 

@@ -52,6 +52,9 @@ FDB_COMMITS_AT_ONCE_MAX: Final = 16
 FDB_CLUSTER_FILE_BYTES_MAX: Final = 10_000
 # What opening the first connection to a cluster may take, a probe each.
 FDB_CONNECT_TIMEOUT_MS: Final = 5_000
+# The cluster's status, as JSON: 10 kB for one process, 100 kB and more for many.
+FDB_STATUS_TIMEOUT_MS: Final = 5_000
+FDB_STATUS_BYTES_MAX: Final = 4_000_000
 
 assert FDB_TRANSACTION_TIMEOUT_MS < FDB_CALL_TIMEOUT_MS < actor_limits.COMMIT_TIMEOUT_MS
 assert FDB_CALL_TIMEOUT_MS + actor_limits.ANSWER_MARGIN_MS < actor_limits.COMMAND_DEADLINE_MS

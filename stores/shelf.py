@@ -4,11 +4,12 @@ A book's name is a path: ("cell",) is a cell's own, ("partners", "acme") a partn
 A book is made once, at onboarding; opening one never makes it, because a missing book must not become an empty one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from actors.store import Store
+from stores.health import Sample
 from stores.sqlite_shelf import SqliteShelf
 
 KINDS: Final = ("sqlite", "fdb")
@@ -28,6 +29,9 @@ class Shelf(Protocol):
 
     async def names(self, folder: str) -> list[str]:
         """Give the last part of the names of all books in a folder of the shelf, in order. Raises StoreError."""
+
+    async def health(self) -> Sequence[Sample]:
+        """Tell how the place is, for dashboards; nothing where it has nothing to tell, ever. Takes seconds at most."""
 
 
 def open_shelf(place: Mapping[str, Any]) -> Shelf:

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from stores import sqlite_file
+from stores.health import Sample
 from stores.sqlite_store import SqliteStore
 
 
@@ -30,6 +31,10 @@ class SqliteShelf:
     async def names(self, folder: str) -> list[str]:
         """Give the names of all books in a folder of the shelf."""
         return sorted(path.stem for path in (self._folder / folder).glob("*.sqlite"))
+
+    async def health(self) -> tuple[Sample, ...]:
+        """Tell nothing: how its disk is, the machine tells."""
+        return ()
 
     def _path(self, name: tuple[str, ...]) -> Path:
         return self._folder.joinpath(*name[:-1], f"{name[-1]}.sqlite")
