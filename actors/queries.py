@@ -227,12 +227,17 @@ async def _list_events(actor: PartnerActor, arguments: Arguments) -> Answer | Re
 async def _list_unknown(actor: PartnerActor) -> Answer:
     now_ms = actor.now_ms()
     opens = sorted(actor.opens.values(), key=lambda opened: opened.first_asked_ms)
-    payments = {payment.id: payment for payment in await _payments(actor, {o.payment_id for o in opens})}
-    shown = [
-        views.unknown_view(payments[opened.payment_id], opened, now_ms, needs_person=needs_person(opened, now_ms))
-        for opened in opens
-        if payments[opened.payment_id].operation(opened.operation_id).state is OperationState.UNKNOWN
-    ]
+    shown: list[dict[str, Any]] = []
+    for first in range(0, len(opens), limits.PAGE_ROWS_READ_AT_ONCE):
+        some = opens[first : first + limits.PAGE_ROWS_READ_AT_ONCE]
+        payments = {payment.id: payment for payment in await _payments(actor, {o.payment_id for o in some})}
+        shown += [
+            views.unknown_view(payments[opened.payment_id], opened, now_ms, needs_person=needs_person(opened, now_ms))
+            for opened in some
+            if payments[opened.payment_id].operation(opened.operation_id).state is OperationState.UNKNOWN
+        ]
+        if len(shown) > limits.PAGE_ROWS_MAX:
+            break
     page = shown[: limits.PAGE_ROWS_MAX]
     return Answer(200, views.render_list(page, has_more=len(shown) > len(page)))
 

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
-from actors import limits
+from actors import codec, keyspace, limits
 from actors.answers import Answer
 from actors.commands import CapturePayment, CreatePayment, RefundPayment
 from actors.errors import StoreUnavailableError
+from actors.payment import Failure, Operation, OperationKind, OperationState, Payment
 from actors.refusals import RefusalCode
+from actors.store import Put
+from actors.ulids import ulid_text
 from stores.memory_store import Fault
 from tests.unit.actors.partner_bench import Bench, authorization, body, code, purchase
 from tests.unit.actors.scripted_acquirer import Step, decline
@@ -228,3 +231,85 @@ async def test_a_page_of_large_payments_ends_before_it_is_too_large() -> None:
         assert limits.PAGE_BYTES_MAX * 0.8 < len(answer.body) < limits.PAGE_BYTES_MAX + 1_024
         assert 1 < len(page["data"]) < 25
         assert await pages(bench, "list_payments", limit=100) == made[::-1]
+
+
+@in_virtual_time
+async def test_unknown_operations_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PAGE_ROWS_READ_AT_ONCE", 3)
+    async with Bench() as bench:
+        lost = Step(gate=asyncio.Event())
+        bench.acquirer.otherwise = lambda _: lost
+        for _ in range(10):
+            await bench.ask(purchase(), budget_ms=600)
+        await asyncio.sleep(limits.ACQUIRER_TIMEOUT_MS / 1_000 + 1)
+        reads = bench.book.reads
+        page = body(await bench.query("list_unknown"))
+        assert (len(page["data"]), page["has_more"], bench.book.reads - reads) == (10, False, 4)
+        monkeypatch.setattr(limits, "PAGE_ROWS_MAX", 4)
+        reads = bench.book.reads
+        page = body(await bench.query("list_unknown"))
+        assert (len(page["data"]), page["has_more"], bench.book.reads - reads) == (4, True, 2)
+
+
+def _history(payments: int) -> list[Put]:
+    """Rows of captured payments, one in twenty of them failed, all of one reference."""
+    rows = []
+    for n in range(payments):
+        ulid = ulid_text((START_MS - payments + n) << 80)
+        failed = n % 20 == 0
+        state = OperationState.FAILED if failed else OperationState.SUCCEEDED
+        failure = Failure("stolen_card", retryable=False) if failed else None
+        operation = Operation(
+            f"op_{ulid}", OperationKind.PURCHASE, 1_000, state, START_MS - payments + n, failure=failure
+        )
+        payment = Payment(
+            f"pay_{ulid}", operation.created_ms, 1_000, "EUR", "tok_approve", False, "same", None, {}, (operation,)
+        )
+        rows += [
+            Put(keyspace.payment(payment.id), codec.encode_payment(payment)),
+            Put(keyspace.status(payment.status.value, payment.id), b""),
+            Put(keyspace.reference("same", payment.id), b""),
+        ]
+    return rows
+
+
+@in_virtual_time
+async def test_a_page_reads_as_much_at_any_length_of_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PAGE_ROWS_SCANNED_MAX", 60)
+    rows_read: dict[int, list[int]] = {}
+    for payments in (200, 2_000):
+        async with Bench() as bench:
+            await bench.actor.store.commit((), _history(payments))
+            read = bench.actor.store.read
+            counted = 0
+
+            async def counting(keys: Any, ranges: Any = (), read: Any = read) -> Any:
+                nonlocal counted
+                snapshot = await read(keys, ranges)
+                counted += len(snapshot.values) + sum(map(len, snapshot.ranges))
+                return snapshot
+
+            monkeypatch.setattr(bench.actor.store, "read", counting)
+            middle = body(await bench.query("list_payments", limit=100))["data"][-1]["id"]
+            times = {"created_from_ms": START_MS - 150, "created_before_ms": START_MS - 50}
+            for filters in (
+                {},
+                times,
+                {"starting_after": middle},
+                {"status": "captured"},
+                {"status": "failed", "limit": 2},
+                {"status": "refunded"},
+                {"status": "captured", "starting_after": middle} | times,
+                {"reference": "same"},
+                {"reference": "none"},
+                {"reference": "same", "status": "refunded"},
+                {"reference": "same", "status": "failed", "starting_after": middle} | times,
+                {"status": "processing", "reference": "same"},
+            ):
+                counted = 0
+                await bench.query("list_payments", **filters)
+                rows_read.setdefault(payments, []).append(counted)
+    assert rows_read[200] == rows_read[2_000]
+    # A filter that finds nothing looks at its share, in steps, each row by its index and itself.
+    assert max(rows_read[2_000]) <= 2 * (limits.PAGE_ROWS_SCANNED_MAX + limits.PAGE_ROWS_READ_AT_ONCE)
+    assert rows_read[2_000][0] == limits.PAGE_ROWS_DEFAULT + 1
