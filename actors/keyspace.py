@@ -9,11 +9,11 @@
     ("journal", sequence)                            JournalEntry: events and postings of one command
     ("status", status, payment_id)                   index of payments by status, `processing` left out
     ("reference", reference, payment_id)             index of payments by the partner's reference
-    ("due", at_ms, payment_id)                       authorizations to be looked at
     ("reconciled", operation_id)                     Reconciled: what a settlement file said, posted once
     ("due", at_ms, payment_id)                       authorizations and challenges to be looked at
 
-The store keeps ownership (epoch, door epoch) in rows of its own, outside of this keyspace.
+The store keeps ownership (epoch, door epoch) in rows of its own, outside of this keyspace. docs/keyspace.md has
+the sizes of all rows, who reads and writes them, and how long they are kept.
 """
 
 from typing import Final

@@ -1,5 +1,6 @@
 """The pages name what exists: a row of the protocol without its test is a promise without proof."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ PAGES = [
     "docs/performance.md",
     "docs/soak.md",
     "docs/limits-and-errors.md",
+    "docs/keyspace.md",
+    "docs/foundationdb.md",
 ]
 CODE = ["actors", "cells", "router", "control_plane", "acquirer_simulator"]
 
@@ -25,7 +28,8 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
     text = (ROOT / page).read_text()
     named = set(
         re.findall(
-            r"`((?:actors|cells|router|control_plane|acquirer_simulator|chaos|bench|docs|tests)/[\w/]+\.\w+)`", text
+            r"`((?:actors|cells|router|control_plane|acquirer_simulator|stores|chaos|bench|docs|tests)/[\w/]+\.\w+)`",
+            text,
         )
     )
     assert named, f"{page} names no file at all"
@@ -58,3 +62,25 @@ def test_whatever_reads_the_wall_clock_stands_in_the_table_of_clocks() -> None:
         name for row in rows if "| wall" in row for name in re.findall(r"`([a-z_]+/[\w/]+\.py)`", row.split("|")[1])
     }
     assert found == told
+
+
+def _keys_in(file: str) -> set[tuple[str, ...]]:
+    """The texts that each key in a file begins with: all tuples whose first parts are texts."""
+    keys = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Tuple):
+            parts = [part.value if isinstance(part, ast.Constant) else None for part in node.elts]
+            texts = parts[: parts.index(None)] if None in parts else parts
+            if texts and all(isinstance(text, str) for text in texts):
+                keys.add(tuple(map(str, texts)))
+    return keys
+
+
+def test_every_key_has_its_row_in_the_keyspace() -> None:
+    page = (ROOT / "docs/keyspace.md").read_text()
+    told = {tuple(re.findall(r'"(\w+)"', key)) for key in re.findall(r"^\| `\(([^)]*)\)` \|", page, re.MULTILINE)}
+    assert len(told) >= 12
+    assert not _keys_in("actors/keyspace.py") - told, "docs/keyspace.md does not name these"
+    _, _, book = page.partition("## A partner's book")
+    for key in re.findall(r'^\| `\(("[^)]*)\)` \|', book.partition("**The store's own rows.**")[0], re.MULTILINE):
+        assert tuple(re.findall(r'"(\w+)"', key)) in _keys_in("actors/keyspace.py"), f"there is no key ({key})"
