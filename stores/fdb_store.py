@@ -124,25 +124,28 @@ def read_cluster_file(path: Path) -> str:
 
 
 async def _ready(*futures: Any) -> None:
-    """Wait until all the client's futures are ready. One callback each, one wake-up of the loop for all."""
+    """Wait until all the client's futures are ready.
+
+    Each callback makes the network thread wait for Python's lock, so one future is waited for at a time: the others,
+    which went out with it, have mostly come when it has.
+    """
     loop = asyncio.get_running_loop()
-    waiter = loop.create_future()
-    done: list[Any] = []
+    for future in futures:
+        if future.is_ready():
+            continue
+        waiter = loop.create_future()
 
-    def wake() -> None:
-        if not waiter.done():
-            waiter.set_result(None)
+        def wake(waiter: asyncio.Future[None] = waiter) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
 
-    def on_ready(future: Any) -> None:
-        # In the network thread, or at once in this one. Whoever comes last sees that all have come.
-        done.append(future)
-        if len(done) == len(futures):
+        def on_ready(_: Any, wake: Callable[[], None] = wake) -> None:
+            # In the network thread, or at once in this one.
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(wake)
 
-    for future in futures:
         future.on_ready(on_ready)
-    await waiter
+        await waiter
 
 
 class Cluster:
