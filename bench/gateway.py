@@ -142,26 +142,21 @@ def _stores_and_rates(parser: Parser, options: argparse.Namespace) -> tuple[tupl
 
 def _measure(folder: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Measure each store's gateway. Raises GatewayError, ControlPlaneError, StoreError."""
-    benches: list[_Bench] = []
-    try:
-        for store in options.stores:
-            bench = _Bench(folder / store.kind, store, options, console)
-            benches.append(bench)
+    with contextlib.ExitStack() as ends:
+        benches = [_Bench(folder / store.kind, store, options, console) for store in options.stores]
+        for bench in benches:
+            ends.callback(bench.end)
             bench.start()
         for bench in benches:
             bench.warm_up()
-        if options.rates:
-            # Each rate is measured of each store before the next one; who begins changes with it.
-            for number, rate in enumerate(options.rates):
-                for bench in benches if number % 2 == 0 else reversed(benches):
-                    bench.step(rate)
-        else:
+        # Each rate is measured of each store before the next one; who begins changes with it.
+        for number, rate in enumerate(options.rates):
+            for bench in benches if number % 2 == 0 else reversed(benches):
+                bench.step(rate)
+        if not options.rates:
             for bench in benches:
                 bench.find_knee()
         stores = [bench.summary() for bench in benches]
-    finally:
-        for bench in benches:
-            bench.end()
     by_rate = sorted((step for bench in benches for step in bench.steps), key=lambda step: step.asked_per_second)
     return {
         "steps": [_as_map(step) for step in (by_rate if len(benches) > 1 else benches[0].steps)],
