@@ -7,6 +7,7 @@ network thread wakes the event loop, and no call has a thread of its own. docs/k
 import asyncio
 import contextlib
 import ctypes
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,7 @@ _RECORD_VERSION: Final = 1
 # The store's own rows. A key of the contract never begins with NULL, the tuple encoding's first byte of these.
 _OWNERSHIP: Final = b"\x00\x14"  # (None, 0)
 _RECEIPT: Final = b"\x00\x15\x01"  # (None, 1, slot)
+_STATUS: Final = b"\xff\xff/status/json"
 _LIBRARY: Final = "libfdb_c.so"
 _CLUSTER_FILE_LINE: Final = re.compile(r"[A-Za-z0-9_]+:[A-Za-z0-9]+@[^@\s]+:\d+(:tls)?(,[^@\s]+:\d+(:tls)?)*", re.ASCII)
 
@@ -206,6 +208,24 @@ class Cluster:
         except _TransactionError as error:
             return error.code != fdb_errors.TIMED_OUT  # a cluster that says no answers, too
         return True
+
+    async def read_status(self, timeout_ms: int) -> dict[str, Any]:
+        """Give what the cluster tells of itself. Raises StoreUnavailableError.
+
+        https://apple.github.io/foundationdb/mr-status.html
+        """
+        transaction = self.database.create_transaction()
+        transaction.options.set_timeout(timeout_ms)
+        try:
+            (value,) = await self.wait(transaction, transaction.get(_STATUS))
+        except _TransactionError as error:
+            raise StoreUnavailableError(f"{self} doesn't tell its status: {error}") from error
+        found = json.loads(value.value or b"{}")
+        if not isinstance(found, dict) or not found.get("client", {}).get("database_status", {}).get("available"):
+            raise StoreUnavailableError(
+                f"{self} is not available: is fdbserver running, and is this the right cluster?"
+            )
+        return found
 
     async def wait(self, transaction: Any, *futures: Any, committing: bool = False) -> list[Any]:
         """Wait for futures of a transaction and give their results. Raises _TransactionError for the first failure."""

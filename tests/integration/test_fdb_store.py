@@ -15,7 +15,6 @@ from importlib.metadata import version as distribution_version
 from pathlib import Path
 
 import pytest
-from chaos.fdb_server import FdbServer
 
 from actors.errors import (
     CommitUnknownError,
@@ -28,6 +27,7 @@ from actors.errors import (
     StoreUnavailableError,
 )
 from actors.store import Check, Put, Range
+from chaos.fdb_server import FdbServer
 from stores import limits
 from stores.fdb_shelf import FdbShelf
 from stores.fdb_store import Cluster, FdbStore
