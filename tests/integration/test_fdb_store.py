@@ -72,18 +72,13 @@ async def held(store: FdbStore) -> bytes | None:
 
 
 async def committed_in_the_end(store: FdbStore, value: bytes, timeout_s: float = 30) -> None:
-    """Commit as an actor does: after an unknown outcome acquire first; what is unavailable is tried again."""
+    """Own the book anew and commit, again and again until it is done."""
     until = time.monotonic() + timeout_s
-    acquired = True
     while True:
         try:
-            if not acquired:
-                await store.acquire(1)
-                acquired = True
+            await store.acquire(1)
             await store.commit([], [Put(HOLDER, value)])
-        except CommitUnknownError:
-            acquired = False
-        except StoreUnavailableError:
+        except (CommitUnknownError, StoreUnavailableError):
             assert time.monotonic() < until, "the cluster never came back for this store"
             await asyncio.sleep(0.05)
         else:
