@@ -10,7 +10,10 @@ READY := $(VENV)/.ready
 
 SECONDS_EACH = $(or $(SECONDS),10)
 
-.PHONY: help demo up test check bench bench-history kill-rounds soak fuzz format clean
+# STORE=fdb CLUSTER_FILE=… runs demo, soak, benchmarks and kill-rounds on FoundationDB.
+ON_STORE = $(if $(STORE),--store $(STORE)) $(if $(CLUSTER_FILE),--cluster-file '$(CLUSTER_FILE)')
+
+.PHONY: help demo up test check bench bench-stores bench-history kill-rounds soak fuzz format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -20,7 +23,7 @@ $(READY): pyproject.toml tools/setup
 	touch $@
 
 demo: $(READY) ## A minute of payments, three partners in trouble, and what it did to the others
-	$(BIN)/python -m chaos.demo
+	$(BIN)/python -m chaos.demo $(ON_STORE)
 
 up: $(READY) ## Run the gateway until Ctrl-C
 	$(BIN)/bulkhead up
@@ -37,17 +40,23 @@ test: check ## Everything that is to pass before a change lands
 	$(BIN)/pytest tests/integration tests/acceptance
 
 kill-rounds: $(READY) ## SIGKILL of everything at random moments, ten rounds
-	BULKHEAD_TEST_ROUNDS=10 $(BIN)/pytest --timeout=1500 tests/acceptance/test_kill_everything.py
+	@[ '$(STORE)' != fdb ] || [ -f '$(CLUSTER_FILE)' ] || { echo 'STORE=fdb needs CLUSTER_FILE=…, an existing file'; exit 2; }
+	BULKHEAD_TEST_ROUNDS=10 $(if $(CLUSTER_FILE),BULKHEAD_TEST_FDB_CLUSTER_FILE='$(abspath $(CLUSTER_FILE))') \
+		$(BIN)/pytest --timeout=1500 -k $(or $(STORE),sqlite) tests/acceptance/test_kill_everything.py
 
 bench: $(READY) ## Throughput and latency of the whole gateway, open loop, up to its knee
-	$(BIN)/python -m bench.gateway $(if $(REPORT),--report $(REPORT))
+	$(BIN)/python -m bench.gateway $(ON_STORE) $(if $(REPORT),--report $(REPORT))
+
+bench-stores: $(READY) ## SQLite and FoundationDB in one table of one run: make bench-stores CLUSTER_FILE=…
+	$(BIN)/python -m bench.gateway --stores sqlite,fdb $(if $(CLUSTER_FILE),--cluster-file '$(CLUSTER_FILE)') \
+		$(if $(RATES),--rates $(RATES)) $(if $(REPORT),--report $(REPORT))
 
 bench-history: $(READY) ## What a payment costs as its partner's history grows to PAYMENTS (1000000: about 20 minutes)
-	$(BIN)/python -m bench.history --payments $(or $(PAYMENTS),100000)
+	$(BIN)/python -m bench.history --payments $(or $(PAYMENTS),100000) $(ON_STORE)
 
 MINUTES ?= 10
 soak: $(READY) ## Everything is killed and stopped under load, for MINUTES=10; SEED= repeats a run
-	$(BIN)/python -m chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ON_STORE)
 
 fuzz: $(READY) ## Fuzz what reads bytes of others, each target for so long: make fuzz SECONDS=60
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz || echo "atheris can't be installed here"

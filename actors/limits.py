@@ -56,6 +56,8 @@ BATCH_BYTES_MAX: Final = 2_000_000
 PAYMENTS_CACHED_MAX: Final = 2_000
 COMMIT_TIMEOUT_MS: Final = 5_000
 COMMIT_ATTEMPTS_MAX: Final = 4
+# No further attempt begins later than this after the first.
+COMMIT_RETRY_MS_MAX: Final = 2_000
 # After a batch whose new payments turned out not to be new, so many are read for before they are decided.
 BATCHES_READ_AFTER_WRONG_GUESS: Final = 64
 
@@ -118,6 +120,9 @@ assert COMMAND_DEADLINE_MS < CLIENT_DEADLINE_MS, "the gateway answers before its
 assert ANSWER_MARGIN_MS < COMMAND_DEADLINE_MS
 assert ACQUIRER_TIMEOUT_MS < COMMAND_DEADLINE_MS - ANSWER_MARGIN_MS, "one whole acquirer call fits into a command"
 assert COMMIT_TIMEOUT_MS <= STORE_TRANSACTION_MS_MAX
+assert COMMIT_RETRY_MS_MAX + COMMIT_TIMEOUT_MS < COMMAND_DEADLINE_MS - ANSWER_MARGIN_MS, (
+    "a batch that the store does not take is answered in time"
+)
 assert BATCH_BYTES_MAX + STORE_VALUE_BYTES_MAX < STORE_TRANSACTION_BYTES_MAX
 assert BATCH_COMMANDS_MAX <= MAILBOX_COMMANDS_MAX
 assert SETTLEMENT_ROWS_MAX * SETTLEMENT_ROW_BYTES_MAX < STORE_VALUE_BYTES_MAX, "a commit's rows fit into its entry"

@@ -218,7 +218,12 @@ class PartnerActor:
 
     async def _process(self, batch: list[Item]) -> None:
         unknown = False
-        for _ in range(limits.COMMIT_ATTEMPTS_MAX):
+        loop = asyncio.get_running_loop()
+        # A store may take its time to say no: what waits for this batch is to be answered before its deadline.
+        last_attempt_at = loop.time() + limits.COMMIT_RETRY_MS_MAX / 1_000
+        for attempt in range(limits.COMMIT_ATTEMPTS_MAX):
+            if attempt and loop.time() > last_attempt_at:
+                break
             guessed: list[Key] = []
             try:
                 guessed = await self._read_for(batch)

@@ -5,14 +5,15 @@ knows no history). At each mark it reports CPU and time a payment, the book's si
 cost then.
 """
 
-import argparse
 import asyncio
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import orjson
 import uvloop
@@ -23,17 +24,21 @@ from actors import queries
 from actors.acquirer import Approved, Declined, Instruction, NeverPerformed
 from actors.answers import Answer
 from actors.commands import CreatePayment, Envelope
+from actors.errors import StoreError
 from actors.partner import PartnerActor
 from actors.profile import Profile
 from bench import machine
 from cells.api import logs
-from stores.sqlite_store import SqliteStore
+from chaos.command_line import Parser, add_store_options, store_chosen
+from chaos.store_choice import NO_DISK_FIGURE, StoreChoice
+from stores.shelf import Shelf, open_shelf
 
 MARKS: Final = (1_000, 10_000, 100_000, 300_000, 1_000_000)
 AT_ONCE: Final = 64
 SAMPLE_PAYMENTS: Final = 2_000
 SAMPLE_AT_ONCE: Final = 4
 READS: Final = 50
+PARTNER: Final = ("partners", "history")
 
 
 class ApprovingAcquirer:
@@ -54,8 +59,8 @@ class ApprovingAcquirer:
 class History:
     """One partner whose history grows."""
 
-    def __init__(self, book: Path) -> None:
-        self._book = book
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
         self._actor: PartnerActor | None = None
         self._epoch = 0
         self.payments = 0
@@ -66,7 +71,7 @@ class History:
             await self._actor.stop()
         began = time.perf_counter()
         profile = Profile("history", 1, rate_per_second=10_000, rate_burst=100_000, in_flight_max=10_000)
-        self._actor = PartnerActor(profile, await SqliteStore.open(self._book), ApprovingAcquirer())
+        self._actor = PartnerActor(profile, await self._shelf.open(*PARTNER), ApprovingAcquirer())
         self._epoch += 1
         await self._actor.start(self._epoch)
         return (time.perf_counter() - began) * 1e3
@@ -116,42 +121,63 @@ class History:
         return round((time.perf_counter() - began) * 1e3 / READS, 2)
 
 
-async def _measure(folder: Path, payments_max: int, console: Console) -> list[dict[str, Any]]:
-    book = folder / "history.sqlite"
-    await SqliteStore.create(book)
-    history = History(book)
+def _shelf_of(store: StoreChoice, folder: Path) -> Shelf:
+    if store.kind == "sqlite":
+        return open_shelf({"store": "sqlite", "folder": str(folder)})
+    # A directory of its own each time; what is in it stays in the cluster.
+    path = ["bulkhead", f"history-{uuid4().hex}"]
+    return open_shelf({"store": "fdb", "cluster_file": str(store.cluster_file), "path": path})
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+async def _measure(
+    folder: Path, store: StoreChoice, payments_max: int, console: Console
+) -> tuple[str, list[dict[str, Any]]]:
+    """Give the durability in words, and a row for each mark."""
+    durability = await store.durability()
+    shelf = _shelf_of(store, folder)
+    await shelf.create(*PARTNER)
+    history = History(shelf)
     await history.take_over()
     rows: list[dict[str, Any]] = []
     for mark in (*(mark for mark in MARKS if mark < payments_max), payments_max):
         await history.pay(max(mark - history.payments, 0), AT_ONCE)
         take_over_ms = await history.take_over()
         cpu_s, wall_s = await history.pay(SAMPLE_PAYMENTS, SAMPLE_AT_ONCE)
-        size = sum(entry.stat().st_size for entry in os.scandir(folder))
+        size = _bytes_below(folder)
         row = {
             "payments": mark,
             "cpu_ms_per_payment": round(cpu_s * 1e3 / SAMPLE_PAYMENTS, 3),
             "ms_per_payment": round(wall_s * 1e3 / SAMPLE_PAYMENTS, 3),
             "take_over_ms": round(take_over_ms, 1),
-            "bytes_per_payment": round(size / history.payments),
+            "bytes_per_payment": round(size / history.payments) if store.kind == "sqlite" else None,
             "read_ms": await history.read(),
         }
         rows.append(row)
         console.print(row)
     await history.stop()
-    return rows
+    return durability, rows
 
 
 def main() -> None:
     """Let a history grow and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.history", description="Measure payments by history length.")
+    parser = Parser(prog="python -m bench.history", description="Measure payments by history length.")
+    add_store_options(parser)
     parser.add_argument("--payments", type=int, default=100_000, help="how long the history gets at last")
     parser.add_argument("--report", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
+    store = store_chosen(parser, options)
     console = Console(width=150)
     with tempfile.TemporaryDirectory(prefix="bulkhead-history-") as name:
         folder = Path(name)
         logs.configure(os.devnull, level="warning")
-        rows = uvloop.run(_measure(folder, options.payments, console))
+        try:
+            durability, rows = uvloop.run(_measure(folder, store, options.payments, console))
+        except StoreError as error:
+            sys.exit(f"it could not be measured: {error}")
         described = machine.describe(folder)
     table = Table(title=f"One partner, {SAMPLE_PAYMENTS} payments at each mark, {SAMPLE_AT_ONCE} at once; times in ms")
     for heading in ("payments", "CPU", "CPU, first = 1", "wall", "take over", "bytes each", *rows[0]["read_ms"]):
@@ -163,14 +189,18 @@ def main() -> None:
             f"{row['cpu_ms_per_payment'] / rows[0]['cpu_ms_per_payment']:.2f}",
             str(row["ms_per_payment"]),
             str(row["take_over_ms"]),
-            str(row["bytes_per_payment"]),
+            "-" if row["bytes_per_payment"] is None else str(row["bytes_per_payment"]),
             *map(str, row["read_ms"].values()),
         )
     console.print(table)
     for line in machine.lines(described):
         console.print(line)
+    console.print(f"Durability: {durability}.", soft_wrap=True)
+    if store.kind != "sqlite":
+        console.print(NO_DISK_FIGURE)
     if options.report:
-        options.report.write_text(json.dumps({"machine": described, "marks": rows}, indent=2))
+        report = {"machine": described, "store": store.kind, "durability": durability, "marks": rows}
+        options.report.write_text(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

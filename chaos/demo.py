@@ -4,7 +4,6 @@ Starts a whole gateway below ./.demo, judges what its clients saw, and leaves no
 1 not contained (or not to be told, or books disagree), 2 it could not be run, 130 interrupted.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -22,8 +21,10 @@ import orjson
 import psutil
 from rich.console import Console
 
+from actors.errors import StoreError
 from chaos import drama, history, limits, machine, report, screen
 from chaos.checker import Judgement, Role
+from chaos.command_line import Parser, add_store_options, store_chosen
 from chaos.drama import Cast, Timeline
 from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
 from chaos.gateway import Gateway, GatewayError
@@ -31,12 +32,12 @@ from chaos.history import Call
 from chaos.interruption import interruptible
 from chaos.report import Moments, Row
 from chaos.screen import Screen
+from chaos.store_choice import StoreChoice
 from chaos.workload import Plan, is_left_open, plan_json
 from control_plane import client, data_folder
 from control_plane.errors import ControlPlaneError
 
 ROOT: Final = Path(".demo")
-DURABILITY: Final = "SQLite, WAL, synchronous=FULL: every commit is fsynced before it is answered"
 _FLOOD_FIRST_AMOUNT: Final = 10_000_000
 
 
@@ -52,6 +53,7 @@ class Options:
     partners: int
     cells: int
     seed: int
+    store: StoreChoice
     report_file: Path | None
 
 
@@ -115,15 +117,18 @@ class Demo:
         self._options = options
         self._console = console
         self._screen = Screen(console)
-        self._gateway = Gateway(ROOT.absolute(), cells=options.cells)
+        self._gateway = Gateway(ROOT.absolute(), cells=options.cells, store=options.store)
+        self._durability = ""
         self._keys: dict[str, str] = {}
         self._loads: list[LoadProcess] = []
         self._readings: dict[str, machine.Reading] = {}
 
     async def run(self) -> int:
-        """Run it all; give the exit code. Raises DemoError, GatewayError, ControlPlaneError."""
+        """Run it all; give the exit code. Raises DemoError, GatewayError, ControlPlaneError, StoreError."""
         options, gateway = self._options, self._gateway
         self._console.print(f"Bulkhead demo, seed {options.seed}", style="bold")
+        self._durability = await options.store.durability()
+        self._console.print(self._durability, soft_wrap=True)
         await asyncio.to_thread(_make_room, gateway)
         try:
             seen = await self._play()
@@ -245,6 +250,8 @@ class Demo:
             ours = self._gateway.processes()
             assert self._gateway.up is not None
             pids = [self._gateway.up.pid, *(load.pid for load in self._loads if load.pid is not None)]
+            # FoundationDB's servers have a part in it, where they run on this machine.
+            ours += self._options.store.servers_here()
             return machine.read([*ours, *(psutil.Process(pid) for pid in pids if psutil.pid_exists(pid))])
 
         self._readings[name] = await asyncio.to_thread(take)
@@ -279,8 +286,9 @@ class Demo:
             "seed": self._options.seed,
             "machine": machine.describe(),
             "others_cores": seen.others_cores,
-            "durability": DURABILITY,
-            "options": {**asdict(self._options), "report_file": None},
+            "store": self._options.store.kind,
+            "durability": self._durability,
+            "options": {**asdict(self._options), "store": self._options.store.kind, "report_file": None},
             "happened": report.moments_json(seen.moments, seen.timeline),
             "partners": [report.row_json(row) for row in rows],
             "bystanders": groups,
@@ -412,7 +420,8 @@ async def _main(options: Options, console: Console) -> int:
 
 def parse(arguments: list[str] | None = None) -> Options:
     """Read the command line; REPORT in the environment counts where --report is not given."""
-    parser = argparse.ArgumentParser(prog="python -m chaos.demo", description="Partners in trouble, and bystanders.")
+    parser = Parser(prog="python -m chaos.demo", description="Partners in trouble, and bystanders.")
+    add_store_options(parser)
     parser.add_argument("--seconds", type=int, default=limits.DEMO_SECONDS, help="how long journeys begin")
     parser.add_argument("--partners", type=int, default=limits.DEMO_PARTNERS)
     parser.add_argument("--cells", type=int, default=limits.DEMO_CELLS)
@@ -427,7 +436,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         if not low <= getattr(given, name) <= high:
             parser.error(f"--{name} is from {low} to {high}")
     report_file = None if given.report is None else Path(given.report).absolute()
-    return Options(given.seconds, given.partners, given.cells, given.seed, report_file)
+    return Options(given.seconds, given.partners, given.cells, given.seed, store_chosen(parser, given), report_file)
 
 
 def main() -> int:
@@ -436,7 +445,7 @@ def main() -> int:
     console = screen.make_console()
     try:
         return asyncio.run(_main(options, console))
-    except (DemoError, GatewayError, ControlPlaneError) as error:
+    except (DemoError, GatewayError, ControlPlaneError, StoreError) as error:
         console.print(f"the demo could not be run: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except asyncio.CancelledError:

@@ -27,6 +27,7 @@ class Target(StrEnum):
     ROUTER = "router"
     CONTROL_PLANE = "control plane"
     ACQUIRER = "acquirer"
+    FDB_SERVER = "FoundationDB server"  # where the soak has one of its own
 
 
 class Blow(StrEnum):
@@ -176,9 +177,18 @@ KINDS: Final = (
     Kind("acquirer stopped for long, unsupervised",
          (_stop(Target.CONTROL_PLANE, (12_000, 15_000)), _stop(Target.ACQUIRER, (10_000, 11_500), (100, 200))),
          MAY_PEND, MAY_PEND, MAY_PEND, 12_000 + limits.GOAL_ACQUIRER_MS),
+    # The only server of the only cluster: nobody is served while it is away; nothing else has to be started again.
+    Kind("FoundationDB server killed", (_kill(Target.FDB_SERVER),),
+         MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.FDB_SERVER_AWAY_MS + limits.GOAL_FDB_SERVER_BACK_MS),
+    Kind("FoundationDB server stopped", (_stop(Target.FDB_SERVER, (limits.FDB_SERVER_STOPPED_MS,) * 2),),
+         MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.FDB_SERVER_STOPPED_MS + limits.GOAL_FDB_SERVER_BACK_MS),
 )
 # fmt: on
 _BY_NAME: Final = {kind.name: kind for kind in KINDS}
+# Those that a gateway of any store can be dealt.
+KINDS_OF_ANY_STORE: Final = tuple(
+    kind for kind in KINDS if all(strike.target is not Target.FDB_SERVER for strike in kind.strikes)
+)
 _OF_A_CELL: Final = frozenset(
     {Target.WORKER, Target.SPARE, Target.DOOR, Target.HEAD, Target.GCS, Target.RAYLET, Target.CELL}
 )

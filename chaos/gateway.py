@@ -6,9 +6,7 @@ What belongs to it is found by the marker that all its processes carry in their 
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,12 +14,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import psutil
 
 from chaos import limits
+from chaos.ports import HOST, NoPortsError, free_block
+from chaos.store_choice import SQLITE, StoreChoice
 from control_plane import client, data_folder
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError, DoorError, NotRunningError
@@ -29,8 +29,6 @@ from control_plane.process_table import find_marked, read_marker
 from control_plane.processes import ray_folder
 
 T = TypeVar("T")
-
-_HOST: Final = "127.0.0.1"
 
 
 class GatewayError(Exception):
@@ -51,10 +49,11 @@ class Ports:
 class Gateway:
     """One installation below `root`: its data in `root/data`, what `up` prints in `root/up.out`."""
 
-    def __init__(self, root: Path, *, cells: int, ports: Ports | None = None) -> None:
+    def __init__(self, root: Path, *, cells: int, store: StoreChoice = SQLITE) -> None:
         self.root = root
         self.cells = cells
-        self.ports = ports or free_ports(cells)
+        self.store = store
+        self.ports = free_ports(cells)
         self.folder = DataFolder(root / "data")
         self.up: subprocess.Popen[bytes] | None = None
         self._seen: set[psutil.Process] = set()
@@ -62,12 +61,12 @@ class Gateway:
     @property
     def base_url(self) -> str:
         """Where partners send their payments."""
-        return f"http://{_HOST}:{self.ports.http}"
+        return f"http://{HOST}:{self.ports.http}"
 
     @property
     def acquirer_url(self) -> str:
         """Where the acquirer simulator listens."""
-        return f"http://{_HOST}:{self.ports.acquirer}"
+        return f"http://{HOST}:{self.ports.acquirer}"
 
     @property
     def output(self) -> str:
@@ -85,6 +84,7 @@ class Gateway:
         ports = self.ports
         arguments = ["up", "--cells", self.cells, "--http-port", ports.http, "--acquirer-port", ports.acquirer]
         arguments += ["--door-port", ports.door, "--metrics-port", ports.metrics, "--ray-port", ports.ray]
+        arguments += self.store.up_arguments
         with (self.root / "up.out").open("ab") as output:
             self.up = subprocess.Popen(
                 self._command(*arguments),
@@ -311,13 +311,12 @@ class Gateway:
 
 def free_ports(cells: int) -> Ports:
     """Find a block of free ports. Another process may still take one before it is used; `up` says so then."""
-    for _ in range(limits.PORT_BLOCKS_TRIED_MAX):
-        first = random.SystemRandom().randrange(limits.PORT_FIRST_MIN, limits.PORT_FIRST_MAX)
-        count = 2 + 3 * cells
-        if all(_is_free(port) for port in range(first, first + count)):
-            row = first + 2
-            return Ports(first, first + 1, row, row + cells, row + 2 * cells)
-    raise GatewayError(f"no {count} free ports in a row found")
+    try:
+        first = free_block(2 + 3 * cells)
+    except NoPortsError as error:
+        raise GatewayError(str(error)) from error
+    row = first + 2
+    return Ports(first, first + 1, row, row + cells, row + 2 * cells)
 
 
 def wait_for(look: Callable[[], T | None], what: str, timeout_ms: int) -> T:
@@ -330,16 +329,6 @@ def wait_for(look: Callable[[], T | None], what: str, timeout_ms: int) -> T:
         if time.monotonic() > until:
             raise GatewayError(f"waited {timeout_ms} ms in vain until {what}")
         time.sleep(limits.POLL_INTERVAL_MS / 1_000)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-    return True
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -35,6 +35,10 @@ BOOK_PAGES_MAX: Final = 1_000
 RECORD_PAGES_MAX: Final = 2_000
 RECORD_PAGE_ROWS: Final = 500
 
+# A FoundationDB server of our own.
+FDB_SERVER_START_TIMEOUT_MS: Final = 60_000
+FDB_CLI_TIMEOUT_MS: Final = 5_000
+
 # What counts as contained. A bystander's tail in trouble lies within its calm range if it is at most
 # CALM_RANGE_FACTOR times its calm p99, or at most CALM_RANGE_SLACK_MS above it, whichever is more.
 CALM_RANGE_FACTOR: Final = 3
@@ -116,8 +120,14 @@ GOAL_ACQUIRER_MS: Final = 4_000
 # The soak starts a killed control plane again after this.
 CONTROL_PLANE_AWAY_MS: Final = 2_000
 GOAL_CONTROL_PLANE_STARTS_MS: Final = 4_000
+# The soak starts a killed FoundationDB server again after this, and lets a stopped one go on after that.
+FDB_SERVER_AWAY_MS: Final = 2_000
+FDB_SERVER_STOPPED_MS: Final = 5_000
+# From when the server is back: it recovers, is found to answer again, and each partner is taken over anew.
+GOAL_FDB_SERVER_BACK_MS: Final = 8_000
 
 assert POLL_INTERVAL_MS * 10 < START_TIMEOUT_MS
 assert JOURNEYS_END_MS_MAX > 5 * CLIENT_DEADLINE_MS
 assert KILL_LOOK_MS > KILLED_DELAY_MS_MAX
+assert 2 * FDB_CLI_TIMEOUT_MS < FDB_SERVER_START_TIMEOUT_MS
 assert FLOOD_RECOVERY_MS > FLOODER_RATE_BURST * 1_000 // FLOODER_RATE_PER_SECOND

@@ -177,7 +177,7 @@ def show_summary(console: Console, report: dict[str, Any], verdict: Verdict) -> 
     say(f"\nVerdict: {verdict.word}", style="bold green" if verdict.word == "contained" else "bold red")
     for reason in [*verdict.broken, *verdict.unknown]:
         say(f"  {reason}", markup=False, soft_wrap=True)
-    say(f"seed {report['seed']}", style="dim")
+    say(f"seed {report['seed']}; {report['durability']}", style="dim", soft_wrap=True)
 
 
 def _ms(value: float | None) -> str:

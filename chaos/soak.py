@@ -5,7 +5,6 @@ first, repeats the sequence of faults. Exit codes: 0 every promise was kept, 1 o
 130 interrupted.
 """
 
-import argparse
 import asyncio
 import contextlib
 import random
@@ -24,14 +23,18 @@ import psutil
 import uvloop
 from rich.console import Console
 
+from actors.errors import StoreError
 from chaos import faults, limits, machine
+from chaos.command_line import Parser, add_store_options, store_chosen
 from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
 from chaos.faults import Blow, Blows, Fault, Target
+from chaos.fdb_server import FdbServer, FdbServerError, missing_programs
 from chaos.gateway import Gateway, GatewayError, is_alive
 from chaos.history import Call, save
 from chaos.impact import Happened, impact_json, impacts_of, is_disturbed, line_of, verdict_of
 from chaos.interruption import interruptible
 from chaos.screen import make_console
+from chaos.store_choice import StoreChoice
 from chaos.workload import Load, client_session, means_again, send
 from control_plane import data_folder
 from control_plane.errors import ControlPlaneError
@@ -48,7 +51,10 @@ class SoakError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the soak is told. `only`: these kinds of faults; empty: all of them."""
+    """What the soak is told. `only`: these kinds of faults; empty: all of them.
+
+    Without a cluster file, FoundationDB is a server that the soak starts, and that is struck as well.
+    """
 
     minutes: float
     seed: int
@@ -56,15 +62,21 @@ class Options:
     partners: int  # of each cell
     patience: float
     only: tuple[str, ...]
+    store: StoreChoice
     root: Path
     report_file: Path | None
+
+    @property
+    def has_own_server(self) -> bool:
+        """Whether the soak starts a FoundationDB server."""
+        return self.store.kind == "fdb" and self.store.cluster_file is None
 
     @property
     def command(self) -> str:
         """The command that repeats this run."""
         words = ["python -m chaos.soak", f"--minutes {self.minutes:g}", f"--seed {self.seed}"]
         words += [f"--cells {self.cells}", f"--partners {self.partners}", f"--patience {self.patience:g}"]
-        return " ".join([*words, *(f"--only '{name}'" for name in self.only)])
+        return " ".join([*words, *self.store.arguments, *(f"--only '{name}'" for name in self.only)])
 
 
 def homes(cells: int, partners: int) -> dict[str, list[str]]:
@@ -88,7 +100,10 @@ class Soak:
     def __init__(self, options: Options, console: Console) -> None:
         self._options = options
         self._console = console
-        self._gateway = Gateway(options.root.absolute(), cells=options.cells)
+        root = options.root.absolute()
+        self._server = FdbServer(root / "fdb") if options.has_own_server else None
+        self._store = options.store if self._server is None else StoreChoice("fdb", self._server.cluster_file)
+        self._gateway = Gateway(root, cells=options.cells, store=self._store)
         self._homes = homes(options.cells, options.partners)
         self._cells = {partner: cell for cell, names in self._homes.items() for partner in names}
         self._keys: dict[str, str] = {}
@@ -98,12 +113,16 @@ class Soak:
         self._load: Load | None = None
 
     async def run(self) -> int:
-        """Run it all; give the exit code. Raises SoakError, GatewayError, ControlPlaneError."""
-        options, gateway = self._options, self._gateway
+        """Run it all; give the exit code. Raises SoakError, GatewayError, FdbServerError and others."""
+        options, gateway, server = self._options, self._gateway, self._server
         self._say(f"soak with seed {options.seed}: {options.cells} cells of {options.partners} partners each")
-        await asyncio.to_thread(make_room, gateway)
+        await asyncio.to_thread(make_room, gateway, server)
         leftovers: list[str] = []
         try:
+            if server is not None:
+                await asyncio.to_thread(server.start)
+            durability = await self._store.durability()
+            self._say(durability)
             await self._start()
             before = await asyncio.to_thread(machine.read, [])
             begin_s, calls = await self._soak()
@@ -115,7 +134,7 @@ class Soak:
             self._say("reading books, the acquirer's record and the audit")
             money, audit = await judge_at_rest(gateway, self._keys, calls)
         finally:
-            leftovers = await asyncio.to_thread(stop, gateway)
+            leftovers = await asyncio.to_thread(stop, gateway, server)
         first = [call for call in calls if not call.repeat]
         replays = [replace(call, repeat=0) for call in self._replays]
         impacts, calm = impacts_of(self._happened, [*first, *replays], self._cells, options.patience)
@@ -126,7 +145,14 @@ class Soak:
                 "broken": broken,
                 "seed": options.seed,
                 "command": options.command,
-                "options": {**asdict(options), "root": str(options.root), "report_file": None},
+                "store": self._store.kind,
+                "durability": durability,
+                "options": {
+                    **asdict(options),
+                    "store": self._store.kind,
+                    "root": str(options.root),
+                    "report_file": None,
+                },
                 "machine": machine.describe(),
                 "busy_cores": round((after.all_s - before.all_s) / (after.at_s - before.at_s), 2),
                 "calls": len(calls),
@@ -173,7 +199,8 @@ class Soak:
         )
         self._load = Load(plan)
         end_s = plan.begin_s + seconds
-        kinds = tuple(faults.kind_named(name) for name in options.only) or faults.KINDS
+        kinds = tuple(faults.kind_named(name) for name in options.only)
+        kinds = kinds or (faults.KINDS_OF_ANY_STORE if self._server is None else faults.KINDS)
         try:
             async with asyncio.TaskGroup() as tasks:
                 loading = tasks.create_task(self._load.run())
@@ -220,6 +247,12 @@ class Soak:
             await asyncio.sleep(limits.CONTROL_PLANE_AWAY_MS / 1_000)
             await asyncio.to_thread(self._gateway.start)
             return
+        if blow.target is Target.FDB_SERVER and blow.blow is Blow.KILL:
+            assert self._server is not None
+            await asyncio.to_thread(self._server.kill)
+            await asyncio.sleep(limits.FDB_SERVER_AWAY_MS / 1_000)
+            await asyncio.to_thread(self._server.start, wait=False)  # how soon it serves is the gateway's to find out
+            return
         for process in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(_SIGNALS[blow.blow])
@@ -245,6 +278,10 @@ class Soak:
                     found[target] = [gateway.worker_of(fault.partner or "")]
                 case Target.CONTROL_PLANE:
                     found[target] = [psutil.Process(gateway.up.pid)]
+                case Target.FDB_SERVER:
+                    assert self._server is not None
+                    assert self._server.pid is not None
+                    found[target] = [psutil.Process(self._server.pid)]
                 case Target.CELL:
                     of_cell = list(_of_role(rows, {"ray", "door"}, fault.cell))
                     below = [process for one in of_cell for process in one.children(recursive=True)]
@@ -367,7 +404,7 @@ def _difference(wanted: Counter[str], found: Counter[str]) -> str:
     return ", ".join(told)
 
 
-def make_room(gateway: Gateway) -> None:
+def make_room(gateway: Gateway, server: FdbServer | None) -> None:
     """Wipe what an earlier soak left, unless a gateway runs on it. Raises SoakError."""
     if gateway.folder.root.exists():
         try:
@@ -375,14 +412,18 @@ def make_room(gateway: Gateway) -> None:
                 gateway.kill_everything()
         except ControlPlaneError as error:
             raise SoakError(f"a gateway runs on {gateway.folder.root}: {error.what}") from error
+    if server is not None:
+        server.end_left_over()
     if gateway.root.exists():
         shutil.rmtree(gateway.root)
     gateway.root.mkdir(mode=0o700, parents=True)
 
 
-def stop(gateway: Gateway) -> list[str]:
+def stop(gateway: Gateway, server: FdbServer | None) -> list[str]:
     """Stop the gateway as its user would, then make sure; give what had to be killed."""
     leftovers: list[str] = []
+    if server is not None:
+        server.continue_()  # an interrupted soak may have left it stopped
     if gateway.up is not None and gateway.up.poll() is None:
         gateway.up.send_signal(signal.SIGCONT)  # an interrupted soak may have left it stopped
         with contextlib.suppress(GatewayError):
@@ -390,6 +431,8 @@ def stop(gateway: Gateway) -> list[str]:
         gateway.census()  # knows strays, too
         leftovers = [str(process) for process in gateway.leftovers()]
     gateway.kill_everything()
+    if server is not None:
+        server.end()
     return leftovers
 
 
@@ -400,7 +443,8 @@ async def _main(options: Options, console: Console) -> int:
 
 def parse(arguments: list[str] | None = None) -> Options:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m chaos.soak", description="Kill and stop everything under load.")
+    parser = Parser(prog="python -m chaos.soak", description="Kill and stop everything under load.")
+    add_store_options(parser)
     parser.add_argument("--minutes", type=float, default=limits.SOAK_MINUTES, help="how long the load lasts")
     parser.add_argument("--seed", type=int, help="of the load and of the faults; without it a new one each time")
     parser.add_argument("--cells", type=int, default=limits.SOAK_CELLS)
@@ -421,10 +465,26 @@ def parse(arguments: list[str] | None = None) -> Options:
         if not low <= getattr(given, name) <= high:
             parser.error(f"--{name} is from {low} to {high}")
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
-    report_file = None if given.report is None else given.report.absolute()
-    return Options(
-        given.minutes, seed, given.cells, given.partners, given.patience, tuple(given.only), given.root, report_file
+    store = store_chosen(parser, given, needs_cluster=False)
+    options = Options(
+        minutes=given.minutes,
+        seed=seed,
+        cells=given.cells,
+        partners=given.partners,
+        patience=given.patience,
+        only=tuple(given.only),
+        store=store,
+        root=given.root,
+        report_file=None if given.report is None else given.report.absolute(),
     )
+    missing = missing_programs() if options.has_own_server else None
+    if missing is not None:
+        parser.error(f"--store fdb without --cluster-file starts a FoundationDB server, and {missing}")
+    possible = {kind.name for kind in (faults.KINDS if options.has_own_server else faults.KINDS_OF_ANY_STORE)}
+    impossible = [name for name in options.only if name not in possible]
+    if impossible:
+        parser.error(f"--only {impossible[0]!r} is for a server that the soak starts: --store fdb, no --cluster-file")
+    return options
 
 
 def main() -> int:
@@ -433,7 +493,7 @@ def main() -> int:
     console = make_console()
     try:
         return uvloop.run(_main(options, console))
-    except (SoakError, GatewayError, ControlPlaneError) as error:
+    except (SoakError, GatewayError, FdbServerError, ControlPlaneError, StoreError) as error:
         console.print(f"the soak could not be run: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except asyncio.CancelledError:

@@ -5,7 +5,6 @@ It reads and checks requests and calls the control plane's parts; no decision ab
 
 import asyncio
 import contextlib
-import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
@@ -21,9 +20,10 @@ from cells.api import limits as wire_limits
 from control_plane import limits
 from control_plane.api_keys import make_partner_id
 from control_plane.doors import Doors
-from control_plane.errors import ControlPlaneError, SettingsError
+from control_plane.errors import ControlPlaneError, RegistryError, SettingsError
 from control_plane.partners import Changed, NewPartner, Partners
-from control_plane.registry import Partner, Registry
+from control_plane.registry import Registry
+from control_plane.registry_records import Partner
 from router.directory import PARTNER_ID
 
 log = structlog.get_logger()
@@ -90,7 +90,6 @@ def make_app(
     app = FastAPI(title="Bulkhead control plane", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ControlPlaneError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_invalid)
-    app.add_exception_handler(sqlite3.Error, _explain_registry)
     app.include_router(_partner_routes(registry, partners))
     app.include_router(_unknown_routes(registry, doors))
     app.include_router(_settlement_routes(registry))
@@ -107,8 +106,7 @@ def _partner_routes(registry: Registry, partners: Partners) -> APIRouter:
 
     @routes.get("")
     async def list_partners() -> dict[str, Any]:
-        found = await asyncio.to_thread(registry.partners)
-        return {"partners": [asdict(partner) for partner in found]}
+        return {"partners": [asdict(partner) for partner in registry.partners()]}
 
     @routes.post("", status_code=201)
     async def create_partner(body: CreatePartner, operator: Operator) -> dict[str, Any]:
@@ -125,14 +123,18 @@ def _partner_routes(registry: Registry, partners: Partners) -> APIRouter:
 
     @routes.get("/{partner_id}")
     async def show_partner(partner_id: str) -> dict[str, Any]:
-        partner = await asyncio.to_thread(registry.partner, partner_id)
-        keys = await asyncio.to_thread(registry.keys, partner_id)
-        changes = await asyncio.to_thread(registry.changes, partner_id)
+        partner, keys = registry.partner(partner_id), registry.keys(partner_id)
+        changes, unread = [], None
+        try:
+            changes = await registry.changes(partner_id)
+        except RegistryError as error:
+            unread = error.what  # the rest is in memory and shown all the same
         return {
             "partner": asdict(partner),
             # A hash is of no use to an operator, and of some to a thief.
             "keys": [{name: value for name, value in asdict(key).items() if name != "hash"} for key in keys],
             "changes": [asdict(change) for change in changes],
+            "changes_unread": unread,
         }
 
     @routes.post("/{partner_id}/suspend")
@@ -167,17 +169,17 @@ def _unknown_routes(registry: Registry, doors: Doors) -> APIRouter:
     @routes.get("")
     async def list_unknown(partner: str | None = None) -> dict[str, Any]:
         if partner is not None:
-            return await _list_unknown(doors, [await asyncio.to_thread(registry.partner, partner)])
-        return await _list_unknown(doors, await asyncio.to_thread(registry.partners))
+            return await _list_unknown(doors, [registry.partner(partner)])
+        return await _list_unknown(doors, registry.partners())
 
     @routes.post("/{operation_id}/resolve")
     async def resolve(operation_id: str, body: Resolve, operator: Operator) -> dict[str, Any]:
-        partner = await asyncio.to_thread(registry.partner, body.partner)
+        partner = registry.partner(body.partner)
         result = await doors.resolve_operation(
             partner.cell, partner.id, operation_id, outcome=body.outcome, operator=operator, note=body.note
         )
         detail = {"operation": operation_id, "outcome": body.outcome, "note": body.note}
-        await asyncio.to_thread(registry.note, operator, "operation_resolved", partner.id, detail)
+        await registry.note(operator, "operation_resolved", partner.id, detail)
         return {"operation_id": operation_id, "partner": partner.id, "outcome": body.outcome, "answer": result}
 
     return routes
@@ -188,7 +190,7 @@ def _settlement_routes(registry: Registry) -> APIRouter:
 
     @routes.post("", status_code=201)
     async def note(body: NoteReconciliation, operator: Operator) -> dict[str, Any]:
-        await asyncio.to_thread(registry.note, operator, f"reconciliation_{body.stage}", None, body.detail)
+        await registry.note(operator, f"reconciliation_{body.stage}", None, body.detail)
         return {"noted": body.stage}
 
     return routes
@@ -257,11 +259,3 @@ async def _explain_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
     return await _explain(request, SettingsError(problems, where="the options given", hint="see --help"))
-
-
-async def _explain_registry(request: Request, error: Exception) -> JSONResponse:
-    log.error("registry_failed", error=str(error))
-    failed = ControlPlaneError(
-        f"the registry can't be used: {error}", where="registry.sqlite", hint="is the disk full or read-only?"
-    )
-    return await _explain(request, failed)

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from control_plane import limits
 from control_plane.data_folder import DataFolder, require_instance
 from control_plane.errors import ControlPlaneError
+from control_plane.opening import read_registered
 from control_plane.places import place_of_cell
-from control_plane.registry import Partner, read_partners
+from control_plane.registry_records import Partner
 from control_plane.settings import Settings
 
 
@@ -45,7 +46,7 @@ class CellAudit(BaseModel):
 
 async def run(settings: Settings, folder: DataFolder) -> dict[str, Any]:
     """Audit all cells; give the merged report with `ok`. Raises ControlPlaneError where a cell can't be audited."""
-    registered = read_partners(folder.registry_file)
+    registered = await read_registered(settings, folder)
     slots = asyncio.Semaphore(limits.AUDITS_AT_ONCE_MAX)
 
     async def one(cell: str) -> CellAudit:

@@ -2,7 +2,8 @@
 
 lock              held by the one `bulkhead up` that uses the folder (flock: ends with its process)
 instance.json     what this folder is; written last at the first start
-registry.sqlite   partners, hashes of keys, operators' changes
+control.sqlite    partners, hashes of keys, operators' changes, where the store is SQLite (control_plane/registry.py)
+registry.sqlite   the same in a folder of before; the first `up` imports it and renames it to registry.sqlite.imported
 control.sock      the control plane, for this user only
 secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acquirer's; 0600 in a folder of 0700
 directory/        what routers read          routers/<name>/   what each router last knew
@@ -38,9 +39,13 @@ _OURS: Final = frozenset(
     {
         "lock",
         "instance.json",
+        "control.sqlite",
+        "control.sqlite-wal",
+        "control.sqlite-shm",
         "registry.sqlite",
         "registry.sqlite-wal",
         "registry.sqlite-shm",
+        "registry.sqlite.imported",
         "control.sock",
         "secrets",
         "directory",
@@ -91,8 +96,18 @@ class DataFolder:
 
     @property
     def registry_file(self) -> Path:
-        """The control plane's own store."""
+        """The control plane's own book, where the store is SQLite."""
+        return self.root / "control.sqlite"
+
+    @property
+    def registry_file_of_before(self) -> Path:
+        """What was in its place once: an SQL file of its own."""
         return self.root / "registry.sqlite"
+
+    @property
+    def registry_file_imported(self) -> Path:
+        """What the file of before is called once it is imported."""
+        return self.root / "registry.sqlite.imported"
 
     @property
     def control_socket(self) -> Path:

@@ -1,13 +1,16 @@
 """What can go wrong in the control plane, as one tree. Each says what, where and what to do about it.
 
 ControlPlaneError
- +-- SettingsError        a setting is missing, misspelt or out of range
- +-- FolderError          the data folder can't be used: locked, of another shape, damaged
- +-- InputFileError       a file that was handed in can't be read as what it should be; nothing of it was used
- +-- RefusedError         what was asked can't be done as things stand
- |    +-- NotFoundError   it names something that isn't there
- +-- DoorError            a cell's door did not answer; what was asked may have been done
- +-- NotRunningError      no control plane listens on this data folder
+ +-- SettingsError         a setting is missing, misspelt or out of range
+ +-- FolderError           the data folder can't be used: locked, of another shape, damaged
+ +-- InputFileError        a file that was handed in can't be read as what it should be; nothing of it was used
+ +-- RefusedError          what was asked can't be done as things stand
+ |    +-- NotFoundError    it names something that isn't there
+ |    +-- RegistryError    the registry's store can't serve now, or something came in between; nothing was changed
+ +-- RegistryUnknownError  the registry's store lost sight of a change; it may have been made
+ +-- RegistryLostError     another control plane took the registry over: this one must end
+ +-- DoorError             a cell's door did not answer; what was asked may have been done
+ +-- NotRunningError       no control plane listens on this data folder
 """
 
 from typing import Final
@@ -70,6 +73,27 @@ class NotFoundError(RefusedError):
     http_status = 404
 
 
+class RegistryError(RefusedError):
+    """The registry's store can't serve now, or something came in between; nothing was changed."""
+
+    code = "registry_unavailable"
+    http_status = 503
+
+
+class RegistryUnknownError(ControlPlaneError):
+    """The registry's store lost sight of a change, which may have been made. Asking again does nothing twice."""
+
+    code = "registry_unknown"
+    http_status = 503
+
+
+class RegistryLostError(ControlPlaneError):
+    """Another control plane took the registry over; this one can't change anything any more and must end."""
+
+    code = "registry_lost"
+    http_status = 503
+
+
 class DoorError(ControlPlaneError):
     """A cell's door did not answer, or not as it should."""
 
@@ -94,6 +118,9 @@ ERRORS_BY_CODE: Final[dict[str, type[ControlPlaneError]]] = {
         InputFileError,
         RefusedError,
         NotFoundError,
+        RegistryError,
+        RegistryUnknownError,
+        RegistryLostError,
         DoorError,
         NotRunningError,
     )

@@ -2,12 +2,17 @@
 
 from typing import Final
 
+from stores import contract
+
 # What an installation may hold.
 CELLS_MAX: Final = 64
 ROUTERS_MAX: Final = 32
 SPARES_PER_CELL_MAX: Final = 8
 PARTNERS_MAX: Final = 10_000
+# Keys of a partner that are still good; and all that are kept of it: past that the oldest that ended is forgotten.
 KEYS_PER_PARTNER_MAX: Final = 8
+KEYS_KEPT_PER_PARTNER_MAX: Final = 32
+KEYS_MAX: Final = PARTNERS_MAX * KEYS_KEPT_PER_PARTNER_MAX
 PARTNER_NAME_CHARACTERS_MAX: Final = 100
 NOTE_CHARACTERS_MAX: Final = 500
 HISTORY_ROWS_SHOWN_MAX: Final = 20
@@ -93,9 +98,17 @@ SETTLEMENT_DIFFERENCES_SHOWN_MAX: Final = 500
 SETTLEMENT_CLOCK_MARGIN_S_DEFAULT: Final = 300
 SETTLEMENT_CLOCK_MARGIN_S_MAX: Final = 12 * 3_600
 
+# The registry is read so many rows at a time.
+REGISTRY_PAGE_ROWS: Final = 1_000
+# What is read of a registry of before, and how long another process may keep it from being read.
 REGISTRY_BUSY_TIMEOUT_MS: Final = 5_000
+IMPORT_ROWS: Final = 500
+IMPORT_COMMIT_BYTES: Final = 1_000_000
 
 assert PROBE_INTERVAL_MS + PROBE_TIMEOUT_MS < UNRESPONSIVE_MS_MAX, "one lost probe kills nobody"
 assert RESTART_DELAY_MS_MIN <= RESTART_DELAY_MS_MAX < HEALTHY_MS_TO_RESET_DELAY
 assert NEEDS_TIMEOUT_MS <= START_TIMEOUT_MS
 assert DOOR_CONNECT_TIMEOUT_MS + ONBOARD_TIMEOUT_MS < CONTROL_TIMEOUT_MS, "the command line outwaits an onboarding"
+assert KEYS_PER_PARTNER_MAX < KEYS_KEPT_PER_PARTNER_MAX, "there is always one that ended to forget"
+assert REGISTRY_PAGE_ROWS <= contract.STORE_RANGE_ROWS_MAX
+assert IMPORT_COMMIT_BYTES + contract.STORE_VALUE_BYTES_MAX < contract.STORE_TRANSACTION_BYTES_MAX // 2

@@ -11,7 +11,7 @@ be replaced by an empty one. So nothing here sends ONBOARD for a partner that is
 import asyncio
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -21,9 +21,10 @@ from control_plane import api_keys, limits
 from control_plane.api_keys import ApiKey
 from control_plane.data_folder import timestamp
 from control_plane.doors import Doors, PartnerStatus
-from control_plane.errors import ControlPlaneError, DoorError, RefusedError
+from control_plane.errors import ControlPlaneError, DoorError, RefusedError, RegistryError, RegistryUnknownError
 from control_plane.publishing import Publisher
-from control_plane.registry import Partner, Registry, end_of_grace
+from control_plane.registry import Registry, end_of_grace
+from control_plane.registry_records import Partner
 from router.directory import API_VERSION
 
 log = structlog.get_logger()
@@ -101,18 +102,18 @@ class Partners:
                 created_at=timestamp(),
             )
             # A key may exist only of a partner that is active; so where there is one, all steps were taken.
-            if await asyncio.to_thread(self._registry.keys, wanted.id):
+            if self._registry.keys(wanted.id):
                 raise RefusedError(
                     f"partner {wanted.id!r} exists already",
                     hint=f"if its key never reached you: bulkhead partner rotate-key {wanted.id} --grace 0",
                 )
             self._require_room()
-            found = await asyncio.to_thread(self._registry.begin_onboarding, row, who)
+            found = await self._registry.begin_onboarding(row, who)
             _require_same(found, wanted)
             if found.status == "onboarding":
                 found = await self._finish_onboarding(found, who)
             key = api_keys.make(self._pepper, found.mode, found.id)
-            await asyncio.to_thread(self._registry.add_key, found.id, key, who)
+            await self._registry.add_key(found.id, key, who)
             behind = await self._publish()
             log.info("partner_created", partner=found.id, cell=found.cell)
             return Changed(found, key, behind)
@@ -128,28 +129,35 @@ class Partners:
     async def rotate_key(self, partner_id: str, grace_s: int, who: str) -> Changed:
         """Give a new key; the older ones end after the grace. Raises NotFoundError, RefusedError."""
         async with self._alone(partner_id):
-            partner = await self._onboarded(partner_id)
+            partner = self._onboarded(partner_id)
             key = api_keys.make(self._pepper, partner.mode, partner.id)
             end = end_of_grace(grace_s)
-            await asyncio.to_thread(self._registry.add_key, partner_id, key, who, others_end_at=end)
+            await self._registry.add_key(partner_id, key, who, others_end_at=end)
             return Changed(partner, key, await self._publish())
 
     async def revoke_key(self, partner_id: str, key_id: str, who: str) -> Changed:
         """End a key at once. Raises NotFoundError."""
         async with self._alone(partner_id):
-            partner = await asyncio.to_thread(self._registry.partner, partner_id)
-            await asyncio.to_thread(self._registry.revoke_key, partner_id, key_id, who)
+            partner = self._registry.partner(partner_id)
+            await self._registry.revoke_key(partner_id, key_id, who)
             return Changed(partner, None, await self._publish())
 
     async def reconcile(self) -> None:
         """Bring doors and directory to what the registry says, once. Raises nothing that a later round may mend."""
-        partners = await asyncio.to_thread(self._registry.partners)
+        try:
+            await self._registry.refresh()
+        except ControlPlaneError as error:
+            log.warning("registry_not_refreshed", error=error.what)  # what it said last holds
+        partners = self._registry.partners()
         self._retries = {partner.id: self._retries[partner.id] for partner in partners if partner.id in self._retries}
         cells: dict[str, list[Partner]] = {}
         for partner in partners:
             cells.setdefault(partner.cell, []).append(partner)
         await asyncio.gather(*(self._reconcile_cell(cell, of_cell) for cell, of_cell in cells.items()))
-        await asyncio.to_thread(self._publisher.publish)  # nothing is written where nothing changed
+        try:
+            await self._publisher.publish()  # nothing is written where nothing changed
+        except ControlPlaneError as error:
+            log.warning("directory_not_published", error=error.what, where=error.where)
 
     # Inside.
 
@@ -175,14 +183,14 @@ class Partners:
             return
         try:
             async with self._alone(partner.id):
-                current = await asyncio.to_thread(self._registry.partner, partner.id)
+                current = self._registry.partner(partner.id)
                 if current.status == "onboarding":
                     await self._finish_onboarding(current, "reconciler")
                     return
                 if known > current.profile_version:
                     # The registry came back from a backup: its word counts again once its version is the newest.
                     log.warning("profile_version_was_behind", partner=current.id, version=current.profile_version)
-                    current = await asyncio.to_thread(self._registry.raise_profile_version, current.id, known)
+                    current = await self._registry.raise_profile_version(current.id, known)
                 if known < current.profile_version:
                     await self._doors.configure(current.cell, to_profile(current))
                     log.info("partner_configured", partner=current.id, version=current.profile_version)
@@ -203,12 +211,12 @@ class Partners:
                 where=error.where,
                 hint="it will be, by itself, once the door answers; the same command then gives its key",
             ) from error
-        return await asyncio.to_thread(self._registry.activate, partner.id, who)
+        return await self._registry.activate(partner.id, who)
 
-    async def _change(self, partner_id: str, write: Callable[[], Partner]) -> Changed:
+    async def _change(self, partner_id: str, write: Callable[[], Awaitable[Partner]]) -> Changed:
         async with self._alone(partner_id):
-            await self._onboarded(partner_id)
-            partner = await asyncio.to_thread(write)
+            self._onboarded(partner_id)
+            partner = await write()
             behind = await self._publish()  # routers first: a suspended partner is refused at the edge
             try:
                 await self._doors.configure(partner.cell, to_profile(partner))
@@ -216,8 +224,8 @@ class Partners:
                 return Changed(partner, None, behind, door_behind=error.what)
             return Changed(partner, None, behind)
 
-    async def _onboarded(self, partner_id: str) -> Partner:
-        partner = await asyncio.to_thread(self._registry.partner, partner_id)
+    def _onboarded(self, partner_id: str) -> Partner:
+        partner = self._registry.partner(partner_id)
         if partner.status == "onboarding":
             raise RefusedError(
                 f"partner {partner_id!r} is still being onboarded",
@@ -227,7 +235,14 @@ class Partners:
         return partner
 
     async def _publish(self) -> tuple[str, ...]:
-        version = await asyncio.to_thread(self._publisher.publish)
+        try:
+            version = await self._publisher.publish()
+        except (RegistryError, RegistryUnknownError) as error:
+            raise ControlPlaneError(
+                f"the change itself is written down, but routers don't know of it yet: {error.what}",
+                where=error.where,
+                hint="they will, by themselves, once that is mended; see it with `bulkhead partner show`",
+            ) from error
         return tuple(await self._publisher.wait_taken(version))
 
     def _alone(self, partner_id: str) -> asyncio.Lock:

@@ -18,3 +18,21 @@ def place_of_cell(settings: Settings, folder: DataFolder, instance: Instance, ce
         "cluster_file": str(settings.cluster_file_of(cell)),
         "path": [ROOT, instance.data_id, "cells", cell],
     }
+
+
+def place_of_registry(settings: Settings, folder: DataFolder, instance: Instance) -> dict[str, Any]:
+    """Give where the control plane's own book stands (registry_keys.BOOK)."""
+    if settings.store == "sqlite":
+        return {"store": "sqlite", "folder": str(folder.root)}
+    return {
+        "store": "fdb",
+        "cluster_file": str(settings.cluster_file_of_registry),
+        "path": [ROOT, instance.data_id],
+    }
+
+
+def describe(place: dict[str, Any], *book: str) -> str:
+    """Say where a book stands, for a person."""
+    if place["store"] == "sqlite":
+        return f"{'/'.join([place['folder'], *book])}.sqlite"
+    return f"{'/'.join([*place['path'], *book])} in FoundationDB ({place['cluster_file']})"

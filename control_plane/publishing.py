@@ -5,7 +5,7 @@ kept from being written is skipped.
 """
 
 import asyncio
-import threading
+import operator
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +16,15 @@ from control_plane import limits
 from control_plane.data_folder import DataFolder
 from control_plane.doors import CellAddress
 from control_plane.errors import ControlPlaneError
-from control_plane.registry import Key, Partner, Registry
+from control_plane.registry import Registry
+from control_plane.registry_records import Key, Partner
 from router import directory, directory_file
 
 log = structlog.get_logger()
 
 
 class Publisher:
-    """The one writer of the directory's file. `publish` is safe for several threads."""
+    """The one writer of the directory's file. What takes long is done in threads, one at a time."""
 
     def __init__(
         self, registry: Registry, folder: DataFolder, cells: Sequence[CellAddress], routers: Sequence[str]
@@ -32,7 +33,7 @@ class Publisher:
         self._file = folder.directory_file
         self._cells = tuple(directory.Cell(name=cell.name, host=cell.host, port=cell.port) for cell in cells)
         self._kept_files = {name: folder.router_folder(name) / directory_file.LAST_KNOWN_GOOD for name in routers}
-        self._lock = threading.Lock()
+        self._lock = asyncio.Lock()
         self._written = _signature(self._file)
         self._published = _read(self._file)
 
@@ -42,31 +43,34 @@ class Publisher:
         assert cell is not None, "there is always a cell, and each has a weight"
         return cell
 
-    def publish(self) -> int:
+    async def publish(self) -> int:
         """Publish what the registry says now, where it differs from what is published; give the version that holds.
 
-        Raises ControlPlaneError where the file can't be written.
+        Raises ControlPlaneError where no version can be taken or the file can't be written.
         """
-        with self._lock:
-            payload = self._payload(datetime.now(UTC))
+        async with self._lock:
+            # What is handed to the thread never changes: it is what the registry said at one moment.
+            partners, keys = self._registry.partners(), self._registry.all_keys()
+            payload = await asyncio.to_thread(self._payload, datetime.now(UTC), partners, keys)
             held = self._published
             is_untouched = _signature(self._file) == self._written and self._written is not None
-            if held is not None and held.payload == payload and is_untouched:
+            if held is not None and is_untouched and await asyncio.to_thread(operator.eq, held.payload, payload):
                 return held.version
             # Routers never take an older version. Where registry and file were lost, their own copies still tell.
-            known = [held, *(_read(file) for file in self._kept_files.values())]
+            kept = [await asyncio.to_thread(_read, file) for file in self._kept_files.values()]
+            known = [held, *kept]
             above = max((found.version for found in known if found is not None), default=0)
-            version = self._registry.take_directory_version(above)
-            raw = directory.encode(version, payload)
+            version = await self._registry.take_directory_version(above)
+            raw = await asyncio.to_thread(directory.encode, version, payload)
             try:
-                directory_file.write_atomically(self._file, raw)
+                await asyncio.to_thread(directory_file.write_atomically, self._file, raw)
             except OSError as error:
                 raise ControlPlaneError(
                     f"the directory can't be written: {error}. Routers go on with the one they have",
                     where=str(self._file),
                     hint="mend that (is the disk full?); it is then published by itself",
                 ) from error
-            self._published = directory.decode(raw)
+            self._published = await asyncio.to_thread(directory.decode, raw)
             self._written = _signature(self._file)
             log.info("directory_published", version=version, partners=len(payload.partners))
             return version
@@ -96,16 +100,16 @@ class Publisher:
         """The version that is published, 0 where none is."""
         return 0 if self._published is None else self._published.version
 
-    def _payload(self, now: datetime) -> directory.Payload:
+    def _payload(self, now: datetime, partners: Sequence[Partner], all_keys: Sequence[Key]) -> directory.Payload:
         keys: dict[str, list[Key]] = {}
-        for key in self._registry.all_keys():
+        for key in all_keys:
             if key.is_good(now):
                 keys.setdefault(key.partner_id, []).append(key)
         return directory.Payload(
             cells=self._cells,
             partners={
                 partner.id: self._record(partner, keys.get(partner.id, []))
-                for partner in self._registry.partners()
+                for partner in partners
                 if partner.status != "onboarding"
             },
         )

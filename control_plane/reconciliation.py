@@ -21,7 +21,8 @@ from control_plane import limits, settlement_file
 from control_plane.data_folder import DataFolder
 from control_plane.doors import Doors, SettlementBatch, cell_addresses
 from control_plane.errors import ControlPlaneError, DoorError
-from control_plane.registry import Partner, read_partners
+from control_plane.opening import read_registered
+from control_plane.registry_records import Partner
 from control_plane.settings import Settings
 from control_plane.settlement_file import DAY_MS, Groups, Row, SettlementFile
 
@@ -127,7 +128,7 @@ def run(settings: Settings, folder: DataFolder, wanted: Wanted, told: Told) -> d
 
     Where a partner can't be asked the report says so; the same command then goes on where it was.
     """
-    partners = {partner.id: partner for partner in read_partners(folder.registry_file)}
+    partners = {partner.id: partner for partner in asyncio.run(read_registered(settings, folder))}
     known = frozenset(partner.id for partner in partners.values() if partner.status != "onboarding")
     with (
         settlement_file.opened(wanted.file, known, told.read) as settlement,

@@ -1,362 +1,414 @@
-"""The control plane's own store: partners, hashes of their keys, the directory's version, who changed what and when.
+"""The control plane's own data: partners, hashes of their keys, the directory's version, who changed what and when.
 
-One SQLite file, written by the one process that holds the data folder's lock. No key, only its hash, is ever in it.
+All but the changes is held in memory, so reading it asks nobody and goes on while the store is away. A write is one
+commit of the store; memory follows it. One control plane owns the book, by the store's epoch and a row that names it:
+one that was taken over can't write any more. No key, only its hash, is ever in it. Keys: registry_keys.py.
 """
 
-import json
-import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from control_plane import limits
+import structlog
+
+from control_plane import limits, registry_codec, registry_keys
 from control_plane.api_keys import ApiKey
 from control_plane.data_folder import timestamp
-from control_plane.errors import FolderError, NotFoundError, RefusedError
-
-# Each entry brings the file from the version before it (its index) to the next, in one transaction.
-_MIGRATIONS: Final = (
-    """
-    CREATE TABLE partners (
-        id TEXT PRIMARY KEY,
-        name TEXT NOT NULL,
-        status TEXT NOT NULL CHECK (status IN ('onboarding', 'active', 'suspended')),
-        mode TEXT NOT NULL CHECK (mode IN ('test', 'live')),
-        cell TEXT NOT NULL,
-        rate_per_second INTEGER NOT NULL,
-        rate_burst INTEGER NOT NULL,
-        in_flight_max INTEGER NOT NULL,
-        api_version TEXT NOT NULL,
-        profile_version INTEGER NOT NULL,
-        created_at TEXT NOT NULL
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE api_keys (
-        id TEXT PRIMARY KEY,
-        partner_id TEXT NOT NULL REFERENCES partners (id),
-        hash TEXT NOT NULL UNIQUE,
-        hint TEXT NOT NULL,
-        created_at TEXT NOT NULL,
-        expires_at TEXT,
-        revoked_at TEXT
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX api_keys_of_partner ON api_keys (partner_id, created_at);
-    CREATE TABLE directory (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), version INTEGER NOT NULL) STRICT;
-    INSERT INTO directory VALUES (1, 0);
-    CREATE TABLE changes (
-        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-        at TEXT NOT NULL,
-        who TEXT NOT NULL,
-        what TEXT NOT NULL,
-        partner_id TEXT,
-        detail TEXT NOT NULL
-    ) STRICT;
-    CREATE INDEX changes_of_partner ON changes (partner_id, sequence);
-    CREATE TRIGGER changes_are_never_rewritten BEFORE UPDATE ON changes
-        BEGIN SELECT RAISE(ABORT, 'changes are only appended'); END;
-    CREATE TRIGGER changes_are_never_removed BEFORE DELETE ON changes
-        BEGIN SELECT RAISE(ABORT, 'changes are only appended'); END;
-    """,
+from control_plane.errors import (
+    ControlPlaneError,
+    FolderError,
+    NotFoundError,
+    RefusedError,
+    RegistryError,
+    RegistryLostError,
+    RegistryUnknownError,
 )
+from control_plane.registry_records import NEW, Change, Key, Origin, Owner, Partner
+from stores import contract
+from stores.contract import (
+    Check,
+    CommitUnknownError,
+    ConflictError,
+    Entry,
+    FencedError,
+    Put,
+    Range,
+    Store,
+    StoreClientError,
+    StoreCorruptError,
+    StoreError,
+    StoreLimitError,
+    StoreMissingError,
+    StoreUnavailableError,
+)
+from stores.shelf import Shelf
+
+log = structlog.get_logger()
+
+_MEND = "is the disk full or read-only, or the FoundationDB cluster away? Ask again once that is mended"
+_AGAIN = "ask again: what is done already is not done twice"
 
 
-@dataclass(frozen=True, slots=True)
-class Partner:
-    """One partner as the operators know it. Status: onboarding, active, suspended."""
+@dataclass(slots=True)
+class _Held:
+    """What is in memory. Keys are by partner, then by id."""
 
-    id: str
-    name: str
-    status: str
-    mode: str
-    cell: str  # where its book was made
-    rate_per_second: int
-    rate_burst: int
-    in_flight_max: int
-    api_version: str  # a date, pinned at onboarding
-    profile_version: int
-    created_at: str
+    owner: Owner | None = None
+    directory_version: int = 0
+    last_change: int = 0
+    partners: dict[str, Partner] = field(default_factory=dict)
+    keys: dict[str, dict[str, Key]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What is kept of an API key. Times are RFC 3339."""
+class _Draft:
+    """One write in the making: its rows (None: none is left), what must be so for it, and what it does to memory."""
 
-    id: str
-    partner_id: str
-    hash: str
-    hint: str
-    created_at: str
-    expires_at: str | None
-    revoked_at: str | None
+    def __init__(self, last_change: int) -> None:
+        self.rows: dict[contract.Key, bytes | None] = {}
+        self.checks: list[Check] = []
+        self._last_change = last_change
+        self._effects: list[Callable[[_Held], None]] = []
 
-    def is_good(self, now: datetime) -> bool:
-        """Whether it still opens the door."""
-        return self.revoked_at is None and (self.expires_at is None or datetime.fromisoformat(self.expires_at) > now)
+    def put_partner(self, partner: Partner, *, new: bool = False) -> None:
+        key = registry_keys.partner(partner.id)
+        if new:
+            self.checks.append(Check(key, None))
+        self.rows[key] = registry_codec.encode_partner(partner)
+        self._effects.append(lambda held: held.partners.update({partner.id: partner}))
 
+    def put_key(self, key: Key, *, new: bool = False) -> None:
+        place = registry_keys.key(key.partner_id, key.id)
+        self.rows[place] = registry_codec.encode_key(key)
+        if new:
+            named = registry_keys.key_hash(key.hash)
+            self.checks += [Check(place, None), Check(named, None)]
+            self.rows[named] = registry_codec.encode_key_hash(key)
+        self._effects.append(lambda held: held.keys.setdefault(key.partner_id, {}).update({key.id: key}))
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One line of the operators' log."""
+    def forget_key(self, key: Key) -> None:
+        self.rows[registry_keys.key(key.partner_id, key.id)] = None
+        self.rows[registry_keys.key_hash(key.hash)] = None
+        self._effects.append(lambda held: held.keys[key.partner_id].__delitem__(key.id))
 
-    sequence: int
-    at: str
-    who: str
-    what: str
-    partner_id: str | None
-    detail: dict[str, Any]
+    def put_directory_version(self, version: int) -> None:
+        self.rows[registry_keys.DIRECTORY] = registry_codec.encode_directory_version(version)
+        self._effects.append(lambda held: setattr(held, "directory_version", version))
+
+    def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
+        """Append a change. It carries the next number and nothing may be there: whose memory is old conflicts."""
+        self._last_change = sequence = self._last_change + 1
+        change = Change(sequence, timestamp(), who, what, partner_id, detail)
+        self.checks.append(Check(registry_keys.change(sequence), None))
+        self.rows |= {put.key: put.value for put in rows_of_change(change)}
+        self._effects.append(lambda held: setattr(held, "last_change", sequence))
+
+    def mutations(self) -> list[contract.Mutation]:
+        return [contract.Clear(key) if value is None else Put(key, value) for key, value in self.rows.items()]
+
+    def apply(self, held: _Held) -> None:
+        for effect in self._effects:
+            effect(held)
 
 
 class Registry:
-    """Safe for several threads; each method is one transaction, on disk before it returns."""
+    """Belongs to one event loop. Reading is from memory; each write is one commit, durable before it returns.
 
-    def __init__(self, path: Path, *, create: bool) -> None:
-        """Open the file; a missing one is made only where `create`, for it must never become an empty one."""
-        self._path = path
-        self._lock = threading.Lock()
+    Every write may raise RegistryError (nothing was changed), RegistryUnknownError (it may have been), FolderError
+    (the book is gone or damaged) and RegistryLostError (another control plane owns it; `lost` is set from then on).
+    """
+
+    def __init__(self, store: Store, where: str, owner: Owner, held: _Held) -> None:
+        self._store = store
+        self._where = where
+        self._owner = owner
+        self._held = held
+        self._lock = asyncio.Lock()
+        self._in_doubt = False  # a commit's outcome is not known, so memory may be behind
+        self.lost: RegistryLostError | None = None
+
+    @classmethod
+    async def open(cls, store: Store, where: str, *, new: bool = False) -> "Registry":
+        """Own the book from now on and read it. `new`: it was made at this first start. Raises ControlPlaneError.
+
+        An older control plane that still runs is fenced: its next write fails, and it ends.
+        """
+        owner = Owner(secrets.token_hex(8), f"pid {os.getpid()} on {socket.gethostname()}", timestamp())
         try:
-            self._connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}",
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,
-                timeout=limits.REGISTRY_BUSY_TIMEOUT_MS / 1000,
-            )
-            self._connection.row_factory = sqlite3.Row
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            path.chmod(0o600)
-            self._migrate()
-        except sqlite3.Error as error:
-            raise FolderError(
-                f"the registry of partners can't be opened: {error}",
-                where=str(path),
-                hint="restore it from a backup; it is never made anew, for routers would then turn all partners away",
-            ) from error
+            await store.acquire(0)
+            (value,) = (await store.read([registry_keys.ORIGIN])).values
+            rows = [Put(registry_keys.OWNER, registry_codec.encode_owner(owner))]
+            if registry_codec.decode_origin(value) is None:
+                if not new:
+                    raise not_whole(where)
+                rows.append(Put(registry_keys.ORIGIN, registry_codec.encode_origin(Origin(NEW, timestamp()))))
+            await store.commit([Check(registry_keys.ORIGIN, value)], rows)
+            return cls(store, where, owner, await _load(store, where))
+        except StoreError as error:
+            raise explain(error, where) from error
 
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
+    async def close(self) -> None:
+        """Close the book."""
+        await self._store.close()
 
     # Reading.
 
     def partners(self) -> list[Partner]:
         """Give all partners by id."""
-        return [_to_partner(row) for row in self._read("SELECT * FROM partners ORDER BY id")]
+        return [self._held.partners[partner_id] for partner_id in sorted(self._held.partners)]
 
     def partner(self, partner_id: str) -> Partner:
         """Give one partner. Raises NotFoundError."""
-        rows = self._read("SELECT * FROM partners WHERE id = ?", partner_id)
-        if not rows:
+        found = self._held.partners.get(partner_id)
+        if found is None:
             raise NotFoundError(
-                f"there is no partner {partner_id!r}",
-                where=str(self._path),
-                hint="see them all: bulkhead partner list",
+                f"there is no partner {partner_id!r}", where=self._where, hint="see them all: bulkhead partner list"
             )
-        return _to_partner(rows[0])
+        return found
 
     def keys(self, partner_id: str) -> list[Key]:
         """Give a partner's keys, oldest first, the revoked and expired ones too."""
-        sql = "SELECT * FROM api_keys WHERE partner_id = ? ORDER BY created_at, id"
-        return [_to_key(row) for row in self._read(sql, partner_id)]
+        return sorted(self._held.keys.get(partner_id, {}).values(), key=lambda key: (key.created_at, key.id))
 
     def all_keys(self) -> list[Key]:
         """Give all partners' keys, oldest first, the revoked and expired ones too."""
-        return [_to_key(row) for row in self._read("SELECT * FROM api_keys ORDER BY partner_id, created_at, id")]
-
-    def changes(self, partner_id: str) -> list[Change]:
-        """Give the newest changes to a partner, newest first."""
-        sql = "SELECT * FROM changes WHERE partner_id = ? ORDER BY sequence DESC LIMIT ?"
-        return [
-            Change(row["sequence"], row["at"], row["who"], row["what"], row["partner_id"], json.loads(row["detail"]))
-            for row in self._read(sql, partner_id, limits.HISTORY_ROWS_SHOWN_MAX)
-        ]
+        return [key for partner_id in sorted(self._held.keys) for key in self.keys(partner_id)]
 
     def directory_version(self) -> int:
         """Give the newest version that was taken for a directory."""
-        return int(self._read("SELECT version FROM directory")[0][0])
+        return self._held.directory_version
+
+    async def changes(self, partner_id: str) -> list[Change]:
+        """Give the newest changes to a partner, newest first, read from the store now. Raises ControlPlaneError."""
+        asked = registry_keys.newest_changes_of(partner_id, limits.HISTORY_ROWS_SHOWN_MAX)
+        try:
+            (index,) = (await self._store.read([], [asked])).ranges
+            found = await self._store.read([registry_keys.change(int(entry.key[-1])) for entry in index])
+            if None in found.values:
+                raise StoreCorruptError(f"a change to {partner_id!r} is gone")
+            return [registry_codec.decode_change(value) for value in found.values if value is not None]
+        except StoreError as error:
+            raise explain(error, self._where) from error
 
     # Writing.
 
-    def begin_onboarding(self, partner: Partner, who: str) -> Partner:
+    async def begin_onboarding(self, partner: Partner, who: str) -> Partner:
         """Write down a partner to be onboarded; give what is there already under its id, if anything is."""
         assert partner.status == "onboarding"
-        with self._transaction() as connection:
-            row = connection.execute("SELECT * FROM partners WHERE id = ?", (partner.id,)).fetchone()
-            if row is not None:
-                return _to_partner(row)
-            (count,) = connection.execute("SELECT count(*) FROM partners").fetchone()
-            if count >= limits.PARTNERS_MAX:
-                raise RefusedError(f"there are {count} partners already, the most that one installation takes")
-            connection.execute(
-                "INSERT INTO partners VALUES (:id, :name, :status, :mode, :cell, :rate_per_second, :rate_burst,"
-                " :in_flight_max, :api_version, :profile_version, :created_at)",
-                {name: getattr(partner, name) for name in Partner.__dataclass_fields__},
-            )
-            detail = {"cell": partner.cell, "mode": partner.mode, "name": partner.name}
-            _note(connection, who, "partner_onboarding", partner.id, detail)
-            return partner
+        async with self._writing() as draft:
+            if partner.id not in self._held.partners:
+                count = len(self._held.partners)
+                if count >= limits.PARTNERS_MAX:
+                    raise RefusedError(f"there are {count} partners already, the most that one installation takes")
+                draft.put_partner(partner, new=True)
+                detail = {"cell": partner.cell, "mode": partner.mode, "name": partner.name}
+                draft.note(who, "partner_onboarding", partner.id, detail)
+        return self.partner(partner.id)
 
-    def activate(self, partner_id: str, who: str) -> Partner:
-        """Write down that the partner's book is made: from now on it is never onboarded again."""
-        with self._transaction() as connection:
-            changed = connection.execute(
-                "UPDATE partners SET status = 'active' WHERE id = ? AND status = 'onboarding'", (partner_id,)
-            ).rowcount
-            assert changed == 1, f"{partner_id} was not being onboarded"
-            _note(connection, who, "partner_active", partner_id, {})
+    async def activate(self, partner_id: str, who: str) -> Partner:
+        """Write down that the partner's book is made: it is never onboarded again. Doing it again changes nothing."""
+        async with self._writing() as draft:
+            found = self.partner(partner_id)
+            if found.status == "onboarding":
+                draft.put_partner(replace(found, status="active"))
+                draft.note(who, "partner_active", partner_id, {})
         return self.partner(partner_id)
 
-    def set_status(self, partner_id: str, status: str, who: str) -> Partner:
+    async def set_status(self, partner_id: str, status: str, who: str) -> Partner:
         """Suspend or resume a partner; nothing changes where it is so already."""
         assert status in {"active", "suspended"}
-        with self._transaction() as connection:
-            changed = connection.execute(
-                "UPDATE partners SET status = ?, profile_version = profile_version + 1"
-                " WHERE id = ? AND status NOT IN (?, 'onboarding')",
-                (status, partner_id, status),
-            ).rowcount
-            if changed:
-                _note(connection, who, f"partner_{status}", partner_id, {})
+        async with self._writing() as draft:
+            found = self.partner(partner_id)
+            if found.status not in {status, "onboarding"}:
+                draft.put_partner(replace(found, status=status, profile_version=found.profile_version + 1))
+                draft.note(who, f"partner_{status}", partner_id, {})
         return self.partner(partner_id)
 
-    def set_limits(self, partner_id: str, changed: dict[str, int], who: str) -> Partner:
+    async def set_limits(self, partner_id: str, changed: dict[str, int], who: str) -> Partner:
         """Set some of rate_per_second, rate_burst and in_flight_max."""
         assert changed.keys() <= {"rate_per_second", "rate_burst", "in_flight_max"}
-        before = self.partner(partner_id)
-        detail = {name: [getattr(before, name), value] for name, value in changed.items()}
-        detail = {name: pair for name, pair in detail.items() if pair[0] != pair[1]}
-        if detail:
-            assignments = ", ".join(f"{name} = :{name}" for name in detail)
-            with self._transaction() as connection:
-                connection.execute(
-                    # The names were checked above.
-                    f"UPDATE partners SET {assignments}, profile_version = profile_version + 1 WHERE id = :id",  # noqa: S608
-                    {**changed, "id": partner_id},
+        async with self._writing() as draft:
+            found = self.partner(partner_id)
+            detail = {name: [getattr(found, name), value] for name, value in changed.items()}
+            detail = {name: pair for name, pair in detail.items() if pair[0] != pair[1]}
+            if detail:
+                version = found.profile_version + 1
+                draft.put_partner(
+                    replace(
+                        found,
+                        rate_per_second=changed.get("rate_per_second", found.rate_per_second),
+                        rate_burst=changed.get("rate_burst", found.rate_burst),
+                        in_flight_max=changed.get("in_flight_max", found.in_flight_max),
+                        profile_version=version,
+                    )
                 )
-                _note(connection, who, "partner_limits", partner_id, detail)
+                draft.note(who, "partner_limits", partner_id, detail)
         return self.partner(partner_id)
 
-    def raise_profile_version(self, partner_id: str, above: int) -> Partner:
+    async def raise_profile_version(self, partner_id: str, above: int) -> Partner:
         """Make the partner's profile newer than one that its door has seen already."""
-        with self._transaction() as connection:
-            connection.execute(
-                "UPDATE partners SET profile_version = max(profile_version, ?) + 1 WHERE id = ?", (above, partner_id)
-            )
+        async with self._writing() as draft:
+            found = self.partner(partner_id)
+            draft.put_partner(replace(found, profile_version=max(found.profile_version, above) + 1))
         return self.partner(partner_id)
 
-    def add_key(self, partner_id: str, key: ApiKey, who: str, *, others_end_at: datetime | None = None) -> None:
-        """Keep a new key's hash; the partner's other good keys end at `others_end_at`, if that is sooner."""
+    async def add_key(self, partner_id: str, key: ApiKey, who: str, *, others_end_at: datetime | None = None) -> None:
+        """Keep a new key's hash; the partner's other good keys end at `others_end_at`, if that is sooner.
+
+        Past KEYS_KEPT_PER_PARTNER_MAX the oldest that ended are forgotten; the changes still tell of them.
+        """
         now = datetime.now(UTC)
-        with self._transaction() as connection:
-            rows = connection.execute("SELECT * FROM api_keys WHERE partner_id = ?", (partner_id,)).fetchall()
-            good = [kept for kept in map(_to_key, rows) if kept.is_good(now)]
+        async with self._writing() as draft:
+            self.partner(partner_id)
+            kept = self.keys(partner_id)
+            good = [old for old in kept if old.is_good(now)]
             if len(good) >= limits.KEYS_PER_PARTNER_MAX:
                 raise RefusedError(
                     f"{partner_id} has {len(good)} keys that are still good, the most that a partner may have",
                     hint=f"revoke one: bulkhead partner revoke-key {partner_id} {good[0].id}",
                 )
-            if others_end_at is not None:
-                for old in good:
-                    if old.expires_at is None or datetime.fromisoformat(old.expires_at) > others_end_at:
-                        connection.execute(
-                            "UPDATE api_keys SET expires_at = ? WHERE id = ?", (timestamp(others_end_at), old.id)
-                        )
-            connection.execute(
-                "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?, NULL, NULL)",
-                (key.id, partner_id, key.hash, key.hint, timestamp(now)),
-            )
             detail = {"key": key.id, "hint": key.hint}
             if others_end_at is not None:
                 detail["others_end_at"] = timestamp(others_end_at)
-            _note(connection, who, "key_added", partner_id, detail)
+                for old in good:
+                    if old.expires_at is None or datetime.fromisoformat(old.expires_at) > others_end_at:
+                        draft.put_key(replace(old, expires_at=timestamp(others_end_at)))
+            surplus = len(kept) + 1 - limits.KEYS_KEPT_PER_PARTNER_MAX
+            for old in [old for old in kept if old not in good][: max(surplus, 0)]:
+                draft.forget_key(old)
+            draft.put_key(Key(key.id, partner_id, key.hash, key.hint, timestamp(now), None, None), new=True)
+            draft.note(who, "key_added", partner_id, detail)
 
-    def revoke_key(self, partner_id: str, key_id: str, who: str) -> Key:
+    async def revoke_key(self, partner_id: str, key_id: str, who: str) -> Key:
         """End a key now; revoking it again changes nothing. Raises NotFoundError."""
-        with self._transaction() as connection:
-            changed = connection.execute(
-                "UPDATE api_keys SET revoked_at = ? WHERE id = ? AND partner_id = ? AND revoked_at IS NULL",
-                (timestamp(), key_id, partner_id),
-            ).rowcount
-            if changed:
-                _note(connection, who, "key_revoked", partner_id, {"key": key_id})
-        for key in self.keys(partner_id):
-            if key.id == key_id:
-                return key
-        raise NotFoundError(
-            f"{partner_id} has no key {key_id!r}", hint=f"see its keys: bulkhead partner show {partner_id}"
-        )
+        async with self._writing() as draft:
+            found = self._held.keys.get(partner_id, {}).get(key_id)
+            if found is None:
+                raise NotFoundError(
+                    f"{partner_id} has no key {key_id!r}", hint=f"see its keys: bulkhead partner show {partner_id}"
+                )
+            if found.revoked_at is None:
+                draft.put_key(replace(found, revoked_at=timestamp()))
+                draft.note(who, "key_revoked", partner_id, {"key": key_id})
+        return self._held.keys[partner_id][key_id]
 
-    def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
+    async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
-        with self._transaction() as connection:
-            _note(connection, who, what, partner_id, detail)
+        async with self._writing() as draft:
+            draft.note(who, what, partner_id, detail)
 
-    def take_directory_version(self, above: int) -> int:
+    async def take_directory_version(self, above: int) -> int:
         """Take the next version for a directory, larger than `above` and than any taken before."""
-        with self._transaction() as connection:
-            connection.execute("UPDATE directory SET version = max(version, ?) + 1", (above,))
-            (version,) = connection.execute("SELECT version FROM directory").fetchone()
-            return int(version)
+        async with self._writing() as draft:
+            version = max(self._held.directory_version, above) + 1
+            draft.put_directory_version(version)
+        return version
+
+    async def refresh(self) -> None:
+        """Find out whether this still owns the book, and read it again where memory may be behind.
+
+        Raises ControlPlaneError where that can't be found out now.
+        """
+        async with self._lock:
+            try:
+                await self._require_ours()
+                if self._in_doubt:
+                    await self._read_again()
+            except StoreError as error:
+                raise explain(error, self._where) from error
 
     # Inside.
 
-    def _migrate(self) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version > len(_MIGRATIONS):
-            raise FolderError(
-                f"the registry has version {version}, this Bulkhead knows {len(_MIGRATIONS)}",
-                where=str(self._path),
-                hint="run the version of Bulkhead that wrote it, or a newer one",
-            )
-        for index in range(version, len(_MIGRATIONS)):
-            script = f"BEGIN IMMEDIATE; {_MIGRATIONS[index]}; PRAGMA user_version = {index + 1}; COMMIT;"
-            self._connection.executescript(script)
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[_Draft]:
+        """Give a draft to fill; it is committed afterwards, unless it is empty or something was raised."""
+        async with self._lock:
+            if self.lost is not None:
+                raise self.lost
+            if self._in_doubt:
+                try:
+                    await self._read_again()
+                except StoreError as error:
+                    raise explain(error, self._where) from error
+            draft = _Draft(self._held.last_change)
+            yield draft
+            if draft.rows:
+                await self._commit(draft)
 
-    def _read(self, sql: str, *parameters: str | int) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._connection.execute(sql, parameters).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-
-def read_partners(path: Path) -> list[Partner]:
-    """Read the partners while another process may hold the registry. Raises FolderError."""
-    try:
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=limits.REGISTRY_BUSY_TIMEOUT_MS / 1000
-        )
-        connection.row_factory = sqlite3.Row
+    async def _commit(self, draft: _Draft) -> None:
+        self._in_doubt = True  # until its end is known; also where this task is canceled
         try:
-            return [_to_partner(row) for row in connection.execute("SELECT * FROM partners ORDER BY id")]
+            await self._store.commit(draft.checks, draft.mutations())
+        except (ConflictError, CommitUnknownError, FencedError) as error:
+            await self._find_out(draft, error)
+        except StoreError as error:
+            self._in_doubt = False  # of all others nothing was written
+            log.warning("registry_not_written", error=str(error))
+            raise explain(error, self._where) from error
+        else:
+            draft.apply(self._held)
+            self._in_doubt = False
+
+    async def _find_out(self, draft: _Draft, error: StoreError) -> None:
+        """Own the book again, after which the commit can't take place any more, and look what became of it."""
+        log.warning("registry_commit_in_doubt", error=str(error))
+        try:
+            await self._read_again()
+            found = (await self._store.read(list(draft.rows))).values
+        except StoreError as second:
+            if isinstance(error, CommitUnknownError):
+                raise RegistryUnknownError(
+                    f"whether it was written down is not known: {error}; {second}",
+                    where=self._where,
+                    hint="see how it is with `bulkhead partner show`, then ask again",
+                ) from second
+            raise explain(second, self._where) from second
+        if isinstance(error, CommitUnknownError) and list(found) == list(draft.rows.values()):
+            return
+        raise RegistryError(f"nothing was changed: {error}", where=self._where, hint=_AGAIN) from error
+
+    async def _read_again(self) -> None:
+        """Own the book again and read it. Raises StoreError, RegistryLostError."""
+        await self._require_ours()  # before: to take it from another would end that one
+        await self._store.acquire(0)
+        held = await _load(self._store, self._where)
+        self._require_owner(held.owner)
+        self._held = held
+        self._in_doubt = False
+
+    async def _require_ours(self) -> None:
+        if self.lost is not None:
+            raise self.lost
+        (value,) = (await self._store.read([registry_keys.OWNER])).values
+        self._require_owner(registry_codec.decode_owner(value))
+
+    def _require_owner(self, found: Owner | None) -> None:
+        if found == self._owner:
+            return
+        self.lost = _lost(found, self._where)
+        log.error("registry_lost", to="nobody" if found is None else found.name)
+        raise self.lost
+
+
+async def read_partners(shelf: Shelf, where: str) -> list[Partner]:
+    """Read the partners without owning the registry, which a control plane may hold. Raises ControlPlaneError."""
+    try:
+        store = await shelf.open(*registry_keys.BOOK)
+        try:
+            (value,) = (await store.read([registry_keys.ORIGIN])).values
+            if registry_codec.decode_origin(value) is None:
+                raise not_whole(where)
+            rows = _rows(store, registry_keys.partners, limits.PARTNERS_MAX, where)
+            return [registry_codec.decode_partner(entry) async for entry in rows]
         finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise FolderError(
-            f"the registry of partners can't be read: {error}",
-            where=str(path),
-            hint="is this the data folder of a Bulkhead that has been started once?",
-        ) from error
-
-
-def _note(connection: sqlite3.Connection, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
-    connection.execute(
-        "INSERT INTO changes (at, who, what, partner_id, detail) VALUES (?, ?, ?, ?, ?)",
-        (timestamp(), who, what, partner_id, json.dumps(detail)),
-    )
+            await store.close()
+    except StoreError as error:
+        raise explain(error, where) from error
 
 
 def end_of_grace(grace_s: int) -> datetime:
@@ -364,9 +416,94 @@ def end_of_grace(grace_s: int) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=grace_s)
 
 
-def _to_partner(row: sqlite3.Row) -> Partner:
-    return Partner(**{name: row[name] for name in Partner.__dataclass_fields__})
+def rows_of_change(change: Change) -> list[Put]:
+    """Give a change's row and, where it is of a partner, its index row."""
+    rows = [Put(registry_keys.change(change.sequence), registry_codec.encode_change(change))]
+    if change.partner_id is not None:
+        rows.append(Put(registry_keys.change_of(change.partner_id, change.sequence), registry_codec.PRESENT))
+    return rows
 
 
-def _to_key(row: sqlite3.Row) -> Key:
-    return Key(**{name: row[name] for name in Key.__dataclass_fields__})
+def explain(error: StoreError, where: str) -> ControlPlaneError:
+    """Give what a store's error means for an operator; of all but CommitUnknownError nothing was changed."""
+    match error:
+        case StoreMissingError() | StoreCorruptError():
+            return FolderError(
+                f"the registry of partners can't be opened: {error}",
+                where=where,
+                hint="restore it from a backup; it is never made anew, for routers would then turn all partners away",
+            )
+        case StoreClientError():
+            return FolderError(f"the registry of partners can't be reached: {error}", where=where, hint="mend that")
+        case FencedError():
+            return RegistryLostError(
+                "another control plane took the registry over at this moment",
+                where=where,
+                hint="of two that use the same data one must end",
+            )
+        case StoreLimitError():
+            return RefusedError(f"it is too large to be written down: {error}", where=where, hint="say less")
+        case CommitUnknownError():
+            return RegistryUnknownError(f"whether it was written down is not known: {error}", where=where, hint=_AGAIN)
+        case StoreUnavailableError():
+            return RegistryError(f"the registry can't be used: {error}", where=where, hint=_MEND)
+        case _:
+            return RegistryError(f"nothing was changed: {error}", where=where, hint=_AGAIN)
+
+
+def not_whole(where: str) -> FolderError:
+    """Give the error for a book whose making was interrupted and can't go on here."""
+    return FolderError(
+        "the registry of partners is not whole: it was being imported when that was interrupted",
+        where=where,
+        hint="`bulkhead up` imports it from registry.sqlite; if that file is gone, restore it from a backup",
+    )
+
+
+def _lost(to: Owner | None, where: str) -> RegistryLostError:
+    who = "somebody" if to is None else f"{to.name} since {to.since}"
+    return RegistryLostError(
+        f"another control plane took the registry over ({who}), so this one ends; its processes go on without it",
+        where=where,
+        hint="two data folders must not hold the same data: stop one, and start the other again with `bulkhead up`",
+    )
+
+
+async def _load(store: Store, where: str) -> _Held:
+    """Read everything but the changes, a page at a time."""
+    found = await store.read([registry_keys.OWNER, registry_keys.DIRECTORY], [registry_keys.newest_change()])
+    held = _Held(
+        owner=registry_codec.decode_owner(found.values[0]),
+        directory_version=registry_codec.decode_directory_version(found.values[1]),
+        last_change=sum(int(entry.key[-1]) for entry in found.ranges[0]),
+    )
+    async for entry in _rows(store, registry_keys.partners, limits.PARTNERS_MAX, where):
+        partner = registry_codec.decode_partner(entry)
+        held.partners[partner.id] = partner
+    async for entry in _rows(store, registry_keys.keys, limits.KEYS_MAX, where):
+        key = registry_codec.decode_key(entry)
+        if key.partner_id not in held.partners:
+            raise StoreCorruptError(f"key {key.id!r} is of no partner")
+        held.keys.setdefault(key.partner_id, {})[key.id] = key
+    return held
+
+
+async def _rows(
+    store: Store, of: Callable[[contract.Key | None, int], Range], at_most: int, where: str
+) -> AsyncIterator[Entry]:
+    after: contract.Key | None = None
+    count = 0
+    while True:
+        (page,) = (await store.read([], [of(after, limits.REGISTRY_PAGE_ROWS)])).ranges
+        for entry in page:
+            yield entry
+        count += len(page)
+        if count > at_most:
+            raise FolderError(
+                f"the registry holds more than the {at_most} rows of a kind that this version takes",
+                where=where,
+                hint="run the version of Bulkhead that wrote it, or a newer one",
+            )
+        if len(page) < limits.REGISTRY_PAGE_ROWS:
+            return
+        after = page[-1].key

@@ -117,6 +117,8 @@ def show_status(found: dict[str, Any]) -> None:
         names = ("process", "role", "cell", "partner", "pid", "endpoint", "epoch")
         table.add_row(*(_text(row[name]) for name in names), _health(row["health"]), _text(row["restarts"] or None))
     out.print(table)
+    if found["partners_unread"] is not None:
+        out.print(f"[red]{escape(found['partners_unread'])}[/]", soft_wrap=True)
     states: dict[str, int] = {}
     for partner in found["partners"]:
         states[partner["state"]] = states.get(partner["state"], 0) + 1
@@ -152,6 +154,8 @@ def show_partner(found: dict[str, Any]) -> None:
     for change in found["changes"]:
         changes.add_row(change["at"], escape(change["who"]), change["what"], escape(json.dumps(change["detail"])))
     out.print(changes)
+    if found["changes_unread"] is not None:
+        out.print(f"[red]the changes can't be shown: {escape(found['changes_unread'])}[/]", soft_wrap=True)
 
 
 def show_changed(found: dict[str, Any], what: str) -> None:

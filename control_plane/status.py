@@ -1,6 +1,6 @@
 """What runs where, and how it is: made of the supervisor's view, the doors' answers and the registry.
 
-Without a control plane `collect_directly` makes the same from run records, the registry's file and the doors.
+Without a control plane `collect_directly` makes the same from run records, the registry's book and the doors.
 """
 
 import asyncio
@@ -11,9 +11,10 @@ from typing import Any
 from control_plane.data_folder import DataFolder, read_instance, secrets_digest
 from control_plane.doors import CellStatus, Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, NotRunningError
+from control_plane.opening import read_registered
 from control_plane.process_table import RunRecord, find_recorded
 from control_plane.processes import plan
-from control_plane.registry import Partner, read_partners
+from control_plane.registry_records import Partner
 from control_plane.settings import Settings
 from control_plane.supervisor import ProcessState
 
@@ -28,8 +29,9 @@ def build(
     answers: CellAnswers,
     partners: Sequence[Partner],
     directory_version: int,
+    partners_unread: str | None = None,
 ) -> dict[str, Any]:
-    """Give the whole status, as `bulkhead status --json` prints it."""
+    """Give the whole status, as `bulkhead status --json` prints it. `partners_unread`: why there are none, in words."""
     rows = [_control_row(control_plane)]
     for state in states:
         rows.append(_process_row(state, answers))
@@ -44,6 +46,7 @@ def build(
         "cells": [_cell(name, answer) for name, answer in answers.items()],
         "processes": rows,
         "partners": [_partner(partner, answers.get(partner.cell)) for partner in partners],
+        "partners_unread": partners_unread,
     }
 
 
@@ -93,6 +96,12 @@ async def collect_directly(settings: Settings, folder: DataFolder, version: str)
         answers = await ask_cells(doors, settings.cell_names)
     finally:
         await doors.aclose()
+    partners: Sequence[Partner] = ()
+    unread = None
+    try:
+        partners = await read_registered(settings, folder)
+    except ControlPlaneError as error:
+        unread = error.what  # the processes can be seen all the same
     control_plane = {
         "running": False,
         "pid": None,
@@ -105,8 +114,9 @@ async def collect_directly(settings: Settings, folder: DataFolder, version: str)
         control_plane=control_plane,
         states=states,
         answers=answers,
-        partners=read_partners(folder.registry_file),
+        partners=partners,
         directory_version=0,
+        partners_unread=unread,
     )
 
 

@@ -15,7 +15,7 @@ import structlog
 import uvloop
 
 from cells.api import logs
-from control_plane import admin, data_folder, limits, memory, status
+from control_plane import admin, data_folder, limits, memory, opening, status
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.doors import Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError
@@ -60,12 +60,25 @@ def run(settings: Settings, console: Console, make_plan: Planner = plan) -> int:
             raise FolderError(
                 f"the data folder can't be written: {error}", where=str(folder.root), hint="mend that, then try again"
             ) from error
-        registry = Registry(folder.registry_file, create=first_start)
-        try:
-            data_folder.finish_first_start(folder, instance)
-            return uvloop.run(_Up(settings, folder, instance, registry, console, make_plan).run())
-        finally:
-            registry.close()
+        return uvloop.run(_run(settings, folder, instance, console, make_plan, first_start=first_start))
+
+
+async def _run(
+    settings: Settings,
+    folder: DataFolder,
+    instance: Instance,
+    console: Console,
+    make_plan: Planner,
+    *,
+    first_start: bool,
+) -> int:
+    opening.require_clients(settings, folder, instance)
+    registry = await opening.open_registry(settings, folder, instance, first_start=first_start)
+    try:
+        data_folder.finish_first_start(folder, instance)
+        return await _Up(settings, folder, instance, registry, console, make_plan).run()
+    finally:
+        await registry.close()
 
 
 def _write_settings(folder: DataFolder, settings: Settings) -> None:
@@ -102,7 +115,7 @@ class _Up:
         self._require_memory()
         addresses = cell_addresses(self._settings)
         publisher = Publisher(self._registry, self._folder, addresses, self._settings.router_names)
-        publisher.publish()
+        await publisher.publish()
         doors = await Doors.connect(addresses, self._folder)
         try:
             supervisor = Supervisor(self._plan(), self._folder, self._instance.id, _probe, self._console.tell_process)
@@ -125,7 +138,7 @@ class _Up:
                 control_plane=self._describe(),
                 states=supervisor.states,
                 answers=await status.ask_cells(doors, self._settings.cell_names),
-                partners=await asyncio.to_thread(self._registry.partners),
+                partners=self._registry.partners(),
                 directory_version=publisher.version,
             )
 
@@ -143,6 +156,8 @@ class _Up:
                 announcing.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await announcing
+            if self._registry.lost is not None and not self._stop.is_set():
+                raise self._registry.lost  # the processes are left to themselves, as after a crash
             if failure is not None:
                 # A bug of ours. Payments need no supervisor, so the processes stay; the next `up` adopts them.
                 log.error("supervisor_failed", exc_info=failure)
@@ -162,7 +177,7 @@ class _Up:
                 async with asyncio.timeout(limits.PROBE_INTERVAL_MS / 1000):
                     await self._stop.wait()
             failure = supervisor.failed()
-            if failure is not None:
+            if failure is not None or self._registry.lost is not None:
                 return failure
         return None
 

@@ -32,6 +32,10 @@ class FdbShelf:
         """Open a book that exists."""
         return await FdbStore.open(self.cluster, (*self._path, *name))
 
+    async def wait_answers(self) -> None:
+        """Wait a moment for the cluster to answer."""
+        await self.cluster.wait_answers()
+
     async def names(self, folder: str) -> list[str]:
         """Give the names of all books in a folder of the shelf."""
         return await self.cluster.list_directory((*self._path, folder))

@@ -48,7 +48,7 @@ _RECORD_VERSION: Final = 1
 _OWNERSHIP: Final = b"\x00\x14"  # (None, 0)
 _RECEIPT: Final = b"\x00\x15\x01"  # (None, 1, slot)
 # https://apple.github.io/foundationdb/mr-status.html
-_STATUS_KEY: Final = b"\xff\xff/status/json"
+_STATUS: Final = b"\xff\xff/status/json"
 _LIBRARY: Final = "libfdb_c.so"
 _CLUSTER_FILE_LINE: Final = re.compile(r"[A-Za-z0-9_]+:[A-Za-z0-9]+@[^@\s]+:\d+(:tls)?(,[^@\s]+:\d+(:tls)?)*", re.ASCII)
 
@@ -127,25 +127,28 @@ def read_cluster_file(path: Path) -> str:
 
 
 async def _ready(*futures: Any) -> None:
-    """Wait until all the client's futures are ready. One callback each, one wake-up of the loop for all."""
+    """Wait until all the client's futures are ready.
+
+    Each callback makes the network thread wait for Python's lock, so one future is waited for at a time: the others,
+    which went out with it, have mostly come when it has.
+    """
     loop = asyncio.get_running_loop()
-    waiter = loop.create_future()
-    done: list[Any] = []
+    for future in futures:
+        if future.is_ready():
+            continue
+        waiter = loop.create_future()
 
-    def wake() -> None:
-        if not waiter.done():
-            waiter.set_result(None)
+        def wake(waiter: asyncio.Future[None] = waiter) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
 
-    def on_ready(future: Any) -> None:
-        # In the network thread, or at once in this one. Whoever comes last sees that all have come.
-        done.append(future)
-        if len(done) == len(futures):
+        def on_ready(_: Any, wake: Callable[[], None] = wake) -> None:
+            # In the network thread, or at once in this one.
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(wake)
 
-    for future in futures:
         future.on_ready(on_ready)
-    await waiter
+        await waiter
 
 
 class Cluster:
@@ -228,7 +231,7 @@ class Cluster:
         transaction = self.database.create_transaction()
         try:
             async with asyncio.timeout(limits.FDB_STATUS_TIMEOUT_MS / 1_000):
-                (value,) = await self.wait(transaction, transaction.get(_STATUS_KEY))
+                (value,) = await self.wait(transaction, transaction.get(_STATUS))
         except TimeoutError as error:
             raise StoreUnavailableError(f"{self}: no status in {limits.FDB_STATUS_TIMEOUT_MS} ms") from error
         except _TransactionError as error:

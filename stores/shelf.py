@@ -1,6 +1,6 @@
 """A shelf: where the books of one place stand, whatever store they are in. `open_shelf` alone switches between them.
 
-A book's name is a path: ("cell",) is a cell's own, ("partners", "acme") a partner's, ("registry",) the control plane's.
+A book's name is a path: ("cell",) is a cell's own, ("partners", "acme") a partner's, ("control",) the control plane's.
 A book is made once, at onboarding; opening one never makes it, because a missing book must not become an empty one.
 """
 
@@ -26,6 +26,9 @@ class Shelf(Protocol):
 
     async def open(self, *name: str) -> Store:
         """Open a book that exists. Raises StoreMissingError, StoreCorruptError, StoreUnavailableError."""
+
+    async def wait_answers(self) -> None:
+        """Wait a moment for a place that is elsewhere to answer. Raises StoreUnavailableError."""
 
     async def names(self, folder: str) -> list[str]:
         """Give the last part of the names of all books in a folder of the shelf, in order. Raises StoreError."""

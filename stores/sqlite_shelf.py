@@ -28,6 +28,9 @@ class SqliteShelf:
         """Open a book that exists."""
         return await SqliteStore.open(self._path(name))
 
+    async def wait_answers(self) -> None:
+        """Wait for nobody: a folder is there or isn't."""
+
     async def names(self, folder: str) -> list[str]:
         """Give the names of all books in a folder of the shelf."""
         return sorted(path.stem for path in (self._folder / folder).glob("*.sqlite"))

@@ -1,6 +1,7 @@
 """A process that is one partner's actor over a book and a real acquirer, for tests that stop it in mid-payment.
 
-python -m tests.actor_process MODE BOOK [ACQUIRER_URL]: it writes a JSON line per step. MODE is `pay-and-stop` (makes a
+python -m tests.actor_process MODE PLACE [ACQUIRER_URL]: it writes a JSON line per step. PLACE is where the book stands,
+as JSON (stores.shelf). MODE is `pay-and-stop` (makes a
 payment and raises SIGSTOP on itself right before it asks the acquirer), `perform` (takes the partner over and settles
 what is open), `close` (likewise, but its calls to perform never get out, so that it closes the key), `create`
 (makes the book) or `read` (owns nothing and tells what is in it).
@@ -11,7 +12,6 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 
 import structlog
 
@@ -24,9 +24,10 @@ from actors.profile import Profile
 from actors.store import Range
 from cells.http_acquirer import HttpAcquirer
 from cells.http_client import HttpClient
-from stores.sqlite_store import SqliteStore
+from stores.shelf import Shelf, open_shelf
 
 PARTNER = "acme"
+BOOK = ("partners", PARTNER)
 COMMAND_ID = "01M8000000000000000000000Z"
 Word = Approved | Declined | Challenged | Accepted
 COMMAND = CreatePayment(1_250, "EUR", "tok_approve", reference="order-1001")
@@ -82,12 +83,12 @@ def say(fields: dict[str, object]) -> None:
     sys.stdout.flush()
 
 
-async def run(mode: str, book: Path, url: str) -> None:
+async def run(mode: str, shelf: Shelf, url: str) -> None:
     """Be the actor."""
     client = HttpClient()
     inner = HttpAcquirer(client, url, PARTNER)
     acquirer: Acquirer = {"pay-and-stop": StopBefore, "perform": lambda one: one, "close": NothingGetsOut}[mode](inner)
-    store = await SqliteStore.open(book)
+    store = await shelf.open(*BOOK)
     stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     actor = PartnerActor(Profile(PARTNER, 1), store, acquirer, on_stopped=stopped.set_result)
     epoch = await actor.start(1)
@@ -104,15 +105,15 @@ async def run(mode: str, book: Path, url: str) -> None:
     await client.aclose()
 
 
-async def create(book: Path) -> None:
+async def create(shelf: Shelf) -> None:
     """Make the book."""
-    await SqliteStore.create(book)
+    await shelf.create(*BOOK)
     say({"step": "created"})
 
 
-async def read(book: Path) -> None:
+async def read(shelf: Shelf) -> None:
     """Tell what the book has, without owning it."""
-    store = await SqliteStore.open(book)
+    store = await shelf.open(*BOOK)
     journal = Range(("journal", 0), ("journal", keyspace.LAST_NUMBER), 1_000)
     payments = Range(("payment", ""), ("payment", keyspace.LAST), 1_000)
     found = await store.read([], [journal, payments])
@@ -123,13 +124,18 @@ async def read(book: Path) -> None:
     say({"step": "read", "epochs": epochs, "statuses": statuses, "raw": raw})
 
 
-if __name__ == "__main__":
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    mode, book_file, *rest = sys.argv[1:]
+async def main(mode: str, place: str, *rest: str) -> None:
+    """Do what is asked."""
+    shelf = open_shelf(json.loads(place))
     match mode:
         case "create":
-            asyncio.run(create(Path(book_file)))
+            await create(shelf)
         case "read":
-            asyncio.run(read(Path(book_file)))
+            await read(shelf)
         case _:
-            asyncio.run(run(mode, Path(book_file), rest[0]))
+            await run(mode, shelf, rest[0])
+
+
+if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    asyncio.run(main(*sys.argv[1:]))

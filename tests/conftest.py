@@ -10,6 +10,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 _UNIT_TESTS = Path(__file__).parent / "unit"
+# What tests say that were skipped, and what is missing.
+_WITHOUT_FOUNDATIONDB = {
+    "no FoundationDB cluster": "no cluster is named by BULKHEAD_TEST_FDB_CLUSTER_FILE",
+    "no FoundationDB server": "fdbserver and fdbcli are not on the PATH",
+}
 
 settings.register_profile(
     "quick",
@@ -26,6 +31,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 def pytest_configure(config: pytest.Config) -> None:
     # The foundationdb package brings an old copy of six, whose importer lacks a method that is asked for ever after.
     config.addinivalue_line("filterwarnings", "ignore:_SixMetaPathImporter:ImportWarning")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what became of the tests that need FoundationDB."""
+    stats = terminalreporter.stats
+    reasons = [report.longrepr[2] for report in stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    for skipped, why in _WITHOUT_FOUNDATIONDB.items():
+        count = sum(skipped in reason for reason in reasons)
+        if count:
+            terminalreporter.write_line(f"FoundationDB: {count} tests skipped, {why}")
+    named = os.environ.get("BULKHEAD_TEST_FDB_CLUSTER_FILE")
+    ran = sum("fdb" in report.nodeid for name in ("passed", "failed") for report in stats.get(name, []))
+    if named and ran:
+        terminalreporter.write_line(f"FoundationDB: {ran} tests ran against {named}")
 
 
 @contextmanager

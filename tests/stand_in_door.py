@@ -19,7 +19,7 @@ from cells.api.messages import (
     decode_profile,
     encode_answer,
 )
-from control_plane import data_folder
+from control_plane import data_folder, opening
 from control_plane.data_folder import DataFolder
 from control_plane.doors import CellAddress, Doors
 from control_plane.partners import Partners
@@ -104,7 +104,8 @@ class Installation:
     async def start(self) -> None:
         with data_folder.locked(self.folder):
             instance = data_folder.prepare(self.folder, self.settings)
-            Registry(self.folder.registry_file, create=True).close()
+            registry = await opening.open_registry(self.settings, self.folder, instance, first_start=True)
+            await registry.close()
             data_folder.finish_first_start(self.folder, instance)
         for name, door in self.doors.items():
             key = role_key(self.folder.cell_secret_file(name).read_bytes(), "control")
@@ -115,7 +116,8 @@ class Installation:
 
     async def control_plane(self) -> tuple[Partners, Registry, Doors, Publisher]:
         """Make the parts from what is on disk, as a new process would."""
-        registry = Registry(self.folder.registry_file, create=False)
+        instance = data_folder.require_instance(self.folder)
+        registry = await opening.open_registry(self.settings, self.folder, instance, first_start=False)
         client = await Doors.connect(self.addresses, self.folder)
         await client.wait_connected()
         self._registries.append(registry)
@@ -131,4 +133,4 @@ class Installation:
         for server in self.servers:
             await server.aclose()
         for registry in self._registries:
-            registry.close()
+            await registry.close()

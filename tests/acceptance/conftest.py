@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 
 from chaos.gateway import Gateway
+from chaos.store_choice import SQLITE, StoreChoice
 
 
 @pytest.fixture
 def make_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
-    """Give what starts a gateway of so many cells and waits until it is ready."""
+    """Give what starts a gateway of so many cells, on SQLite or another store, and waits until it is ready."""
     made: list[Gateway] = []
 
-    def make(cells: int) -> Gateway:
-        gateway = Gateway(tmp_path / f"gateway-{len(made)}", cells=cells)
+    def make(cells: int, store: StoreChoice = SQLITE) -> Gateway:
+        gateway = Gateway(tmp_path / f"gateway-{len(made)}", cells=cells, store=store)
         made.append(gateway)
         gateway.start()
         gateway.wait_ready()

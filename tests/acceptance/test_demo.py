@@ -10,14 +10,17 @@ import psutil
 import pytest
 
 from chaos.gateway import Gateway, is_alive
+from tests.store_choices import chosen, on_either_store
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(150)
-def test_ctrl_c_in_the_midst_of_trouble_leaves_nothing(tmp_path: Path) -> None:
+@on_either_store
+def test_ctrl_c_in_the_midst_of_trouble_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    small = ["--seconds", "30", "--cells", "1", "--partners", "6"]
     demo = subprocess.Popen(
-        [sys.executable, "-m", "chaos.demo", "--seconds", "30", "--cells", "1", "--partners", "6"],
+        [sys.executable, "-m", "chaos.demo", *small, *chosen(kind).arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

@@ -15,6 +15,7 @@ from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
 from chaos.gateway import Gateway
 from chaos.history import Call
 from chaos.workload import Load, means_again
+from tests.store_choices import chosen, on_either_store
 
 ROUNDS = int(os.environ.get("BULKHEAD_TEST_ROUNDS", "3"))
 CELLS = 2
@@ -24,13 +25,14 @@ AMOUNTS_PER_ROUND = 1_000_000
 
 
 @pytest.mark.timeout(120 + 90 * ROUNDS)
+@on_either_store
 async def test_nothing_acknowledged_is_lost_and_nothing_is_charged_twice(
-    make_gateway: Callable[[int], Gateway],
+    make_gateway: Callable[..., Gateway], kind: str
 ) -> None:
     seed = int(os.environ.get("BULKHEAD_TEST_SEED") or random.SystemRandom().randrange(2**32))
     print(f"BULKHEAD_TEST_SEED={seed}")  # noqa: T201 - pytest shows it where the test fails
     dice = random.Random(seed)
-    gateway = await asyncio.to_thread(make_gateway, CELLS)
+    gateway = await asyncio.to_thread(make_gateway, CELLS, chosen(kind))
     keys = await onboard(gateway, PARTNERS)
     calls: list[Call] = []
     writes_cut_off = 0

@@ -12,6 +12,7 @@ from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
 from chaos.gateway import Gateway
 from chaos.history import Call
 from chaos.workload import Load
+from tests.store_choices import chosen, on_either_store
 
 CELLS = 2
 PARTNERS = [f"shop_{number}" for number in range(6)]
@@ -22,10 +23,11 @@ KILLS_AT_S = (5, 12)
 
 
 @pytest.mark.timeout(180)
+@on_either_store
 async def test_a_killed_worker_costs_its_partner_no_error_and_less_than_a_second(
-    make_gateway: Callable[[int], Gateway],
+    make_gateway: Callable[..., Gateway], kind: str
 ) -> None:
-    gateway = await asyncio.to_thread(make_gateway, CELLS)
+    gateway = await asyncio.to_thread(make_gateway, CELLS, chosen(kind))
     keys = await onboard(gateway, PARTNERS)
     await asyncio.to_thread(gateway.wait_spares)
     plan = plan_for(gateway, keys, run="load", seed=1, requests_per_second=60, seconds=SECONDS)

@@ -16,6 +16,7 @@ from chaos.experiment import judge_at_rest
 from chaos.gateway import Gateway
 from chaos.history import Call
 from chaos.workload import read_book
+from tests.store_choices import chosen, on_either_store
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -24,8 +25,9 @@ CELLS = 2
 
 
 @pytest.mark.timeout(240)
-def test_up_pay_stop_and_up_again(make_gateway: Callable[[int], Gateway]) -> None:
-    gateway = make_gateway(CELLS)
+@on_either_store
+def test_up_pay_stop_and_up_again(make_gateway: Callable[..., Gateway], kind: str) -> None:
+    gateway = make_gateway(CELLS, chosen(kind))
     assert "Bulkhead is ready" in gateway.output
     gateway.wait_spares()
     check_status(gateway.run_json("status"))
@@ -43,7 +45,7 @@ def test_up_pay_stop_and_up_again(make_gateway: Callable[[int], Gateway]) -> Non
     assert not is_listened_on(gateway.ports.http)
     assert gateway.run("status", "--json").returncode == 3, "what isn't running can be told from the exit code"
 
-    refused = Gateway(gateway.root, cells=CELLS + 1)
+    refused = Gateway(gateway.root, cells=CELLS + 1, store=gateway.store)
     refused.start()
     assert refused.up is not None
     assert refused.up.wait(timeout=30) == 2

@@ -16,14 +16,17 @@ import httpx
 import pytest
 
 from tests.acquirer_process import AcquirerProcess, start_acquirer
+from tests.store_choices import on_either_store, place_of
+
+Place = dict[str, Any]
 
 
 class Actor:
     """A running actor process."""
 
-    def __init__(self, mode: str, book: Path, url: str) -> None:
+    def __init__(self, mode: str, place: Place, url: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.actor_process", mode, str(book), url],
+            [sys.executable, "-m", "tests.actor_process", mode, json.dumps(place), url],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
@@ -65,13 +68,7 @@ def acquirer(tmp_path: Path) -> Iterator[AcquirerProcess]:
         yield process
 
 
-@pytest.fixture
-def book(tmp_path: Path) -> Path:
-    path = tmp_path / "acme.sqlite"
-    ask("create", path)
-    return path
-
-
+@on_either_store
 @pytest.mark.parametrize(
     ("settled_by", "status", "charges", "zombie_hears"),
     [
@@ -80,8 +77,16 @@ def book(tmp_path: Path) -> Path:
     ],
 )
 def test_a_zombie_charges_nothing_twice(
-    acquirer: AcquirerProcess, book: Path, settled_by: str, status: str, charges: int, zombie_hears: str
+    acquirer: AcquirerProcess,
+    tmp_path: Path,
+    kind: str,
+    settled_by: str,
+    status: str,
+    charges: int,
+    zombie_hears: str,
 ) -> None:
+    book = place_of(kind, tmp_path)
+    ask("create", book)
     zombie = Actor("pay-and-stop", book, acquirer.url)
     actors = [zombie]
     try:
@@ -126,7 +131,7 @@ def operations(acquirer: AcquirerProcess) -> list[dict[str, Any]]:
     return found
 
 
-def ask(mode: str, book: Path) -> dict[str, Any]:
+def ask(mode: str, book: Place) -> dict[str, Any]:
     """Have the book made or read by a process of its own; give what it says."""
     actor = Actor(mode, book, "")
     try:

@@ -1,5 +1,6 @@
 """The supervisor as a process of its own, killed and started again, over stand-in children (tests/stand_in_up.py)."""
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -16,10 +17,11 @@ from typing import Any
 import httpx
 import pytest
 
-from control_plane import client, data_folder, limits
+from control_plane import client, data_folder, limits, opening
 from control_plane.data_folder import DataFolder
 from control_plane.errors import NotRunningError
 from control_plane.process_table import MARKER, read_marker, read_start_ticks
+from control_plane.settings import Settings
 
 WAIT_S = 20.0
 
@@ -390,6 +392,46 @@ def test_a_second_up_on_the_same_data_is_refused_and_harms_nothing(scene: Scene)
     assert f"REFUSED another `bulkhead up` uses this data folder (pid {up.process.pid}" in second.output()
     assert answering_pid(port) == pid
     assert up.states()["one"]["restarts"] == 0
+
+
+def open_elsewhere(scene: Scene) -> None:
+    """Own the registry as a control plane on a copy of the data would: with its own lock, on the same book."""
+
+    async def own() -> None:
+        settings = Settings(data_folder=scene.root, cells=1)
+        instance = data_folder.require_instance(scene.folder)
+        registry = await opening.open_registry(settings, scene.folder, instance, first_start=False)
+        await registry.close()
+
+    asyncio.run(own())
+
+
+def test_an_up_whose_registry_was_taken_over_ends_and_leaves_the_processes(scene: Scene) -> None:
+    port = free_port()
+    up = scene.up(f"one:{port}:plain")
+    up.wait_ready()
+    pid = answering_pid(port)
+    open_elsewhere(scene)
+    assert up.process.wait(WAIT_S) == 1, "it finds out by itself, without being asked for anything"
+    assert "REFUSED another control plane took the registry over (pid " in up.output()
+    assert answering_pid(port) == pid
+    again = scene.up(f"one:{port}:plain")
+    again.wait_ready()
+    assert again.states()["one"]["adopted"] is True
+
+
+def test_a_lost_registry_is_an_error_and_never_an_empty_one(scene: Scene) -> None:
+    port = free_port()
+    up = scene.up(f"one:{port}:plain")
+    up.wait_ready()
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(WAIT_S) == 0
+    scene.folder.registry_file.rename(scene.root / "elsewhere")
+    second = scene.up(f"one:{port}:plain")
+    assert second.process.wait(WAIT_S) == 2
+    assert "REFUSED the registry of partners can't be opened" in second.output()
+    assert not scene.folder.registry_file.exists()
+    assert len(scene.starts("one")) == 1, "nothing was started"
 
 
 def test_a_port_that_somebody_else_has_is_said_at_once(scene: Scene) -> None:

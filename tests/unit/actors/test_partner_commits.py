@@ -107,6 +107,28 @@ async def test_a_lost_commit_may_lose_several_times_in_a_row() -> None:
 
 
 @in_virtual_time
+async def test_a_store_that_takes_its_time_to_say_no_keeps_nobody_past_the_deadline() -> None:
+    async with Bench() as bench:
+        commits: list[float] = []
+
+        async def refuse_slowly(*_: object) -> None:
+            commits.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(limits.COMMIT_TIMEOUT_MS / 1_000 - 0.1)
+            raise StoreUnavailableError("behind")
+
+        bench.actor.store.commit = refuse_slowly  # type: ignore[method-assign]
+        began = asyncio.get_running_loop().time()
+        refused = await bench.ask(purchase(), key="k")
+        assert code(refused) is RefusalCode.PARTNER_UNAVAILABLE
+        assert (
+            asyncio.get_running_loop().time() - began < (limits.COMMAND_DEADLINE_MS - limits.ANSWER_MARGIN_MS) / 1_000
+        )
+        assert len(commits) == 1
+        del bench.actor.store.commit
+        assert body(await bench.ask(purchase(), key="k"))["status"] == "captured"
+
+
+@in_virtual_time
 async def test_an_unknown_that_was_written_after_all_is_found_and_pursued() -> None:
     async with Bench() as bench:
         for fault in (Fault.UNKNOWN_WRITTEN, Fault.CONFLICT, Fault.UNAVAILABLE):

@@ -36,6 +36,8 @@ class StandInShelf:
     async def open(self, *name: str) -> Store:
         raise NotImplementedError
 
+    async def wait_answers(self) -> None: ...
+
     async def names(self, folder: str) -> list[str]:
         raise NotImplementedError
 

@@ -54,10 +54,16 @@ def test_whom_a_fault_excuses() -> None:
 
 
 def test_no_other_cell_ever_notices_what_strikes_a_cell() -> None:
-    shared = {Target.ROUTER, Target.ACQUIRER}
+    shared = {Target.ROUTER, Target.ACQUIRER, Target.FDB_SERVER}
     for kind in KINDS:
         if not {strike.target for strike in kind.strikes} & shared:
             assert kind.others == faults.NO_ERROR, kind.name
+
+
+def test_a_gateway_of_any_store_is_spared_what_strikes_a_server_that_it_may_not_have() -> None:
+    spared = set(KINDS) - set(faults.KINDS_OF_ANY_STORE)
+    assert {kind.name for kind in spared} == {"FoundationDB server killed", "FoundationDB server stopped"}
+    assert all(kind.own == kind.cell == kind.others for kind in spared), "one cluster is everybody's"
 
 
 def test_the_page_shows_the_table() -> None:

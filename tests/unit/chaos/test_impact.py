@@ -99,6 +99,11 @@ def test_who_is_served_later_than_promised_breaks_the_promise_unless_there_is_pa
         ("acquirer killed", "eve", call("eve", 101, 201, "failed"), False),
         ("acquirer killed", "eve", call("eve", 101, 503, "acquirer_unavailable"), False),
         ("acquirer killed", "eve", call("eve", 101, 503, "outcome_unknown"), True),
+        ("FoundationDB server killed", "eve", call("eve", 101, 503, "partner_unavailable"), False),
+        ("FoundationDB server killed", "ann", call("ann", 101, 503, "outcome_unknown"), False),
+        ("FoundationDB server killed", "ann", call("ann", 101, 202, "processing"), False),
+        ("FoundationDB server stopped", "eve", replace(call("eve", 101, 503, "not_ready"), retry_after=None), True),
+        ("FoundationDB server stopped", "eve", cut_off("eve", 101), True),
     ],
 )
 def test_the_table_excuses_what_it_names_and_nothing_else(name: str, partner: str, bad: Call, is_error: bool) -> None:

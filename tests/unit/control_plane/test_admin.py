@@ -1,7 +1,7 @@
 """The admin API over a stand-in door, in process; the socket itself is in tests/integration/test_supervisor.py."""
 
+import asyncio
 import json
-import sqlite3
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +9,11 @@ import httpx
 import pytest
 
 from cells.api.messages import RefusalCode
-from control_plane import admin, limits, status
+from control_plane import admin, limits, registry_codec, registry_keys, status
+from control_plane.errors import ERRORS_BY_CODE
+from stores.contract import StoreUnavailableError
+from stores.sqlite_shelf import SqliteShelf
+from stores.sqlite_store import SqliteStore
 from tests.stand_in_door import Installation
 
 ACME = {"id": "acme", "name": "Acme"}
@@ -160,10 +164,52 @@ async def test_what_is_done_with_a_settlement_file_is_noted(
         answer = await client.post("/reconciliations", json={"stage": stage, "detail": detail})
         assert answer.status_code == 201
     assert (await client.post("/reconciliations", json={"stage": "half", "detail": {}})).status_code == 400
-    with sqlite3.connect(installation.folder.registry_file) as registry:
-        noted = registry.execute("SELECT who, what, detail FROM changes ORDER BY sequence").fetchall()
-    registry.close()
-    assert noted == [("ann@host", f"reconciliation_{stage}", json.dumps(detail)) for stage in ("begun", "ended")]
+    store = await SqliteShelf(installation.folder.root).open(*registry_keys.BOOK)
+    found = (await store.read([registry_keys.change(1), registry_keys.change(2)])).values
+    await store.close()
+    noted = [registry_codec.decode_change(value) for value in found if value is not None]
+    assert [(change.who, change.what, change.partner_id) for change in noted] == [
+        ("ann@host", f"reconciliation_{stage}", None) for stage in ("begun", "ended")
+    ]
+    assert [change.detail for change in noted] == [detail, detail]
+
+
+async def test_while_the_registrys_store_is_away_reads_go_on_and_writes_are_refused_whole(
+    client: httpx.AsyncClient, installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.post("/partners", json=ACME)
+    before = (await client.get("/partners/acme")).json()
+
+    async def away(*_: object) -> None:
+        raise StoreUnavailableError("disk I/O error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteStore, "commit", away)
+        asked = [
+            client.post("/partners", json={"id": "beta"}),
+            client.post("/partners/acme/suspend"),
+            client.patch("/partners/acme/limits", json={"in_flight_max": 9}),
+            client.post("/partners/acme/keys", json={"grace_s": 0}),
+            client.delete(f"/partners/acme/keys/{before['keys'][0]['id']}"),
+            client.post("/reconciliations", json={"stage": "begun", "detail": {}}),
+        ]
+        for answer in await asyncio.gather(*asked):
+            assert answer.status_code == 503
+            said = answer.json()
+            assert said["kind"] == "registry_unavailable"
+            assert said["what"] == "the registry can't be used: disk I/O error"
+            assert said["where"].endswith("control.sqlite")
+            assert said["hint"]
+            assert ERRORS_BY_CODE[said["kind"]].exit_code == 2
+        assert (await client.get("/partners/acme")).json() == before
+        patched.setattr(SqliteStore, "read", away)
+        shown = (await client.get("/partners/acme")).json()
+        assert (shown["partner"], shown["keys"], shown["changes"]) == (before["partner"], before["keys"], [])
+        assert "disk I/O error" in shown["changes_unread"], "what can't be shown is said, not left out"
+        assert len((await client.get("/partners")).json()["partners"]) == 1
+        assert (await client.get("/status")).status_code == 200
+    assert (await client.get("/partners/acme")).json() == before
+    assert (await client.post("/partners/acme/suspend")).status_code == 200
 
 
 async def test_a_doors_refusal_keeps_its_code(client: httpx.AsyncClient, installation: Installation) -> None:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from control_plane import audit, cli, client, screen
 from control_plane.data_folder import DataFolder
 from control_plane.errors import DoorError, RefusedError, SettingsError
-from control_plane.registry import Partner
+from control_plane.registry_records import Partner
 from control_plane.settings import Settings
 
 

@@ -1,6 +1,7 @@
 """Partners through a scripted stand-in for their door (tests/stand_in_door.py), with crashes between all steps."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,11 +10,20 @@ import pytest
 from cells.api.messages import Method, RefusalCode
 from control_plane import limits, partners
 from control_plane.doors import Doors
-from control_plane.errors import DoorError, NotFoundError, RefusedError
+from control_plane.errors import (
+    ControlPlaneError,
+    DoorError,
+    NotFoundError,
+    RefusedError,
+    RegistryError,
+    RegistryLostError,
+)
 from control_plane.partners import NewPartner
 from control_plane.publishing import Publisher
 from control_plane.registry import Registry
 from router import directory, directory_file
+from stores.contract import StoreUnavailableError
+from stores.sqlite_store import SqliteStore
 from tests.stand_in_door import Installation, StandInDoor
 
 
@@ -60,17 +70,12 @@ class Crash(BaseException):
 
 
 def crashing(method: Callable[..., Any], *, before: bool) -> Callable[..., Any]:
-    def crash_sync(*arguments: Any, **options: Any) -> Any:
-        if not before:
-            method(*arguments, **options)
-        raise Crash
-
-    async def crash_async(*arguments: Any, **options: Any) -> Any:
+    async def crash(*arguments: Any, **options: Any) -> Any:
         if not before:
             await method(*arguments, **options)
         raise Crash
 
-    return crash_async if method.__name__ == "onboard" else crash_sync
+    return crash
 
 
 STEPS = [
@@ -94,7 +99,7 @@ async def test_onboarding_goes_on_after_a_crash_at_any_step(
             await control.create(wanted(), "ann")
 
     control, registry, _, publisher = await installation.control_plane()
-    publisher.publish()
+    await publisher.publish()
     await control.reconcile()
     if registry.keys("acme"):
         # The key was made but never shown: a new one takes its place, and nothing else is done again.
@@ -121,7 +126,7 @@ async def test_an_onboarding_that_stopped_is_finished_without_being_asked(
         with pytest.raises(Crash):
             await control.create(wanted(), "ann")
     control, registry, _, publisher = await installation.control_plane()
-    publisher.publish()
+    await publisher.publish()
     assert "acme" not in published(installation).partners, "no router knows a partner without a book"
     await control.reconcile()
     assert registry.partner("acme").status == "active"
@@ -201,9 +206,9 @@ async def test_a_registry_from_a_backup_takes_the_lead_again(installation: Insta
     control, registry, _, _ = await installation.control_plane()
     await control.create(wanted(), "ann")
     door = home(installation)
-    door.profiles["acme"] = partners.to_profile(registry.raise_profile_version("acme", 7))
+    door.profiles["acme"] = partners.to_profile(await registry.raise_profile_version("acme", 7))
     control, registry, _, _ = await installation.control_plane()
-    registry._connection.execute("UPDATE partners SET profile_version = 2, rate_burst = 3")
+    registry._held.partners["acme"] = replace(registry.partner("acme"), profile_version=2, rate_burst=3)
     await control.reconcile()
     assert door.profiles["acme"].rate_burst == 3
     assert door.profiles["acme"].version == registry.partner("acme").profile_version == 9
@@ -290,3 +295,55 @@ async def test_a_partner_that_does_not_fit_is_not_begun(installation: Installati
     with pytest.raises(RefusedError, match="no room"):
         await control.create(wanted(), "ann")
     assert registry.partners() == []
+
+
+async def test_a_change_that_is_written_down_but_not_published_is_said_to_be(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, registry, _, _ = await installation.control_plane()
+    await control.create(wanted(), "ann")
+
+    async def away(*_: object) -> int:
+        raise RegistryError("the registry can't be used: disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "take_directory_version", away)
+        with pytest.raises(ControlPlaneError, match="is written down, but routers don't know of it yet"):
+            await control.set_status("acme", "suspended", "ann")
+        await control.reconcile()  # logs it and goes on
+    assert registry.partner("acme").status == "suspended"
+    assert published(installation).partners["acme"].status == "active"
+    await control.reconcile()
+    assert published(installation).partners["acme"].status == "suspended"
+    assert home(installation).profiles["acme"].status == "suspended"
+
+
+async def test_reconciling_goes_on_from_memory_while_the_registrys_store_is_away(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, registry, _, _ = await installation.control_plane()
+    await control.create(wanted(), "ann")
+    home(installation).refuse = RefusalCode.PARTNER_UNAVAILABLE
+    await control.set_limits("acme", {"rate_burst": 9}, "ann")
+    home(installation).refuse = None
+
+    async def away(*_: object) -> None:
+        raise StoreUnavailableError("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteStore, "read", away)
+        patched.setattr(SqliteStore, "commit", away)
+        await control.reconcile()
+    assert home(installation).profiles["acme"].rate_burst == 9
+    assert registry.lost is None
+
+
+async def test_one_that_was_taken_over_changes_nothing_any_more(installation: Installation) -> None:
+    control, registry, _, _ = await installation.control_plane()
+    await control.create(wanted(), "ann")
+    newer, _, _, _ = await installation.control_plane()
+    with pytest.raises(RegistryLostError):
+        await control.set_status("acme", "suspended", "ann")
+    await control.reconcile()  # raises nothing: the supervisor sees `lost`
+    assert registry.lost is not None
+    assert (await newer.set_status("acme", "suspended", "ann")).partner.profile_version == 2

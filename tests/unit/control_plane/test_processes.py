@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.data_folder import DataFolder
+from control_plane.data_folder import DataFolder, Instance
 from control_plane.process_table import MARKER
 from control_plane.processes import ProcessSpec, plan
 from control_plane.settings import Settings
 
-INSTANCE = "0123456789abcdef"
+INSTANCE = Instance("0123456789abcdef", "5eed" * 8, 2, "sqlite", "2026-11-22T00:00:00.000Z")
 
 
 def planned(tmp_path: Path, version: str = "1", digest: str = "d", **fields: object) -> dict[str, ProcessSpec]:
@@ -45,7 +45,7 @@ def test_a_real_acquirer_is_not_simulated(tmp_path: Path) -> None:
 def test_each_process_carries_the_marker_and_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
     specs = planned(tmp_path)
     for name, spec in specs.items():
-        assert spec.environment[MARKER] == f"{INSTANCE}/{name}"
+        assert spec.environment[MARKER] == f"{INSTANCE.id}/{name}"
         assert spec.environment["SPT_NOENV"] == "1", "a title of its own does not overwrite the marker"
         assert spec.argv[1] == "-P", "nothing is imported from the working folder"
     assert len({spec.fingerprint for spec in specs.values()}) == len(specs)

@@ -1,8 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from control_plane.errors import ControlPlaneError
 from control_plane.publishing import Publisher
-from control_plane.registry import Registry
 from router import directory, directory_file
 from tests.stand_in_door import Installation
 from tests.unit.control_plane.test_partners import wanted
@@ -14,7 +15,7 @@ def read(installation: Installation) -> directory.Directory:
 
 async def test_the_first_directory_has_all_cells_and_no_partner(installation: Installation) -> None:
     _, _, _, publisher = await installation.control_plane()
-    assert publisher.publish() == 1
+    assert await publisher.publish() == 1
     assert set(read(installation).cells) == {"cell-0", "cell-1"}
     assert read(installation).partners == {}
 
@@ -22,11 +23,11 @@ async def test_the_first_directory_has_all_cells_and_no_partner(installation: In
 async def test_nothing_new_is_published_where_nothing_changed(installation: Installation) -> None:
     control, _, _, publisher = await installation.control_plane()
     await control.create(wanted(), "ann")
-    version = publisher.publish()
+    version = await publisher.publish()
     before = installation.folder.directory_file.stat()
-    assert publisher.publish() == version
+    assert await publisher.publish() == version
     _, _, _, again = await installation.control_plane()
-    assert again.publish() == version
+    assert await again.publish() == version
     assert installation.folder.directory_file.stat().st_mtime_ns == before.st_mtime_ns
 
 
@@ -34,23 +35,23 @@ async def test_nothing_new_is_published_where_nothing_changed(installation: Inst
 async def test_a_lost_file_is_published_again_with_a_newer_version(installation: Installation, damage: str) -> None:
     control, _, _, publisher = await installation.control_plane()
     await control.create(wanted(), "ann")
-    version = publisher.publish()
+    version = await publisher.publish()
     if damage == "gone":
         installation.folder.directory_file.unlink()
     else:
         installation.folder.directory_file.write_bytes(installation.folder.directory_file.read_bytes()[:100])
     _, _, _, again = await installation.control_plane()
-    assert again.publish() == version + 1
+    assert await again.publish() == version + 1
     assert "acme" in read(installation).partners
 
 
 async def test_a_file_that_others_damaged_is_published_again_while_running(installation: Installation) -> None:
     control, _, _, publisher = await installation.control_plane()
     await control.create(wanted(), "ann")
-    version = publisher.publish()
+    version = await publisher.publish()
     installation.folder.directory_file.write_bytes(b"?")
-    assert publisher.publish() == version + 1
-    assert publisher.publish() == version + 1
+    assert await publisher.publish() == version + 1
+    assert await publisher.publish() == version + 1
     assert "acme" in read(installation).partners
 
 
@@ -59,7 +60,7 @@ async def test_versions_rise_past_what_routers_hold_also_after_a_restore(install
     kept = installation.folder.router_folder("router-0")
     directory_file.write_atomically(kept / "directory.json", directory.encode(41, directory.Payload()))
     publisher = Publisher(registry, installation.folder, installation.addresses, ["router-0"])
-    assert publisher.publish() == 42
+    assert await publisher.publish() == 42
 
 
 async def test_a_partner_stays_where_its_book_is(installation: Installation) -> None:
@@ -67,8 +68,8 @@ async def test_a_partner_stays_where_its_book_is(installation: Installation) -> 
     cell = (await control.create(wanted(), "ann")).partner.cell
     assert read(installation).partners["acme"].cell is None, "the hash says it"
     other = "cell-1" if cell == "cell-0" else "cell-0"
-    registry._connection.execute("UPDATE partners SET cell = ?", (other,))
-    publisher.publish()
+    registry._held.partners["acme"] = replace(registry.partner("acme"), cell=other)
+    await publisher.publish()
     assert read(installation).partners["acme"].cell == other
     found = read(installation).cell_of("acme")
     assert found is not None
@@ -78,7 +79,7 @@ async def test_a_partner_stays_where_its_book_is(installation: Installation) -> 
 async def test_a_change_waits_for_routers_and_names_those_that_are_behind(installation: Installation) -> None:
     _, registry, _, _ = await installation.control_plane()
     publisher = Publisher(registry, installation.folder, installation.addresses, ["router-0", "router-1"])
-    version = publisher.publish()
+    version = await publisher.publish()
     raw = installation.folder.directory_file.read_bytes()
     directory_file.write_atomically(installation.folder.router_folder("router-1") / "directory.json", raw)
     assert await publisher.wait_taken(version) == ["router-0"]
@@ -102,7 +103,7 @@ async def test_a_version_is_never_used_twice(installation: Installation, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(directory_file, "write_atomically", full)
         with pytest.raises(ControlPlaneError, match=r"No space left.*Routers go on"):
-            publisher.publish()
-    assert Registry.directory_version(registry) == 1
-    assert publisher.publish() == 2
+            await publisher.publish()
+    assert registry.directory_version() == 1
+    assert await publisher.publish() == 2
     assert read(installation).version == 2

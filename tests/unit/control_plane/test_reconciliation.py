@@ -15,7 +15,7 @@ from cells.api.messages import Method, RefusalCode
 from control_plane import cli, client, limits, reconciliation, settlement_file
 from control_plane.errors import ControlPlaneError, NotRunningError
 from control_plane.reconciliation import Differences, Job, PartnerResult, Wanted
-from control_plane.registry import Partner
+from control_plane.registry_records import Partner
 from control_plane.settings import AcquirerFees
 from tests.stand_in_door import Installation, StandInDoor
 
@@ -315,13 +315,16 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
             differences.add(one)
         return list(results.values())
 
+    async def read_registered(*_: object) -> list[Partner]:
+        return []
+
     def ask(_folder: object, _method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
         assert path == "/reconciliations"
         notes.append((body["stage"], body["detail"]))
         return {}
 
     monkeypatch.setattr(reconciliation, "_run", run)
-    monkeypatch.setattr(reconciliation, "read_partners", lambda _: [])
+    monkeypatch.setattr(reconciliation, "read_registered", read_registered)
     monkeypatch.setattr(client, "ask", ask)
 
     def invoke(*arguments: str) -> Any:

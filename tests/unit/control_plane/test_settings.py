@@ -78,6 +78,15 @@ def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ('http_host = "a\\u0000"\n', "http_host: should hold no NUL"),
         ('data_folder = "a\\u0000b"\n', "data_folder: should hold no NUL"),
         ("data_folder = 5\n", "data_folder: .*path"),
+        ("store = 'postgres'\n", "store: .*'sqlite' or 'fdb'"),
+        ("store = 'fdb'\n", "cluster_files: 0 files for 4 cells; name one that all cells share, or one for each"),
+        ("store = 'fdb'\ncluster_files = ['a', 'b']\n", "cluster_files: 2 files for 4 cells"),
+        (
+            "store = 'fdb'\ncells = 2\ncluster_files = ['a', 'b']\n",
+            "control_cluster_file: with a cluster for each cell, name the control plane's own",
+        ),
+        ("cluster_files = ['a']\n", "cluster_files: these are for FoundationDB"),
+        ("store = 'fdb'\ncluster_files = [5]\n", "cluster_files: .*path"),
         ("cells = " + "[" * 5_000 + "]" * 5_000, "not TOML: nested too deeply"),
         ("x = '" + "a" * 100_000 + "'", "more than 65536 bytes"),
     ],
@@ -102,6 +111,25 @@ def test_what_is_no_text_is_explained_and_not_waited_for(tmp_path: Path, in_plac
         os.mkfifo(file)
     with pytest.raises(SettingsError, match="can't be read"):
         settings.load(None, {})
+
+
+def test_cluster_files_are_shared_or_one_a_cell_and_lie_beside_the_settings_file(tmp_path: Path) -> None:
+    file = tmp_path / "b.toml"
+    file.write_text("store = 'fdb'\ncells = 2\ncluster_files = ['shared.cluster']\n")
+    shared = settings.load(file, {})
+    assert [shared.cluster_file_of(cell) for cell in shared.cell_names] == [tmp_path / "shared.cluster"] * 2
+    assert shared.cluster_file_of_registry == tmp_path / "shared.cluster"
+    each = settings.load(file, {"cluster_files": "/a,/b", "control_cluster_file": Path("/c")})
+    assert [each.cluster_file_of(cell) for cell in each.cell_names] == [Path("/a"), Path("/b")]
+    assert each.cluster_file_of_registry == Path("/c")
+
+
+def test_cluster_files_in_the_environment_have_commas_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULKHEAD_STORE", "fdb")
+    monkeypatch.setenv("BULKHEAD_CELLS", "2")
+    monkeypatch.setenv("BULKHEAD_CLUSTER_FILES", "/a,/b")
+    monkeypatch.setenv("BULKHEAD_CONTROL_CLUSTER_FILE", "/c")
+    assert settings.load(None, {}).cluster_files == (Path("/a"), Path("/b"))
 
 
 def test_an_error_names_the_place_that_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,91 @@
+"""Where a start finds the registry: its book is made at the first start, imported from the file of before, and opened.
+
+Also looks whether FoundationDB's client and cluster files can be used, before any process is started that needs them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from control_plane import registry_import, registry_keys
+from control_plane.data_folder import DataFolder, Instance, require_instance
+from control_plane.errors import FolderError, SettingsError
+from control_plane.places import describe, place_of_cell, place_of_registry
+from control_plane.registry import Registry, explain, read_partners
+from control_plane.registry_records import Partner
+from control_plane.settings import Settings
+from stores.contract import StoreClientError, StoreError, StoreExistsError
+from stores.shelf import Shelf, open_shelf
+
+
+async def open_registry(settings: Settings, folder: DataFolder, instance: Instance, *, first_start: bool) -> Registry:
+    """Open the registry and own it. Its book is made only at a first start, or to import the file of before.
+
+    Raises ControlPlaneError: it is missing or damaged, its store doesn't answer or can't be used at all.
+    """
+    place = place_of_registry(settings, folder, instance)
+    where = describe(place, *registry_keys.BOOK)
+    shelf = _shelf(place)
+    # Only SQLite's installations are older than the book.
+    has_file_of_before = settings.store == "sqlite" and folder.registry_file_of_before.exists()
+    try:
+        await shelf.wait_answers()
+        if first_start or has_file_of_before:
+            await _make(shelf, folder)
+        store = await shelf.open(*registry_keys.BOOK)
+        try:
+            if has_file_of_before:
+                await registry_import.run(store, folder.registry_file_of_before, folder.registry_file_imported)
+            return await Registry.open(store, where, new=first_start)
+        except BaseException:
+            await store.close()
+            raise
+    except StoreError as error:
+        raise explain(error, where) from error
+
+
+async def read_registered(settings: Settings, folder: DataFolder) -> list[Partner]:
+    """Read all partners, whether a control plane runs or not. Raises ControlPlaneError."""
+    place = place_of_registry(settings, folder, require_instance(folder))
+    if settings.store == "sqlite" and folder.registry_file_of_before.exists() and not folder.registry_file.exists():
+        raise FolderError(
+            "the registry of partners is still that of a version before",
+            where=str(folder.registry_file_of_before),
+            hint="start it once with this version, which imports it: bulkhead up",
+        )
+    return await read_partners(_shelf(place), describe(place, *registry_keys.BOOK))
+
+
+def require_clients(settings: Settings, folder: DataFolder, instance: Instance) -> None:
+    """Say it now where cells' stores can't be used, rather than by doors that end again and again.
+
+    Raises SettingsError: FoundationDB's client library is missing or doesn't fit, or a cluster file is none.
+    """
+    if settings.store == "fdb":
+        cells = {settings.cluster_file_of(cell): cell for cell in settings.cell_names}
+        for cell in cells.values():
+            _shelf(place_of_cell(settings, folder, instance, cell))
+
+
+async def _make(shelf: Shelf, folder: DataFolder) -> None:
+    try:
+        await shelf.create(*registry_keys.BOOK)
+    except StoreExistsError:
+        return  # a start before this one came so far
+    if folder.registry_file.exists():
+        try:
+            folder.registry_file.chmod(0o600)
+        except OSError as error:
+            raise FolderError(
+                f"the registry can't be kept to this user: {error}", where=str(folder.registry_file), hint="mend that"
+            ) from error
+
+
+def _shelf(place: Mapping[str, Any]) -> Shelf:
+    try:
+        return open_shelf(place)
+    except StoreClientError as error:
+        raise SettingsError(
+            str(error),
+            where=f"cluster_files and control_cluster_file in the settings: {place['cluster_file']}",
+            hint='mend that, then `bulkhead up` again; store = "sqlite" with another data_folder needs no FoundationDB',
+        ) from error

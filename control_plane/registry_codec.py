@@ -1,0 +1,133 @@
+"""The bytes of every row of the registry's book: msgpack arrays that open with their version. Nothing else knows them.
+
+A row of a version that is not known here, whose fields have other types, or that stands under another's key, is
+reported; it is never guessed at.
+"""
+
+import json
+from dataclasses import astuple
+from datetime import datetime
+from typing import Any, Final
+
+import msgpack
+
+from control_plane.registry_records import IMPORTED, MODES, NEW, STATUSES, Change, Key, Origin, Owner, Partner
+from stores.contract import Entry, StoreCorruptError, checked
+
+VERSION: Final = 1
+# What an index row holds: that it is there.
+PRESENT: Final[bytes] = msgpack.packb([VERSION])
+
+
+def encode_partner(partner: Partner) -> bytes:
+    """Give a partner's bytes."""
+    assert partner.status in STATUSES, partner.status
+    assert partner.mode in MODES, partner.mode
+    return _pack(*astuple(partner))
+
+
+def decode_partner(entry: Entry) -> Partner:
+    """Read a partner. Raises StoreCorruptError."""
+    partner = checked(Partner(*_unpack(entry.value, 11)))
+    if partner.id != entry.key[1] or partner.status not in STATUSES or partner.mode not in MODES:
+        raise StoreCorruptError(f"the row of partner {entry.key[1]!r} is none of it")
+    return partner
+
+
+def encode_key(key: Key) -> bytes:
+    """Give the bytes of what is kept of an API key."""
+    return _pack(*astuple(key))
+
+
+def decode_key(entry: Entry) -> Key:
+    """Read what is kept of an API key. Raises StoreCorruptError."""
+    key = checked(Key(*_unpack(entry.value, 7)))
+    if (key.partner_id, key.id) != entry.key[1:]:
+        raise StoreCorruptError(f"the row of key {entry.key[2]!r} is none of it")
+    if key.expires_at is not None and not _is_moment(key.expires_at):
+        raise StoreCorruptError(f"key {key.id!r} ends at no time")
+    return key
+
+
+def encode_key_hash(key: Key) -> bytes:
+    """Give the bytes of what names the key with a hash."""
+    return _pack(key.partner_id, key.id)
+
+
+def encode_change(change: Change) -> bytes:
+    """Give a change's bytes. Its detail is JSON, which may hold what msgpack can't."""
+    return _pack(change.sequence, change.at, change.who, change.what, change.partner_id, json.dumps(change.detail))
+
+
+def decode_change(value: bytes) -> Change:
+    """Read a change. Raises StoreCorruptError."""
+    sequence, at, who, what, partner_id, text = _unpack(value, 6)
+    try:
+        detail = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreCorruptError(f"the detail of change {sequence!r:.40} is no JSON: {error}") from error
+    texts = (at, who, what, "" if partner_id is None else partner_id)
+    if type(sequence) is not int or not isinstance(detail, dict) or not all(isinstance(text, str) for text in texts):
+        raise StoreCorruptError(f"change {sequence!r:.40} has fields of another type")
+    return Change(sequence, at, who, what, partner_id, detail)
+
+
+def encode_directory_version(version: int) -> bytes:
+    """Give the bytes of the newest directory's version."""
+    return _pack(version)
+
+
+def decode_directory_version(value: bytes | None) -> int:
+    """Read the newest directory's version, 0 where none was ever taken. Raises StoreCorruptError."""
+    if value is None:
+        return 0
+    (version,) = _unpack(value, 1)
+    if type(version) is not int:
+        raise StoreCorruptError("the directory's version is no number")
+    return version
+
+
+def encode_owner(owner: Owner) -> bytes:
+    """Give an owner's bytes."""
+    return _pack(*astuple(owner))
+
+
+def decode_owner(value: bytes | None) -> Owner | None:
+    """Read an owner; None where there never was one. Raises StoreCorruptError."""
+    return None if value is None else checked(Owner(*_unpack(value, 3)))
+
+
+def encode_origin(origin: Origin) -> bytes:
+    """Give an origin's bytes."""
+    return _pack(*astuple(origin))
+
+
+def decode_origin(value: bytes | None) -> Origin | None:
+    """Read an origin; None where the book is not whole. Raises StoreCorruptError."""
+    if value is None:
+        return None
+    origin = checked(Origin(*_unpack(value, 2)))
+    if origin.how not in {NEW, IMPORTED}:
+        raise StoreCorruptError(f"the book came to be in a way that is not known here: {origin.how!r:.40}")
+    return origin
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _pack(*fields: Any) -> bytes:
+    return bytes(msgpack.packb([VERSION, *fields]))
+
+
+def _unpack(value: bytes, length: int) -> list[Any]:
+    try:
+        fields = msgpack.unpackb(value)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise StoreCorruptError(f"a row is not msgpack: {error}") from error
+    if not isinstance(fields, list) or len(fields) != length + 1 or fields[0] != VERSION:
+        raise StoreCorruptError("a row is not of a version that is known here")
+    return fields[1:]

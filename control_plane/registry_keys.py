@@ -1,0 +1,77 @@
+"""Every key of the registry's book, as tuples. Written down here first; nothing else builds keys.
+
+    ("origin",)                            Origin: written last when the book is made; without it the book is not whole
+    ("owner",)                             Owner: the control plane that took the book over last
+    ("directory",)                         the newest version that was taken for a directory
+    ("partner", partner_id)                Partner
+    ("key", partner_id, key_id)            Key: what is kept of an API key
+    ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
+    ("change", sequence)                   Change: who did what, and when; only ever appended
+    ("change_of", partner_id, sequence)    index of changes by partner
+
+The store keeps its epoch in rows of its own, outside of these. What the values' bytes are is in registry_codec.py.
+"""
+
+from typing import Final
+
+from stores.contract import Key, Range
+
+# The book's name on its shelf. (`registry.sqlite` was the SQL file of before.)
+BOOK: Final = ("control",)
+
+ORIGIN: Final[Key] = ("origin",)
+OWNER: Final[Key] = ("owner",)
+DIRECTORY: Final[Key] = ("directory",)
+# Sorts behind every id; numbers have their own end.
+_LAST: Final = "\U0010ffff"
+_LAST_NUMBER: Final = (1 << 63) - 1
+
+
+def partner(partner_id: str) -> Key:
+    """Where a partner is."""
+    return ("partner", partner_id)
+
+
+def key(partner_id: str, key_id: str) -> Key:
+    """Where what is kept of an API key is."""
+    return ("key", partner_id, key_id)
+
+
+def key_hash(hashed: str) -> Key:
+    """Where the one key with this hash is named."""
+    return ("key_hash", hashed)
+
+
+def change(sequence: int) -> Key:
+    """Where a change is."""
+    return ("change", sequence)
+
+
+def change_of(partner_id: str, sequence: int) -> Key:
+    """Where the index of a partner's changes names one."""
+    return ("change_of", partner_id, sequence)
+
+
+def partners(after: Key | None, rows: int) -> Range:
+    """Give the range of the next partners after a key, by id."""
+    return Range(_after(after, "partner"), ("partner", _LAST), rows)
+
+
+def keys(after: Key | None, rows: int) -> Range:
+    """Give the range of the next API keys after a key, by partner."""
+    return Range(_after(after, "key"), ("key", _LAST), rows)
+
+
+def newest_change() -> Range:
+    """Give the range of the one newest change."""
+    return Range(change(0), change(_LAST_NUMBER), 1, reverse=True)
+
+
+def newest_changes_of(partner_id: str, rows: int) -> Range:
+    """Give the range of the index's newest rows of a partner, newest first."""
+    return Range(change_of(partner_id, 0), change_of(partner_id, _LAST_NUMBER), rows, reverse=True)
+
+
+def _after(after: Key | None, kind: str) -> Key:
+    # A longer key stands right behind the one that it goes on from.
+    return (kind,) if after is None else (*after, b"")

@@ -1,0 +1,73 @@
+"""What the registry holds, as values. How they are kept is not here but in registry_keys.py and registry_codec.py."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+STATUSES: Final = frozenset({"onboarding", "active", "suspended"})
+MODES: Final = frozenset({"test", "live"})
+NEW: Final = "new"
+IMPORTED: Final = "imported"
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """One partner as the operators know it. Status: onboarding, active, suspended."""
+
+    id: str
+    name: str
+    status: str
+    mode: str
+    cell: str  # where its book was made
+    rate_per_second: int
+    rate_burst: int
+    in_flight_max: int
+    api_version: str  # a date, pinned at onboarding
+    profile_version: int
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is kept of an API key. Times are RFC 3339."""
+
+    id: str
+    partner_id: str
+    hash: str
+    hint: str
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+
+    def is_good(self, now: datetime) -> bool:
+        """Whether it still opens the door."""
+        return self.revoked_at is None and (self.expires_at is None or datetime.fromisoformat(self.expires_at) > now)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of the operators' log."""
+
+    sequence: int
+    at: str
+    who: str
+    what: str
+    partner_id: str | None
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The control plane that writes the registry. `token` is its own; `name` and `since` are for people."""
+
+    token: str
+    name: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How the registry came to be whole: `new` at a first start, or `imported` from the SQL file of before."""
+
+    how: str
+    at: str
