@@ -332,6 +332,43 @@ def _fill(file: Path, leave_bytes: int) -> None:
         os.posix_fallocate(opened.fileno(), 0, size)
 
 
+# What it tells of itself
+
+
+async def _told(shelf: FdbShelf) -> dict[str, float]:
+    return {sample.name: sample.value for sample in await shelf.health() if not sample.labels}
+
+
+@needs_server
+async def test_it_tells_how_it_is_and_whether_it_is_there(server: FdbServer, harness: FdbHarness) -> None:
+    shelf = FdbShelf(harness.cluster, ("bulkhead", "test"))
+
+    async def tells(name: str, value: float | None = None) -> bool:
+        found = (await _told(shelf)).get(name)
+        return found is not None and value in (None, found)
+
+    status = await harness.cluster.status()
+    assert status["cluster"]["configuration"]["redundancy_mode"] == "single"
+    # Of a cluster that is new some numbers are not there yet, and none is made up.
+    await eventually_true(lambda: tells("fdb_transactions_per_second_limit"), 60)
+    await eventually_true(lambda: tells("fdb_free_disk_share_min"), 60)
+    well = await _told(shelf)
+    assert well["fdb_reachable"] == well["fdb_available"] == well["fdb_cluster_file_current"] == 1
+    assert well["fdb_locked"] == well["fdb_zone_failures_tolerated"] == 0
+    assert well["fdb_transactions_per_second_limit"] > 0
+    assert 0 < well["fdb_free_disk_share_min"] < 1
+    await asyncio.to_thread(_set_lock, harness.cluster, locked=True)
+    assert await tells("fdb_locked", 1)
+    await asyncio.to_thread(_set_lock, harness.cluster, locked=False)
+    server.kill()
+    gone = await _told(shelf)
+    # Where nobody answers at all the client still says so itself; it makes up no numbers of the cluster's.
+    assert gone["fdb_reachable"] == gone.get("fdb_available", 0) == 0
+    assert "fdb_locked" not in gone
+    server.start()
+    await eventually_true(lambda: tells("fdb_available", 1), 60)
+
+
 # Clients and files
 
 

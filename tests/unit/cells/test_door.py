@@ -541,7 +541,7 @@ async def test_a_router_may_not_do_what_is_the_control_plane_s(cell: OpenCell, m
     answer = await cell.control(method, {"profile": {"partner_id": "alpha", "version": 1}}, role="router")
     assert code(answer) is RefusalCode.INTERNAL_ERROR
     assert cell.door._seats == {}
-    assert list((cell.folder / "partners").iterdir()) == []
+    assert list(cell.folder.glob("partners/*")) == []
 
 
 @pytest.mark.parametrize(
@@ -562,7 +562,7 @@ async def test_what_is_no_profile_is_answered_and_makes_nothing(
     cell: OpenCell, method: str, body: dict[str, Any]
 ) -> None:
     assert code(await cell.control(method, body)) is RefusalCode.INTERNAL_ERROR
-    assert list((cell.folder / "partners").iterdir()) == []
+    assert list(cell.folder.glob("partners/*")) == []
 
 
 async def test_onboarding_twice_at_once_makes_one_seat(cell: OpenCell) -> None:
