@@ -305,6 +305,8 @@ class FdbStore:
         # A version at which that was so, and when it was new.
         self._version: int | None = None
         self._version_at = 0.0
+        # When the cluster was asked for a new version last, and gave one.
+        self._leave_at = 0.0
         self._slots = list(range(limits.FDB_COMMITS_AT_ONCE_MAX))
         self._slot_free = asyncio.Semaphore(limits.FDB_COMMITS_AT_ONCE_MAX)
         self._commits = 0
@@ -403,9 +405,7 @@ class FdbStore:
         self._commits += 1
         receipt = msgpack.packb([_RECORD_VERSION, epoch, self._commits])
         receipt_key = self._prefix + _RECEIPT + tuple_keys.encode((slot,))
-        # Nothing has to be looked at: that the epoch was ours at a version and is unchanged since is what the commit
-        # itself makes sure of. A commit with checks asks for a new version, so that the cluster can slow it down.
-        version = None if request.checks else self._recent_version()
+        version = self._known_version(request)
         for transaction in self._attempts():
             if self._epoch != epoch:
                 raise StoreUnavailableError("this ownership has ended meanwhile; nothing was written")
@@ -413,9 +413,8 @@ class FdbStore:
                 if version is None:
                     await self._verify(transaction, epoch, request)
                 else:
-                    transaction.set_read_version(version)
-                    transaction.add_read_conflict_key(self._ownership_key)
-                    version = None  # a next attempt looks
+                    since, version = version, None  # a next attempt asks for a new one
+                    await self._verify_since(transaction, since, request)
                 if not request.writes:
                     return
                 for key, value in request.writes.items():
@@ -435,15 +434,23 @@ class FdbStore:
         raise self._too_long()
 
     async def _verify(self, transaction: Any, epoch: int, request: EncodedCommit) -> None:
-        """Read what the commit depends on, all at once, and with conflicts: what changes later undoes the commit."""
+        """Read all that the commit depends on, at a new version and with conflicts: what changes later undoes it."""
+        asked_at = time.monotonic()
         reads = [transaction.get(self._prefix + key) for key, _ in request.checks]
         ownership, *values = await self._cluster.wait(transaction, transaction.get(self._ownership_key), *reads)
+        self._leave_at = asked_at
         stored = self._decode_ownership(ownership.value)
         if stored.epoch != epoch:
             raise FencedError(f"{self._name}: epoch {stored.epoch} owns it, not {epoch}")
-        for (key, expected), value in zip(request.checks, values, strict=True):
-            if value.value != expected:
-                raise ConflictError(f"{tuple_keys.decode(key)!r} is not what it was")
+        _compare(request, values)
+
+    async def _verify_since(self, transaction: Any, version: int, request: EncodedCommit) -> None:
+        """Look as of a version at which the epoch was ours; that it is unchanged since, the commit itself finds out."""
+        transaction.set_read_version(version)
+        transaction.add_read_conflict_key(self._ownership_key)
+        if request.checks:
+            reads = [transaction.get(self._prefix + key) for key, _ in request.checks]
+            _compare(request, await self._cluster.wait(transaction, *reads))
 
     async def _send(self, transaction: Any) -> None:
         await self._cluster.wait(transaction, transaction.commit(), committing=True)
@@ -492,9 +499,18 @@ class FdbStore:
             f"{self._cluster} is behind: no transaction passed within {limits.FDB_CALL_TIMEOUT_MS} ms"
         )
 
-    def _recent_version(self) -> int | None:
-        age_ms = (time.monotonic() - self._version_at) * 1_000
-        return self._version if age_ms <= limits.FDB_VERSION_AGE_MS_MAX else None
+    def _known_version(self, request: EncodedCommit) -> int | None:
+        """Give a version to base a commit on; None where a new one is to be asked for.
+
+        To ask for one is to ask the cluster for leave, which is how it slows its clients down (Ratekeeper). What begins
+        something has checks, and asks now and then; what ends something never waits for that.
+        """
+        now = time.monotonic()
+        if not request.writes or (now - self._version_at) * 1_000 > limits.FDB_VERSION_AGE_MS_MAX:
+            return None
+        if request.checks and (now - self._leave_at) * 1_000 > limits.FDB_LEAVE_MS_MAX:
+            return None
+        return self._version
 
     def _begin(self) -> None:
         if self._closed:
@@ -552,3 +568,9 @@ class _Page:
 
 def _encode_ownership(ownership: Ownership) -> bytes:
     return bytes(msgpack.packb([_RECORD_VERSION, ownership.epoch, ownership.door_epoch]))
+
+
+def _compare(request: EncodedCommit, values: Sequence[Any]) -> None:
+    for (key, expected), value in zip(request.checks, values, strict=True):
+        if value.value != expected:
+            raise ConflictError(f"{tuple_keys.decode(key)!r} is not what it was")

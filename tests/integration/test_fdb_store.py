@@ -13,11 +13,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version as distribution_version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.errors import (
     CommitUnknownError,
+    ConflictError,
     FencedError,
     StoreClientError,
     StoreError,
@@ -151,6 +153,35 @@ async def test_a_base_older_than_the_cluster_remembers_is_looked_up_anew(
     await asyncio.sleep(6)  # longer than FoundationDB remembers: 1007
     await store.commit([], [Put(HOLDER, b"2")])
     assert await held(store) == b"2"
+
+
+@needs_server
+async def test_what_begins_something_asks_the_cluster_for_leave_now_and_then(
+    store: FdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    verify = store._verify
+
+    async def counted(*arguments: Any) -> None:
+        asked.append(time.monotonic())
+        await verify(*arguments)
+
+    monkeypatch.setattr(store, "_verify", counted)
+    began = time.monotonic()
+    number = 0
+    while time.monotonic() - began < 2:
+        await store.commit([Check((number,), None)], [Put((number,), b"")])
+        number += 1
+    times = (time.monotonic() - began) * 1_000 / limits.FDB_LEAVE_MS_MAX
+    assert times / 2 < len(asked) < min(number, times + 2)
+    count = len(asked)
+    await asyncio.sleep(2 * limits.FDB_LEAVE_MS_MAX / 1_000)
+    await store.commit([], [Put(("ends",), b"")])
+    assert len(asked) == count, "what ends something does not ask"
+    for key in (0, 1):
+        with pytest.raises(ConflictError):
+            await store.commit([Check((key,), None)], [Put((key,), b"again")])
+        assert len(asked) == count + 1, "also where it does not ask, what is checked is looked at"
 
 
 @needs_server
@@ -305,8 +336,9 @@ async def test_a_server_whose_disk_is_full_is_unavailable_until_there_is_room(
     stop = asyncio.Event()
     writing = asyncio.create_task(_write_until_told(store, acknowledged, stop))
     await eventually(lambda: len(acknowledged) > 20, within_s=60)
+    # Less than the 100 MB at which Ratekeeper lets nothing begin, and enough for the server to go on in.
     filler = small_disk / "filler"
-    await asyncio.to_thread(_fill, filler, leave_bytes=40_000_000)
+    await asyncio.to_thread(_fill, filler, leave_bytes=90_000_000)
 
     async def is_refused() -> bool:
         before = len(acknowledged)
