@@ -124,7 +124,7 @@ GOAL_CONTROL_PLANE_STARTS_MS: Final = 4_000
 FDB_SERVER_AWAY_MS: Final = 2_000
 FDB_SERVER_STOPPED_MS: Final = 5_000
 # From when the server is back: it recovers, is found to answer again, and each partner is taken over anew.
-GOAL_FDB_SERVER_BACK_MS: Final = 8_000
+GOAL_FDB_SERVER_BACK_MS: Final = 4_000
 
 assert POLL_INTERVAL_MS * 10 < START_TIMEOUT_MS
 assert JOURNEYS_END_MS_MAX > 5 * CLIENT_DEADLINE_MS
