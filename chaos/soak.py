@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -213,8 +214,9 @@ class Soak:
                     await asyncio.sleep(fault.pause_ms / 1_000)
                     happened = await self._strike(fault)
                     await self._wait_calm(happened)
-                    calls = [*self._load.calls, *self._replays]
-                    told, _ = impacts_of(self._happened, calls, self._cells, options.patience)
+                    # Of all calls this would take a second in the end, in which this client hears nothing.
+                    met = [*_under_way_since(self._load.calls, happened), *_under_way_since(self._replays, happened)]
+                    told, _ = impacts_of(self._happened, met, self._cells, options.patience)
                     impact = told[-1]
                     self._say(line_of(impact, plan.begin_s))
                     for what in impact.broken():
@@ -387,6 +389,12 @@ def _again(call: Call) -> Call:
     again = call.anew(time.monotonic(), call.repeat + 1)
     again.expected, again.usual = (outcome,), True
     return again
+
+
+def _under_way_since(calls: Sequence[Call], happened: Happened) -> Iterator[Call]:
+    """Give those that may have been under way when a fault struck, or later, from the newest on."""
+    since_s = happened.struck_s - 2 * limits.CLIENT_DEADLINE_MS / 1_000
+    return takewhile(lambda call: call.due_s >= since_s, reversed(calls))
 
 
 def _of_role(rows: Sequence[Mapping[str, Any]], roles: set[str], cell: str | None) -> Iterator[psutil.Process]:
