@@ -196,10 +196,14 @@ class Cluster:
 
     async def _probe_until_it_answers(self) -> None:
         assert self._silent_since is not None
-        while not await self._answers():  # noqa: ASYNC110 - nobody could tell
-            await asyncio.sleep(limits.FDB_PROBE_DELAY_MS / 1_000)
-        log.info("cluster_answers_again", cluster_file=str(self._file), silent_s=time.monotonic() - self._silent_since)
-        self._silent_since = None
+        try:
+            while not await self._answers():  # noqa: ASYNC110 - nobody could tell
+                await asyncio.sleep(limits.FDB_PROBE_DELAY_MS / 1_000)
+            silent_s = time.monotonic() - self._silent_since
+            log.info("cluster_answers_again", cluster_file=str(self._file), silent_s=silent_s)
+        finally:
+            # Also where a probe failed as none should: the next call finds out for itself.
+            self._silent_since = None
 
     async def _answers(self) -> bool:
         transaction = self.database.create_transaction()

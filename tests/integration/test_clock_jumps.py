@@ -18,6 +18,7 @@ from actors.store import Range
 from cells.api.messages import Answer, Method, Refusal, RefusalCode, Refused
 from cells.audit import audit_cell
 from router import directory
+from stores.sqlite_shelf import SqliteShelf
 from stores.sqlite_store import SqliteStore
 from tests.acquirer_process import AcquirerProcess, start_acquirer
 from tests.eventually import eventually
@@ -105,7 +106,7 @@ async def test_a_worker_s_clock_jumps(
     entries = [codec.decode_entry(row.value) for row in rows]
     assert [entry.sequence for entry in entries] == list(range(1, len(entries) + 1))
     assert all(before.at_ms <= after.at_ms for before, after in itertools.pairwise(entries))
-    report = await audit_cell(tmp_path / "cell", acquirer.url)
+    report = await audit_cell(SqliteShelf(tmp_path / "cell"), acquirer.url)
     assert report["ok"], report
 
 
