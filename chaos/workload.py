@@ -188,22 +188,33 @@ class Load:
     async def run(self) -> list[Call]:
         """Run the whole schedule; give the history. Raises RuntimeError where this client itself can't keep up."""
         async with client_session() as session:
-            for arrival in schedule(self.plan):
-                due_s = self.plan.begin_s + arrival.at_s
-                if await self._stopped_until(due_s):
-                    break
-                if len(self._journeys) >= limits.JOURNEYS_OPEN_MAX:
-                    raise RuntimeError(f"{limits.JOURNEYS_OPEN_MAX} journeys are open: this client can't keep up")
-                task = asyncio.create_task(self._travel(session, arrival, due_s))
-                self._journeys.add(task)
-                task.add_done_callback(self._journeys.discard)
-            if self._journeys:
-                ended, open_still = await asyncio.wait(self._journeys, timeout=limits.JOURNEYS_END_MS_MAX / 1_000)
+            try:
+                await self._begin_all(session)
+            finally:
+                # Interrupted: nobody waits for them, and their session is closed next.
+                open_still = list(self._journeys)
                 for task in open_still:
                     task.cancel()
-                await asyncio.gather(*ended)  # a bug in a journey is told, not lost
-                assert not open_still, "a journey outlived the deadlines of all its calls"
+                await asyncio.gather(*open_still, return_exceptions=True)
         return self.calls
+
+    async def _begin_all(self, session: aiohttp.ClientSession) -> None:
+        """Begin each journey at its time, and wait for their ends."""
+        for arrival in schedule(self.plan):
+            due_s = self.plan.begin_s + arrival.at_s
+            if await self._stopped_until(due_s):
+                break
+            if len(self._journeys) >= limits.JOURNEYS_OPEN_MAX:
+                raise RuntimeError(f"{limits.JOURNEYS_OPEN_MAX} journeys are open: this client can't keep up")
+            task = asyncio.create_task(self._travel(session, arrival, due_s))
+            self._journeys.add(task)
+            task.add_done_callback(self._journeys.discard)
+        if self._journeys:
+            ended, open_still = await asyncio.wait(self._journeys, timeout=limits.JOURNEYS_END_MS_MAX / 1_000)
+            for task in open_still:
+                task.cancel()
+            await asyncio.gather(*ended)  # a bug in a journey is told, not lost
+            assert not open_still, "a journey outlived the deadlines of all its calls"
 
     async def _travel(self, session: aiohttp.ClientSession, arrival: Arrival, due_s: float) -> None:
         plan = self.plan
