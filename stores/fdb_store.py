@@ -46,7 +46,7 @@ LAYER: Final = b"bulkhead.book"
 _RECORD_VERSION: Final = 1
 # The store's own rows. A key of the contract never begins with NULL, the tuple encoding's first byte of these.
 _OWNERSHIP: Final = b"\x00\x14"  # (None, 0)
-_RECEIPT: Final = b"\x00\x15\x01"  # (None, 1, slot)
+_RECEIPT: Final = b"\x00\x15\x01"  # (None, 1)
 # https://apple.github.io/foundationdb/mr-status.html
 _STATUS: Final = b"\xff\xff/status/json"
 _LIBRARY: Final = "libfdb_c.so"
@@ -311,8 +311,9 @@ class FdbStore:
         self._version_at = 0.0
         # When the cluster was asked for a new version last, and gave one.
         self._leave_at = 0.0
-        self._slots = list(range(limits.FDB_COMMITS_AT_ONCE_MAX))
-        self._slot_free = asyncio.Semaphore(limits.FDB_COMMITS_AT_ONCE_MAX)
+        # One commit at a time, as on SQLite: an actor has no more, and so one receipt is enough.
+        self._committing = asyncio.Lock()
+        self._pending = 0
         self._commits = 0
         self._closed = False
 
@@ -387,17 +388,18 @@ class FdbStore:
         epoch = self._epoch
         if epoch is None:
             raise StoreUnavailableError("not acquired since it was opened or lost sight of a commit")
+        if self._pending >= limits.STORE_CALLS_PENDING_MAX:
+            raise StoreUnavailableError(f"{self._name}: {self._pending} commits wait already; nothing was written")
+        self._pending += 1
         try:
-            async with self._slot_free:
-                slot = self._slots.pop()
-                try:
-                    await self._commit(epoch, request, slot)
-                finally:
-                    self._slots.append(slot)
+            async with self._committing:
+                await self._commit(epoch, request)
         except (CommitUnknownError, asyncio.CancelledError):
             if self._epoch == epoch:
                 self._epoch = None
             raise
+        finally:
+            self._pending -= 1
 
     async def close(self) -> None:
         """Close the store; connections are the cluster's. Calling it twice is no error."""
@@ -405,10 +407,10 @@ class FdbStore:
 
     # Inside
 
-    async def _commit(self, epoch: int, request: EncodedCommit, slot: int) -> None:
+    async def _commit(self, epoch: int, request: EncodedCommit) -> None:
         self._commits += 1
         receipt = msgpack.packb([_RECORD_VERSION, epoch, self._commits])
-        receipt_key = self._prefix + _RECEIPT + tuple_keys.encode((slot,))
+        receipt_key = self._prefix + _RECEIPT
         version = self._known_version(request)
         for transaction in self._attempts():
             if self._epoch != epoch:

@@ -49,8 +49,6 @@ FDB_PROBE_DELAY_MS: Final = 200
 FDB_VERSION_AGE_MS_MAX: Final = 1_500
 # A commit with checks is based on such a version only so long after the cluster was last asked for leave.
 FDB_LEAVE_MS_MAX: Final = 250
-# Commits of one store under way, each with a receipt of its own.
-FDB_COMMITS_AT_ONCE_MAX: Final = 16
 FDB_CLUSTER_FILE_BYTES_MAX: Final = 10_000
 # What opening the first connection to a cluster may take, a probe each.
 FDB_CONNECT_TIMEOUT_MS: Final = 5_000
