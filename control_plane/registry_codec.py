@@ -11,10 +11,22 @@ from typing import Any, Final
 
 import msgpack
 
-from control_plane.registry_records import IMPORTED, MODES, NEW, STATUSES, Change, Key, Origin, Owner, Partner
+from control_plane.registry_records import (
+    IMPORTED,
+    ISOLATIONS,
+    MODES,
+    NEW,
+    STATUSES,
+    Change,
+    Key,
+    Origin,
+    Owner,
+    Partner,
+)
 from stores.contract import Entry, StoreCorruptError, checked
 
 VERSION: Final = 1
+_PARTNER_VERSION: Final = 2
 # What an index row holds: that it is there.
 PRESENT: Final[bytes] = msgpack.packb([VERSION])
 
@@ -23,13 +35,20 @@ def encode_partner(partner: Partner) -> bytes:
     """Give a partner's bytes."""
     assert partner.status in STATUSES, partner.status
     assert partner.mode in MODES, partner.mode
-    return _pack(*astuple(partner))
+    assert partner.isolation in ISOLATIONS, partner.isolation
+    return bytes(msgpack.packb([_PARTNER_VERSION, *astuple(partner)]))
 
 
 def decode_partner(entry: Entry) -> Partner:
-    """Read a partner. Raises StoreCorruptError."""
-    partner = checked(Partner(*_unpack(entry.value, 11)))
-    if partner.id != entry.key[1] or partner.status not in STATUSES or partner.mode not in MODES:
+    """Read a partner, also of the version that knew neither isolation nor acquirers. Raises StoreCorruptError."""
+    version, fields = _unpack_version(entry.value)
+    if (version, len(fields)) not in {(VERSION, 11), (_PARTNER_VERSION, 13)}:
+        raise StoreCorruptError("a row is not of a version that is known here")
+    if version == _PARTNER_VERSION and isinstance(fields[12], list):
+        fields[12] = tuple(fields[12])
+    partner = checked(Partner(*fields))
+    known = partner.status in STATUSES and partner.mode in MODES and partner.isolation in ISOLATIONS
+    if partner.id != entry.key[1] or not known:
         raise StoreCorruptError(f"the row of partner {entry.key[1]!r} is none of it")
     return partner
 
@@ -124,10 +143,17 @@ def _pack(*fields: Any) -> bytes:
 
 
 def _unpack(value: bytes, length: int) -> list[Any]:
+    version, fields = _unpack_version(value)
+    if version != VERSION or len(fields) != length:
+        raise StoreCorruptError("a row is not of a version that is known here")
+    return fields
+
+
+def _unpack_version(value: bytes) -> tuple[Any, list[Any]]:
     try:
         fields = msgpack.unpackb(value)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise StoreCorruptError(f"a row is not msgpack: {error}") from error
-    if not isinstance(fields, list) or len(fields) != length + 1 or fields[0] != VERSION:
+    if not isinstance(fields, list) or not fields:
         raise StoreCorruptError("a row is not of a version that is known here")
-    return fields[1:]
+    return fields[0], fields[1:]

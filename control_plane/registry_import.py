@@ -33,7 +33,9 @@ from stores.contract import Put, Store
 log = structlog.get_logger()
 
 VERSION: Final = 1
-_PARTNERS: Final = f"SELECT {', '.join(Partner.__dataclass_fields__)} FROM partners ORDER BY id"  # noqa: S608 - our own
+# What was not known then has its default.
+_PARTNER_COLUMNS: Final = tuple(name for name in Partner.__dataclass_fields__ if name not in {"isolation", "acquirers"})
+_PARTNERS: Final = f"SELECT {', '.join(_PARTNER_COLUMNS)} FROM partners ORDER BY id"  # noqa: S608 - our own names
 _KEYS: Final = f"SELECT {', '.join(Key.__dataclass_fields__)} FROM api_keys ORDER BY partner_id, id"  # noqa: S608
 _DIRECTORY: Final = "SELECT version FROM directory"
 _CHANGES: Final = "SELECT sequence, at, who, what, partner_id, detail FROM changes ORDER BY sequence"

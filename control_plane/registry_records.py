@@ -6,6 +6,7 @@ from typing import Any, Final
 
 STATUSES: Final = frozenset({"onboarding", "active", "suspended"})
 MODES: Final = frozenset({"test", "live"})
+ISOLATIONS: Final = frozenset({"dedicated", "pooled"})
 NEW: Final = "new"
 IMPORTED: Final = "imported"
 
@@ -25,6 +26,8 @@ class Partner:
     api_version: str  # a date, pinned at onboarding
     profile_version: int
     created_at: str
+    isolation: str = "dedicated"  # dedicated: a worker of its own; pooled: one that it shares
+    acquirers: tuple[str, ...] = ()  # by name, the first choice first; empty: the installation's own
 
 
 @dataclass(frozen=True, slots=True)

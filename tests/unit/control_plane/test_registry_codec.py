@@ -58,19 +58,38 @@ DECODERS: list[tuple[str, Callable[[bytes], Any], bytes]] = [
 def test_all_else_is_reported(decode: Callable[[bytes], Any], good: bytes) -> None:
     fields = msgpack.unpackb(good)
     wrong: list[Any] = [
-        [2, *fields[1:]],
+        [3, *fields[1:]],
         fields[:-1],
         [*fields, None],
         {"version": 1},
-        *([*fields[:index], [], *fields[index + 1 :]] for index in range(1, len(fields))),
+        *([*fields[:index], {}, *fields[index + 1 :]] for index in range(1, len(fields))),
     ]
     for bad in (b"", b"\xc1", good[:-1], good + b"\x00", *map(msgpack.packb, wrong)):
         with pytest.raises(StoreCorruptError):
             decode(bad)
 
 
+def test_a_partner_of_before_isolation_is_dedicated_with_the_acquirer_of_all() -> None:
+    fields = msgpack.unpackb(registry_codec.encode_partner(PARTNER))
+    old = msgpack.packb([1, *fields[1:12]])
+    partner = registry_codec.decode_partner(Entry(registry_keys.partner("acme"), old))
+    assert (partner.isolation, partner.acquirers) == ("dedicated", ())
+
+
 @pytest.mark.parametrize(
-    ("index", "value"), [(1, "other"), (3, "gone"), (4, "prod"), (6, True), (6, 1.0), (2, None), (11, 5)]
+    ("index", "value"),
+    [
+        (1, "other"),
+        (3, "gone"),
+        (4, "prod"),
+        (6, True),
+        (6, 1.0),
+        (2, None),
+        (11, 5),
+        (12, "alone"),
+        (13, "main"),
+        (13, ["main", 5]),
+    ],
 )
 def test_a_partner_that_can_not_be_is_reported(index: int, value: object) -> None:
     fields = msgpack.unpackb(registry_codec.encode_partner(PARTNER))
