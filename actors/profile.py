@@ -13,7 +13,7 @@ class Profile:
     version: int
     status: str = "active"  # active, suspended
     mode: str = "test"  # test, live
-    isolation: str = "dedicated"
+    isolation: str = "dedicated"  # dedicated, pooled
     acquirer_url: str = ""
     rate_per_second: int = limits.RATE_PER_SECOND_DEFAULT
     rate_burst: int = limits.RATE_BURST_DEFAULT

@@ -13,6 +13,7 @@ class RefusalCode(StrEnum):
 
     # Who asks, and where.
     PARTNER_MOVED = "partner_moved"
+    PARTNER_QUARANTINED = "partner_quarantined"
     PARTNER_SUSPENDED = "partner_suspended"
     # Idempotency.
     IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"

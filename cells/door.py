@@ -1,4 +1,6 @@
-"""The cell's door: who owns which partner, each partner's share, and commands on their way to the partner's worker.
+"""The cell's door: each partner's share, commands on their way to the partner's worker, and the control plane's word.
+
+Who owns which partner is in ownership.py.
 
 `python -m cells.door --config FILE` runs it. A body is forwarded unread. A command is sent at most
 COMMAND_SENDS_MAX times, under the same command id, so that a worker's death costs its partner a delay.
@@ -6,13 +8,12 @@ COMMAND_SENDS_MAX times, under the same command id, so that a worker's death cos
 
 import argparse
 import asyncio
-import contextlib
+import dataclasses
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -20,17 +21,19 @@ import msgpack
 import orjson
 import structlog
 import uvloop
-from prometheus_client import Counter, Histogram
 
-from actors.errors import CommitUnknownError, FencedError, StoreError, StoreExistsError, StoreMissingError
+from actors.errors import StoreError, StoreExistsError
 from actors.limits import COMMAND_DEADLINE_MS
-from actors.store import Put, Range, Store
+from actors.store import Put, Store
 from cells import door_answers, door_metrics, process_config
 from cells.api import frames, limits, logs, messages
 from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
-from cells.api.messages import NOT_MINE, Answer, Method, Profile, RefusalCode, Refused
-from cells.poison import Suspects
-from cells.remote import Cluster, ClusterError
+from cells.api.messages import NOT_MINE, Answer, Method, Profile, RefusalCode
+from cells.cell_book import CellBook, open_book
+from cells.ownership import Ownership
+from cells.poison import Mark, Suspects
+from cells.remote import Cluster
+from cells.seats import Seat
 from cells.workforce import Link, Workforce
 from stores.shelf import Shelf, open_shelf
 
@@ -40,6 +43,7 @@ _CONTROL_ONLY: Final = frozenset(
     {
         Method.ONBOARD,
         Method.CONFIGURE,
+        Method.RELEASE_PARTNER,
         Method.CELL_STATUS,
         Method.RESOLVE_OPERATION,
         Method.RECONCILE_OPERATIONS,
@@ -64,37 +68,6 @@ _CONFIG: Final = {
     "log_file": str | None,
     "logs_folder": str,
 }
-_KILL_WAIT_MS: Final = 500
-
-
-@dataclass(eq=False, slots=True)
-class Seat:
-    """One partner's place at the door."""
-
-    profile: Profile
-    state: str = "activating"  # activating, active, unavailable
-    why: str = ""
-    link: Link | None = None
-    epoch: int | None = None
-    in_flight: int = 0
-    notifying: int = 0
-    unanswered: int = 0
-    takeovers: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    activation: asyncio.Task[None] | None = None
-    meters: dict[str, tuple[Counter, Histogram]] = field(default_factory=dict)
-
-    def count(self, method: str, seconds: float) -> None:
-        """Count a command; looking a series up by its labels costs more than counting, so it is kept."""
-        found = self.meters.get(method)
-        if found is None:
-            found = self.meters[method] = (
-                door_metrics.COMMANDS.labels(self.profile.partner_id, method),
-                door_metrics.COMMAND_SECONDS.labels(method),
-            )
-        counter, histogram = found
-        counter.inc()
-        histogram.observe(seconds)
 
 
 class Door:
@@ -104,59 +77,40 @@ class Door:
         self, cell: str, shelf: Shelf, book: Store, acquirer_url: str, on_superseded: Callable[[], None]
     ) -> None:
         self.cell = cell
-        self._acquirer_url = acquirer_url
         self._shelf = shelf
-        self._book = book
-        self._on_superseded = on_superseded
+        self._book = CellBook(book, on_superseded)
         self._seats: dict[str, Seat] = {}
         self._suspects = Suspects()
-        self._activations = asyncio.Semaphore(limits.TAKEOVERS_AT_ONCE_MAX)
         self._started_ms = int(time.time() * 1_000)
         self._onboarding = asyncio.Lock()
         self._confirming: asyncio.Task[None] | None = None
-        self.door_epoch = 0
-        self._workforce: Workforce | None = None
+        self._ownership = Ownership(self._seats, self._book, acquirer_url, self.confirm)
 
     # Start and end
 
+    @property
+    def door_epoch(self) -> int:
+        """The epoch of this door; a newer door has a higher one."""
+        return self._book.door_epoch
+
     async def open(self) -> None:
         """Raise the door's epoch and read which partners live here. Raises StoreError."""
-        self.door_epoch = (await self._book.acquire(0)).epoch
-        begin: tuple[str, ...] = ("partner",)
-        while True:
-            page = Range(begin, ("partner", "\U0010ffff"), 500)
-            rows = (await self._book.read((), [page])).ranges[0]
-            for row in rows:
-                partner_id = str(row.key[-1])
-                self._seats[partner_id] = Seat(door_answers.kept_profile(partner_id, row.value))
-            if len(rows) < page.limit:
-                break
-            begin = ("partner", str(rows[-1].key[-1]), "")
+        await self._book.own()
+        profiles, escalations = await self._book.read()
+        for partner_id, profile in profiles.items():
+            seat = self._seats[partner_id] = Seat(profile, escalation=escalations.get(partner_id))
+            if seat.is_quarantined:
+                seat.state, seat.why = "quarantined", escalations[partner_id].why
+        self._ownership.count_quarantined()
         log.info("door_opened", door_epoch=self.door_epoch, partners=len(self._seats))
 
     async def staff(self, workforce: Workforce) -> None:
         """Give each partner its worker: the one that has it from before, or a fresh one. Requests may come already."""
-        self._workforce = workforce
-        claimed: set[str] = set()
-        await workforce.find_existing(lambda link: self._adopt(link, claimed))
-        for seat in self._seats.values():
-            if seat.link is None:
-                self._activate_soon(seat, "start")
-        workforce.start()
+        await self._ownership.staff(workforce)
 
-    async def _adopt(self, link: Link, claimed: set[str]) -> None:
-        """Assign a worker of before the partners that it has; what another has already, it gives up."""
-        assert self._workforce is not None
-        for partner_id in await self._hosted(link):
-            seat = self._seats.get(partner_id)
-            if seat is not None and partner_id not in claimed:
-                claimed.add(partner_id)
-                await self._assign(seat, link)
-            else:
-                with contextlib.suppress(PeerError):  # its end, if it is one, is told by itself
-                    await link.connection.request(Method.RELEASE, partner_id, b"", limits.ACTIVATION_TIMEOUT_MS)
-        if not link.partners:
-            self._workforce.give_back(link)
+    async def stop(self) -> None:
+        """Begin nothing more; workers live on."""
+        await self._ownership.stop()
 
     def confirm(self) -> None:
         """Find out, soon, whether this is still the cell's door: it slept, or a worker of its own refused it."""
@@ -164,18 +118,13 @@ class Door:
             self._confirming = asyncio.create_task(self._confirm(), name="confirm-door")
 
     async def _confirm(self) -> None:
-        await self._write(Put(("door",), msgpack.packb({"epoch": self.door_epoch, "pid": os.getpid()})))
+        await self._book.write(Put(("door",), msgpack.packb({"epoch": self.door_epoch, "pid": os.getpid()})))
 
-    def worker_died(self, link: Link, cause: str, executing: str) -> None:
+    def worker_died(self, link: Link, cause: str, mark: Mark | None) -> None:
         """Give a dead worker's partners to others; suspect the command that it was deciding, and no other."""
-        if executing and self._suspects.accuse(executing) >= limits.POISON_DEATHS_MAX:
-            log.error("command_quarantined", command_id=executing, worker=link.name)
-        for partner_id in list(link.partners):
-            seat = self._seats[partner_id]
-            self._vacate(seat, link)
-            seat.takeovers += 1
-            door_metrics.TAKEOVERS.labels(cause).inc()
-            self._activate_soon(seat, cause, after=link)
+        if mark is not None and self._suspects.accuse(mark.command_id) >= limits.POISON_DEATHS_MAX:
+            log.error("command_quarantined", command_id=mark.command_id, worker=link.name)
+        self._ownership.worker_died(link, cause, mark)
 
     # Requests
 
@@ -194,6 +143,8 @@ class Door:
                     return await self._onboard(door_answers.profile_of(request))
                 case Method.CONFIGURE:
                     return await self._configure(door_answers.profile_of(request))
+                case Method.RELEASE_PARTNER:
+                    return await self._release(request)
                 case Method.CELL_STATUS:
                     return door_answers.ok(await self._status())
                 case _:
@@ -205,6 +156,8 @@ class Door:
         seat = self._seats.get(request.partner_id)
         if seat is None:
             return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+        if seat.is_quarantined:
+            return _not_served(seat)
         if seat.in_flight >= limits.DOOR_PARTNER_COMMANDS_MAX:
             door_metrics.REFUSED.labels(request.partner_id).inc()
             return door_answers.refused(
@@ -227,6 +180,8 @@ class Door:
         seat = self._seats.get(request.partner_id)
         if seat is None:
             return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+        if seat.is_quarantined:
+            return _not_served(seat)
         if seat.notifying >= limits.DOOR_PARTNER_NOTIFICATIONS_MAX:
             door_metrics.REFUSED.labels(request.partner_id).inc()
             detail = f"{seat.notifying} notifications to the partner are under way, more are not taken."
@@ -242,6 +197,7 @@ class Door:
         budget_ms = max(min(request.budget_ms, COMMAND_DEADLINE_MS), 0)
         deadline = time.monotonic() + budget_ms / 1_000
         sends = 0
+        handed_over = False
         while True:
             if self._is_quarantined(request):
                 return door_answers.quarantined()
@@ -249,8 +205,10 @@ class Door:
                 return door_answers.outcome_unknown()
             link = await self._wait_active(seat, deadline)
             if link is None:
-                return door_answers.outcome_unknown() if sends else door_answers.unavailable(seat.why)
+                return door_answers.outcome_unknown() if sends or handed_over else _not_served(seat)
             budget_ms = int((deadline - time.monotonic()) * 1_000)
+            handovers = seat.handovers
+            seat.sent()
             try:
                 body = await link.connection.request(request.method, request.partner_id, request.body, budget_ms)
             except PeerUnavailableError:
@@ -267,33 +225,41 @@ class Door:
             except PeerTimeoutError:
                 self._unanswered(seat, link, budget_ms, deadline)
                 return door_answers.outcome_unknown()
+            finally:
+                seat.answered()
             seat.unanswered = 0
             if body == NOT_MINE:
                 # An actor that stopped in the middle of it may have written it.
+                if seat.handovers != handovers:
+                    handed_over = True  # nothing died of it, so it is no try of those that are counted
+                    continue
                 sends += 1
-                self._given_up(seat, link)
+                self._ownership.given_up(seat, link)
                 continue
-            return door_answers.outcome_unknown() if sends and door_answers.says_unavailable(body) else body
+            is_tried = sends or handed_over
+            return door_answers.outcome_unknown() if is_tried and door_answers.says_unavailable(body) else body
 
     async def _wait_active(self, seat: Seat, deadline: float) -> Link | None:
-        while seat.link is None:
+        while not seat.is_ready:
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or seat.state == "unavailable":
+            if remaining <= 0 or seat.is_quarantined or (seat.state == "unavailable" and not seat.is_handed_over):
                 return None
             try:
                 async with asyncio.timeout(remaining):
                     await seat.changed.wait()
             except TimeoutError:
                 return None
-        return seat.link if deadline > time.monotonic() else None
+        return seat.link if deadline > time.monotonic() and not seat.is_quarantined else None
 
     def _is_quarantined(self, request: Request) -> bool:
         if not self._suspects.any or request.method not in messages.WRITES:
             return False
         try:
-            return self._suspects.is_quarantined(messages.decode_command(request.body).command_id)
+            command = messages.decode_command(request.body)
         except messages.MessageError:
             return False  # the worker says what is wrong with it
+        self._suspects.meet(command.command_id, request.partner_id, command.idempotency_key)
+        return self._suspects.is_quarantined(command.command_id)
 
     def _unanswered(self, seat: Seat, link: Link, budget_ms: int, deadline: float) -> None:
         late_ms = (time.monotonic() - deadline) * 1_000 - limits.ANSWER_GRACE_MS["door"]
@@ -303,130 +269,7 @@ class Door:
         log.warning("command_unanswered", partner=seat.profile.partner_id, worker=link.name, times=seat.unanswered)
         if seat.unanswered >= limits.UNANSWERED_IN_ROW_MAX and seat.link is link:
             seat.unanswered = 0
-            assert self._workforce is not None
-            self._workforce.bury(link, "unanswering")
-
-    def _given_up(self, seat: Seat, link: Link) -> None:
-        """Activate again a partner whose actor stopped by itself, in the same process or another."""
-        if seat.link is not link:
-            return
-        self._vacate(seat, link)
-        if not link.partners:
-            assert self._workforce is not None
-            self._workforce.give_back(link)
-        door_metrics.TAKEOVERS.labels("given_up").inc()
-        seat.takeovers += 1
-        self._activate_soon(seat, "given_up")
-
-    # Ownership
-
-    def _vacate(self, seat: Seat, link: Link) -> None:
-        link.partners.discard(seat.profile.partner_id)
-        if seat.link is link:
-            seat.link = None
-            seat.epoch = None
-            seat.state = "activating"
-            seat.changed.clear()
-
-    def _activate_soon(self, seat: Seat, cause: str, after: Link | None = None) -> None:
-        if seat.activation is None or seat.activation.done():
-            seat.activation = asyncio.create_task(
-                self._activate(seat, cause, after), name=f"activate-{seat.profile.partner_id}"
-            )
-
-    async def _activate(self, seat: Seat, cause: str, after: Link | None) -> None:
-        assert self._workforce is not None
-        began = time.monotonic()
-        if after is not None:
-            # A stopped process could hold the book's write lock: it is gone before the next one opens the book.
-            await self._workforce.wait_dead(after, _KILL_WAIT_MS)
-        delay_ms = limits.RECONNECT_DELAY_MS_MIN
-        while seat.link is None:
-            async with self._activations:
-                try:
-                    await self._assign_to(seat, await self._workforce.take())
-                except (ClusterError, PeerError, ProcessLookupError) as error:
-                    seat.why = str(error)
-                except Exception as error:
-                    # A bug costs this try; without a next one the partner would be gone until the door ends.
-                    log.exception("activation_failed", partner=seat.profile.partner_id)
-                    seat.why = repr(error)
-                if seat.link is not None:
-                    break  # looked at, not told: it may have been lost again since
-            await asyncio.sleep(delay_ms / 1_000)
-            delay_ms = min(delay_ms * 2, limits.ACTIVATION_RETRY_DELAY_MS_MAX)
-        log.info(
-            "partner_activated",
-            partner=seat.profile.partner_id,
-            cause=cause,
-            epoch=seat.epoch,
-            worker=seat.link.name if seat.link else None,
-            took_ms=int((time.monotonic() - began) * 1_000),
-        )
-        door_metrics.ACTIVATION_SECONDS.observe(time.monotonic() - began)
-
-    async def _assign_to(self, seat: Seat, link: Link) -> None:
-        assert self._workforce is not None
-        try:
-            await self._assign(seat, link)
-        finally:
-            if not link.partners and link.connection.is_open:
-                self._workforce.give_back(link)
-
-    async def _assign(self, seat: Seat, link: Link) -> None:
-        """Have the worker own the partner; `seat.link` says whether it does."""
-        partner_id = seat.profile.partner_id
-        profile = seat.profile
-        body = msgpack.packb(
-            {
-                # A partner without an acquirer of its own uses the cell's.
-                "profile": messages.encode_profile(
-                    replace(profile, acquirer_url=profile.acquirer_url or self._acquirer_url)
-                ),
-                "door_epoch": self.door_epoch,
-            }
-        )
-        link.partners.add(partner_id)
-        try:
-            answer = messages.decode_answer(
-                await link.connection.request(Method.ASSIGN, partner_id, body, limits.ACTIVATION_TIMEOUT_MS)
-            )
-        except PeerTimeoutError:
-            assert self._workforce is not None
-            seat.why = "its worker did not take it over in time"
-            self._workforce.bury(link, "activation_timeout")
-            return
-        except PeerError as error:
-            seat.why = str(error)
-            return
-        finally:
-            link.partners.discard(partner_id)
-        if isinstance(answer, Refused):
-            seat.state, seat.why = "unavailable", answer.refusal.detail
-            log.error("partner_unavailable", partner=partner_id, why=seat.why)
-            seat.changed.set()
-            self.confirm()
-            return
-        if not link.connection.is_open:
-            seat.why = "its worker died as it took it over"
-            return
-        link.partners.add(partner_id)
-        seat.link = link
-        seat.epoch = int(orjson.loads(answer.body)["epoch"])
-        seat.state, seat.why = "active", ""
-        seat.changed.set()
-        if seat.profile.version > profile.version:
-            await self._configure_worker(seat)
-
-    async def _hosted(self, link: Link) -> list[str]:
-        try:
-            answer = messages.decode_answer(
-                await link.connection.request(Method.WORKER_STATUS, "", b"", limits.ACTIVATION_TIMEOUT_MS)
-            )
-        except PeerError:
-            return []
-        assert isinstance(answer, Answer)
-        return list(orjson.loads(answer.body)["partners"])
+            self._ownership.unanswering(seat, link)
 
     # The control plane
 
@@ -444,11 +287,11 @@ class Door:
                 if refused is not None:
                     return refused
                 seat = self._seats[partner_id] = Seat(profile)
-                self._activate_soon(seat, "onboarding")
+                self._ownership.activate_soon(seat, "onboarding")
         seat = self._seats[partner_id]
         deadline = time.monotonic() + limits.WORKER_START_TIMEOUT_MS / 1_000
         if await self._wait_active(seat, deadline) is None:
-            return door_answers.unavailable(seat.why)
+            return _not_served(seat)
         return door_answers.ok({"epoch": seat.epoch})
 
     async def _configure(self, profile: Profile) -> bytes:
@@ -461,42 +304,29 @@ class Door:
                 return refused
             seat.profile = profile
         # Also where the door knew it: the worker may have missed it.
-        await self._configure_worker(seat)
+        await self._ownership.configure(seat)
         return door_answers.ok({"profile_version": seat.profile.version})
 
-    async def _configure_worker(self, seat: Seat) -> None:
-        link = seat.link
-        if link is None:
-            return  # the next activation carries the profile
-        body = msgpack.packb({"profile": messages.encode_profile(seat.profile)})
-        try:
-            await link.connection.request(Method.CONFIGURE, seat.profile.partner_id, body, limits.ACTIVATION_TIMEOUT_MS)
-        except PeerError as error:
-            log.warning("profile_not_taken", partner=seat.profile.partner_id, error=str(error))
+    async def _release(self, request: Request) -> bytes:
+        """Take back, as an operator wants it, what was decided about a partner of whom workers died."""
+        seat = self._seats.get(request.partner_id)
+        if seat is None:
+            return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+        why = await self._ownership.release(seat, to_pool=door_answers.wants_pool(request))
+        if why:
+            return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, why)
+        return door_answers.ok({"quarantined": seat.is_quarantined})
 
     async def _keep(self, profile: Profile) -> bytes | None:
-        value = msgpack.packb(messages.encode_profile(profile))
-        error = await self._write(Put(("partner", profile.partner_id), value))
+        error = await self._book.put_profile(profile)
         if error is None:
             return None
         return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
 
-    async def _write(self, row: Put) -> StoreError | None:
-        """Write to the cell's own book; end where it is another door's, or where only a new door can tell."""
-        try:
-            await self._book.commit((), [row])
-        except (FencedError, CommitUnknownError) as error:
-            log.warning("door_superseded", error=f"{type(error).__name__}: {error}")
-            self._on_superseded()
-            return error
-        except StoreError as error:
-            log.warning("cell_book_not_written", error=f"{type(error).__name__}: {error}")
-            return error
-        return None
-
     async def _status(self) -> dict[str, Any]:
-        assert self._workforce is not None
-        links = list(self._workforce.links.values())
+        workforce = self._ownership.workforce
+        assert workforce is not None
+        links = list(workforce.links.values())
         told = await asyncio.gather(*(self._worker_status(link) for link in links))
         actors = {name: status for partners in told for name, status in partners.items()}
         return {
@@ -509,7 +339,8 @@ class Door:
                     "pid": link.endpoint.pid,
                     "endpoint": f"{link.endpoint.host}:{link.endpoint.port}",
                     "partners": sorted(link.partners),
-                    "spare": self._workforce.is_spare(link),
+                    "spare": workforce.is_spare(link),
+                    "pool": link.is_pool,
                     "healthy": link.silent_ms <= limits.HEARTBEAT_TIMEOUT_MS,
                     "heartbeat_age_ms": link.silent_ms,
                 }
@@ -521,6 +352,8 @@ class Door:
                     # The worker's, where it tells: a profile that it missed is handed over again.
                     "profile_version": actors.get(partner_id, {}).get("profile_version", seat.profile.version),
                     "status": seat.profile.status,
+                    "isolation": seat.profile.isolation,
+                    "escalation": None if seat.escalation is None else dataclasses.asdict(seat.escalation),
                     "state": seat.state,
                     "why": seat.why,
                     "epoch": seat.epoch,
@@ -545,19 +378,10 @@ class Door:
         return dict(orjson.loads(answer.body)["partners"])
 
 
-async def _open_book(shelf: Shelf) -> Store:
-    """Open the cell's own book; the first door of a cell makes it. A lost one is never made anew."""
-    try:
-        return await shelf.open("cell")
-    except StoreMissingError as error:
-        if await shelf.names("partners"):
-            raise StoreMissingError(
-                f"the cell has partners' books and lost its own; restore it from a backup: {error}"
-            ) from error
-    # Of two first doors one makes it; who comes second finds it.
-    with contextlib.suppress(StoreExistsError):
-        await shelf.create("cell")
-    return await shelf.open("cell")
+def _not_served(seat: Seat) -> bytes:
+    if seat.escalation is not None and seat.is_quarantined:
+        return door_answers.partner_quarantined(seat.escalation)
+    return door_answers.unavailable(seat.why)
 
 
 async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
@@ -573,7 +397,7 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
         asyncio.get_running_loop().add_signal_handler(number, end, 0, "signal")
     folder = Path(config["folder"])
     shelf = open_shelf(config["place"])
-    book = await _open_book(shelf)
+    book = await open_book(shelf)
     door = Door(
         config["cell"],
         shelf,
@@ -607,6 +431,7 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
     code = await ended
     await server.aclose()
     await metrics.cleanup()
+    await door.stop()
     await workforce.stop()
     # Threads that wait for Ray would hold the process up; everything of ours is closed.
     os._exit(code)

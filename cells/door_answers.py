@@ -1,15 +1,18 @@
 """What a door says by itself, and how it reads profiles. Bytes in and out; who owns which partner is in door.py."""
 
 import re
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgpack
 import orjson
 import structlog
 
+from cells import limits
 from cells.api import messages
 from cells.api.connection import Request
 from cells.api.messages import Answer, Profile, Refusal, RefusalCode, Refused
+from cells.escalation import Escalation
 
 log = structlog.get_logger()
 
@@ -44,6 +47,17 @@ def profile_of(request: Request) -> Profile:
     return profile
 
 
+def wants_pool(request: Request) -> bool:
+    """Read whether a partner is released to go to a pool. Raises MessageError."""
+    try:
+        found = msgpack.unpackb(request.body)["to_pool"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise messages.MessageError(f"there is no to_pool in it ({error!r})") from error
+    if not isinstance(found, bool):
+        raise messages.MessageError(f"to_pool can't be {found!r:.40}")
+    return found
+
+
 def ok(fields: dict[str, Any]) -> bytes:
     """Say that it was done."""
     return messages.encode_answer(Answer(200, orjson.dumps({"ok": True, **fields})))
@@ -58,6 +72,13 @@ def unavailable(why: str) -> bytes:
     """Say that nothing was written, and why."""
     detail = "The partner can't be served now; nothing was written."
     return refused(RefusalCode.PARTNER_UNAVAILABLE, f"{detail} {why}".strip(), 1_000)
+
+
+def partner_quarantined(found: Escalation) -> bytes:
+    """Refuse whatever a partner asks that is executed no more, and say why and since when."""
+    since = datetime.fromtimestamp(found.since_ms / 1_000, UTC).isoformat(timespec="seconds")
+    detail = f"Nothing of this partner is executed since {since}, until an operator releases it: {found.why}."
+    return refused(RefusalCode.PARTNER_QUARANTINED, detail, limits.QUARANTINE_RETRY_AFTER_MS)
 
 
 def quarantined() -> bytes:

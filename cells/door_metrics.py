@@ -44,6 +44,15 @@ ACTIVATION_SECONDS: Final = Histogram(
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
     registry=_REGISTRY,
 )
+HANDOVERS: Final = Counter(
+    "bulkhead_door_handovers", "Partners handed over between living workers.", registry=_REGISTRY
+)
+ESCALATIONS: Final = Counter(
+    "bulkhead_door_escalations", "Partners kept apart for good, or quarantined.", ["kind"], registry=_REGISTRY
+)
+QUARANTINED: Final = Gauge(
+    "bulkhead_door_partners_quarantined", "Partners of which nothing is executed.", registry=_REGISTRY
+)
 WORKERS: Final = Gauge("bulkhead_door_workers", "Living workers.", ["state"], registry=_REGISTRY)
 
 
@@ -60,7 +69,9 @@ async def serve(host: str, port: int, workforce: Workforce, shelf: Shelf) -> web
         links = list(workforce.links.values())
         spares = sum(workforce.is_spare(link) for link in links)
         WORKERS.labels("spare").set(spares)
-        WORKERS.labels("assigned").set(len(links) - spares)
+        pools = sum(link.is_pool for link in links)
+        WORKERS.labels("pool").set(pools)
+        WORKERS.labels("assigned").set(len(links) - spares - pools)
         dumps = await asyncio.gather(*(_dump(link) for link in links))
         workers.take({link.name: dump for link, dump in zip(links, dumps, strict=True)})
         return web.Response(body=generate_latest(_REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -17,3 +17,27 @@ assert (
 SHELF_HEALTH_DELAY_MS: Final = 10_000
 
 assert store_limits.FDB_STATUS_TIMEOUT_MS < SHELF_HEALTH_DELAY_MS
+
+# A pooled partner shares its worker with at most so many others, less one. What a pool's death costs rises with it.
+POOL_PARTNERS_MAX: Final = 32
+# Of a dead pool's partners so many are taken over at once: their fsyncs go side by side.
+POOL_ASSIGNS_AT_ONCE_MAX: Final = 16
+
+# A partner's strikes: workers that died, or stopped answering, under its commands. Older ones don't count.
+STRIKES_WINDOW_MS: Final = 600_000
+# From the first strike on until the window has passed a pooled partner has a worker of its own; after so many for good.
+STRIKES_TO_DEDICATED: Final = 2
+# After so many it has none, until an operator releases it.
+STRIKES_TO_QUARANTINE: Final = 4
+QUARANTINE_RETRY_AFTER_MS: Final = 300_000
+
+# A partner that is handed over to another worker: what is under way has so long to end, and its actor to stop.
+HANDOVER_DRAIN_MS_MAX: Final = 100
+HANDOVER_RELEASE_MS_MAX: Final = 3_000
+# Whether everybody has the worker that it should have is looked at so often, and at once when that changes.
+PLACEMENT_LOOK_INTERVAL_MS: Final = 5_000
+
+assert 1 < POOL_PARTNERS_MAX <= wire_limits.ACQUIRER_CONNECTIONS_MAX // actor_limits.ACQUIRER_SLOTS, "slots for each"
+assert 1 < STRIKES_TO_DEDICATED < STRIKES_TO_QUARANTINE
+assert wire_limits.POISON_DEATHS_MAX < STRIKES_TO_QUARANTINE, "one command alone quarantines nobody"
+assert HANDOVER_DRAIN_MS_MAX + HANDOVER_RELEASE_MS_MAX < actor_limits.COMMAND_DEADLINE_MS

@@ -6,7 +6,9 @@ It listens on a socket for its door's frames and hands each to the partner's act
 
 import asyncio
 import os
+import weakref
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,8 @@ class Worker:
         self._marker = Marker(Path(config.mark_file))
         self._shelf = open_shelf(config.place)
         self._actors: dict[str, PartnerActor] = {}
-        self._assigning = asyncio.Lock()
+        # A partner is assigned and released one after the other, different ones side by side.
+        self._changing: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._reads = asyncio.Semaphore(limits.WORKER_READS_AT_ONCE_MAX)
         self._client: HttpClient | None = None
         self._reconciles = asyncio.Semaphore(limits.WORKER_RECONCILES_AT_ONCE_MAX)
@@ -115,7 +118,8 @@ class Worker:
             case Method.ASSIGN:
                 return await self._assign(request)
             case Method.RELEASE:
-                await self._release(request.partner_id, "released")
+                async with self._alone(request.partner_id):
+                    await self._release(request.partner_id, "released")
                 return _ok({})
             case Method.CONFIGURE:
                 fields = msgpack.unpackb(request.body)
@@ -190,7 +194,7 @@ class Worker:
             # The store would refuse it, too; but here the rightful actor would have been stopped for it by then.
             return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"FencedError: door {self._door_epoch} was here already")
         self._door_epoch = door_epoch
-        async with self._assigning:
+        async with self._alone(profile.partner_id):
             await self._release(profile.partner_id, "assigned again")
             try:
                 acquirer = HttpAcquirer(self._client, profile.acquirer_url, profile.partner_id)
@@ -202,7 +206,7 @@ class Worker:
                 profile,
                 store,
                 acquirer,
-                executing=self._marker.executing,
+                executing=partial(self._marker.executing, profile.partner_id),
                 on_stopped=lambda why: self._forget(profile.partner_id, why),
             )
             try:
@@ -214,6 +218,9 @@ class Worker:
                 return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
             self._actors[profile.partner_id] = actor
         return _ok({"epoch": epoch})
+
+    def _alone(self, partner_id: str) -> asyncio.Lock:
+        return self._changing.setdefault(partner_id, asyncio.Lock())
 
     async def _release(self, partner_id: str, why: str) -> None:
         actor = self._actors.pop(partner_id, None)

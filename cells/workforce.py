@@ -18,7 +18,7 @@ import structlog
 from cells.api import limits
 from cells.api.connection import Connection, PeerUnavailableError
 from cells.heartbeat import HeartbeatListener
-from cells.poison import open_process, read_mark, read_ports
+from cells.poison import Mark, open_process, read_mark, read_ports
 from cells.remote import Cluster, ClusterError, Endpoint
 from cells.worker import WorkerConfig
 
@@ -38,6 +38,7 @@ class Link:
     heartbeat: HeartbeatListener
     pidfd: int
     partners: set[str] = field(default_factory=set)
+    is_pool: bool = False
 
     @property
     def name(self) -> str:
@@ -65,7 +66,7 @@ class Workforce:
         key: bytes,
         cluster: Cluster,
         spares: int,
-        on_dead: Callable[[Link, str, str], None],
+        on_dead: Callable[[Link, str, Mark | None], None],
         on_late: Callable[[], None],
         on_broken: Callable[[str], None],
     ) -> None:
@@ -178,6 +179,7 @@ class Workforce:
     def give_back(self, link: Link) -> None:
         """Take a worker without partners among the spares."""
         assert not link.partners, f"{link.name} still has partners"
+        link.is_pool = False
         if link.name in self.links and link not in self._spares:
             self._spares.append(link)
 
@@ -206,7 +208,7 @@ class Workforce:
             pid=link.endpoint.pid,
             cause=cause,
             partners=sorted(link.partners),
-            executing=executing,
+            executing="" if executing is None else executing.command_id,
         )
         self._run(self._clean_up(link), f"bury-{link.name}")
         self._on_dead(link, cause, executing)

@@ -67,6 +67,7 @@ KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
     EdgeCode.CARD_DATA_REFUSED: Kind(422, "Card numbers are not accepted here"),
     EdgeCode.VALIDATION_FAILED: Kind(422, "The request does not have the form it should have"),
     RefusalCode.PARTNER_MOVED: Kind(503, "The partner is being moved"),
+    RefusalCode.PARTNER_QUARANTINED: Kind(503, "The partner is quarantined"),
     RefusalCode.PARTNER_SUSPENDED: Kind(403, "The partner is suspended"),
     RefusalCode.IDEMPOTENCY_KEY_REUSED: Kind(422, "The idempotency key was used for another request"),
     RefusalCode.IDEMPOTENCY_KEY_IN_USE: Kind(409, "The first request with this idempotency key is still open"),

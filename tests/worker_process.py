@@ -29,9 +29,9 @@ STALL = "STALL"  # it is never answered
 class HarmfulMarker(Marker):
     """Marks as it should, and does harm in the moment of the decision."""
 
-    def executing(self, command_id: str) -> None:
+    def executing(self, partner_id: str, command_id: str) -> None:
         """Die or hang, if the command orders it."""
-        super().executing(command_id)
+        super().executing(partner_id, command_id)
         if command_id.startswith(POISON):
             os.kill(os.getpid(), signal.SIGKILL)
         if command_id.startswith(STUCK):

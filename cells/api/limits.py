@@ -30,6 +30,8 @@ CONNECTION_REQUESTS_MAX: Final = 20_000
 CONNECTION_UNSENT_BYTES_MAX: Final = 16 * FRAME_BYTES_MAX
 # A worker's mark (cells/poison.py) holds a whole command id; the router's ULIDs have 26 characters.
 COMMAND_ID_BYTES_MAX: Final = 64
+# And whose it is: partners' ids have at most 40.
+PARTNER_ID_BYTES_MAX: Final = FRAME_NAME_CHARACTERS_MAX
 # A command is sent at most so often, whatever dies; then the caller is told to ask.
 COMMAND_SENDS_MAX: Final = 2
 

@@ -79,6 +79,7 @@ class Method:
     # Of a door, by the control plane (role "control" only).
     ONBOARD = "onboard"  # a profile; makes the partner's book where there is none yet
     CONFIGURE = "configure"  # a profile
+    RELEASE_PARTNER = "release_partner"  # {to_pool: bool}: take back what its deaths led to
     CELL_STATUS = "cell_status"  # {}
     # Of a worker, by its door.
     ASSIGN = "assign"  # {profile, door_epoch, book}: own this partner
@@ -210,7 +211,7 @@ _PROFILE_TYPES = {name: field.type for name, field in Profile.__dataclass_fields
 _PROFILE_WORDS = {
     "status": frozenset({"active", "suspended"}),
     "mode": frozenset({"test", "live"}),
-    "isolation": frozenset({"dedicated"}),
+    "isolation": frozenset({"dedicated", "pooled"}),
 }
 _PROFILE_NUMBERS_MAX = {
     "rate_per_second": PARTNER_RATE_PER_SECOND_MAX,

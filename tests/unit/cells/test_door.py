@@ -20,6 +20,7 @@ from cells import door as door_module
 from cells.api import frames, limits, messages
 from cells.api.connection import Connection, PeerLostError, Request
 from cells.api.messages import Answer, Command, Method, Profile, RefusalCode, Refused
+from cells.cell_book import open_book
 from cells.door import Door
 from cells.workforce import Link, Workforce
 from stores.sqlite_shelf import SqliteShelf
@@ -47,7 +48,7 @@ class OpenCell:
         self._shelf = SqliteShelf(folder)
 
     async def open(self, spares: int) -> None:
-        self._book = await door_module._open_book(self._shelf)
+        self._book = await open_book(self._shelf)
         self.door = Door("cell-0", self._shelf, self._book, ACQUIRER_URL, self.superseded.set)
         await self.door.open()
         (self.folder / "secret").write_bytes(SECRET)
@@ -69,11 +70,10 @@ class OpenCell:
 
     async def close(self) -> None:
         """End as a killed door does: whatever it had begun stops, its workers live on."""
-        tasks = [seat.activation for seat in self.door._seats.values()] + [self.door._confirming]
-        for task in tasks:
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+        if self.door._confirming is not None:
+            self.door._confirming.cancel()
+            await asyncio.gather(self.door._confirming, return_exceptions=True)
+        await self.door.stop()
         await self.workforce.stop()
         await self._book.close()
 
@@ -399,7 +399,7 @@ async def test_a_cell_that_lost_its_own_book_does_not_begin_anew(tmp_path: Path,
     for path in tmp_path.glob("cell.sqlite*"):  # noqa: ASYNC240 - a test may block
         path.unlink()
     with pytest.raises(StoreMissingError):
-        await door_module._open_book(SqliteShelf(tmp_path))
+        await open_book(SqliteShelf(tmp_path))
     assert not (tmp_path / "cell.sqlite").exists()
 
 
@@ -450,8 +450,8 @@ async def test_a_superseded_door_can_neither_onboard_nor_configure_nor_take_back
             seat, link = old.door._seats["alpha"], old.link("alpha")
             epoch = new.door._seats["alpha"].epoch
             # It assigns the partner to the very worker that has it: the rightful actor is left alone.
-            old.door._vacate(seat, link)
-            await old.door._assign(seat, link)
+            old.door._ownership._vacate(seat, link)
+            await old.door._ownership._assign(seat, link)
             assert seat.link is None
             assert seat.state == "unavailable"
             async with asyncio.timeout(5):
@@ -512,11 +512,11 @@ async def test_a_partner_that_two_workers_have_is_left_to_one(tmp_path: Path, cl
         await first.onboard("alpha")
         seat, owner = first.door._seats["alpha"], first.link("alpha")
         other = await first.workforce.take()
-        first.door._vacate(seat, owner)
-        await first.door._assign(seat, other)
-        assert await first.door._hosted(owner) == ["alpha"]
+        first.door._ownership._vacate(seat, owner)
+        await first.door._ownership._assign(seat, other)
+        assert await first.door._ownership._hosted(owner) == ["alpha"]
     async with opened(tmp_path, cluster, spares=0) as second:
-        hosting = [link for link in second.workforce.links.values() if await second.door._hosted(link)]
+        hosting = [link for link in second.workforce.links.values() if await second.door._ownership._hosted(link)]
         assert [link.partners for link in hosting] == [{"alpha"}]
         await second.serves("alpha")
 

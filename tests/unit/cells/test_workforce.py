@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cells.api import frames, limits
+from cells.poison import Mark
 from cells.remote import ClusterError, Endpoint
 from cells.workforce import Link, Workforce
 from tests.eventually import eventually
@@ -25,11 +26,11 @@ class Watch:
     """What a workforce told its door."""
 
     def __init__(self) -> None:
-        self.dead: list[tuple[str, str, str]] = []
+        self.dead: list[tuple[str, str, Mark | None]] = []
         self.late = 0
         self.broken: list[str] = []
 
-    def on_dead(self, link: Link, cause: str, executing: str) -> None:
+    def on_dead(self, link: Link, cause: str, executing: Mark | None) -> None:
         self.dead.append((link.name, cause, executing))
 
     def on_late(self) -> None:
@@ -91,7 +92,7 @@ async def test_a_killed_worker_is_told_at_once_and_cleaned_up(tmp_path: Path, cl
         link = await employer.take()
         assert link.mark_file.exists()
         os.kill(link.endpoint.pid, signal.SIGKILL)
-        await eventually(lambda: watch.dead == [(link.name, "connection_lost", "")])
+        await eventually(lambda: watch.dead == [(link.name, "connection_lost", None)])
         assert await employer.wait_dead(link, 2_000)
         await eventually(lambda: cluster.killed == [link.name])
         assert not link.mark_file.exists()
@@ -121,7 +122,7 @@ async def test_a_silent_worker_is_killed_though_it_is_stopped(
         employer.start()
         stopped, living = await employer.take(), await employer.take()
         os.kill(stopped.endpoint.pid, signal.SIGSTOP)
-        await eventually(lambda: watch.dead == [(stopped.name, "silent", "")])
+        await eventually(lambda: watch.dead == [(stopped.name, "silent", None)])
         assert await employer.wait_dead(stopped, 2_000)
         await eventually(lambda: not is_alive(stopped.endpoint.pid))
         assert living.connection.is_open
@@ -135,7 +136,7 @@ async def test_a_worker_whose_loop_hangs_is_killed(
         employer.start()
         link = await employer.take()
         monkeypatch.setattr(limits, "WORKER_LOOP_LAG_MS_MAX", -1)
-        await eventually(lambda: watch.dead == [(link.name, "loop_stuck", "")])
+        await eventually(lambda: watch.dead == [(link.name, "loop_stuck", None)])
 
 
 async def test_a_late_door_accuses_nobody(
