@@ -18,8 +18,7 @@ SHELF_HEALTH_DELAY_MS: Final = 10_000
 
 assert store_limits.FDB_STATUS_TIMEOUT_MS < SHELF_HEALTH_DELAY_MS
 
-# A pooled partner shares its worker with at most so many others, less one. What a pool's death costs rises with it.
-POOL_PARTNERS_MAX: Final = 32
+POOL_PARTNERS_MAX: Final = wire_limits.POOL_PARTNERS_MAX
 # Of a dead pool's partners so many are taken over at once: their fsyncs go side by side.
 POOL_ASSIGNS_AT_ONCE_MAX: Final = 16
 

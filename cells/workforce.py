@@ -88,6 +88,7 @@ class Workforce:
         self._slots: set[int] = set()
         self._spares: deque[Link] = deque()
         self._short = asyncio.Event()
+        self._died_at = -float("inf")
         self._tasks: set[asyncio.Task[None]] = set()
         self._joining: asyncio.Task[None] | None = None
         self._all_found = asyncio.Event()
@@ -199,6 +200,7 @@ class Workforce:
         with contextlib.suppress(ValueError):
             self._spares.remove(link)
         self._short.set()
+        self._died_at = time.monotonic()
         executing = read_mark(link.mark_file)
         _kill(link.pidfd)
         link.connection.abort()
@@ -295,6 +297,9 @@ class Workforce:
             await self._short.wait()
             self._short.clear()
             while len(self._spares) < self._spares_wanted:
+                # A start takes most of a core for a second: those who take over just now need it more.
+                settled_at = self._died_at + limits.SPARE_AFTER_DEATH_DELAY_MS / 1_000
+                await asyncio.sleep(max(settled_at - time.monotonic(), 0))
                 try:
                     self.give_back(await self._start_worker())
                 except (ClusterError, PeerUnavailableError, ProcessLookupError):

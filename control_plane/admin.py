@@ -52,6 +52,7 @@ class CreatePartner(_Body):
     rate_per_second: Rate = wire_limits.PARTNER_RATE_PER_SECOND_DEFAULT
     rate_burst: Burst = wire_limits.PARTNER_RATE_BURST_DEFAULT
     in_flight_max: InFlight = wire_limits.PARTNER_IN_FLIGHT_DEFAULT
+    isolation: Literal["dedicated", "pooled"] = "dedicated"
 
 
 class SetLimits(_Body):
@@ -90,7 +91,8 @@ def make_app(
     app = FastAPI(title="Bulkhead control plane", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ControlPlaneError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_invalid)
-    app.include_router(_partner_routes(registry, partners))
+    app.include_router(_partner_routes(registry, partners, doors))
+    app.include_router(_isolation_routes(partners))
     app.include_router(_unknown_routes(registry, doors))
     app.include_router(_settlement_routes(registry))
 
@@ -101,7 +103,7 @@ def make_app(
     return app
 
 
-def _partner_routes(registry: Registry, partners: Partners) -> APIRouter:
+def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> APIRouter:
     routes = APIRouter(prefix="/partners")
 
     @routes.get("")
@@ -118,6 +120,7 @@ def _partner_routes(registry: Registry, partners: Partners) -> APIRouter:
             rate_per_second=body.rate_per_second,
             rate_burst=body.rate_burst,
             in_flight_max=body.in_flight_max,
+            isolation=body.isolation,
         )
         return _changed(await partners.create(wanted, operator))
 
@@ -135,6 +138,7 @@ def _partner_routes(registry: Registry, partners: Partners) -> APIRouter:
             "keys": [{name: value for name, value in asdict(key).items() if name != "hash"} for key in keys],
             "changes": [asdict(change) for change in changes],
             "changes_unread": unread,
+            "at_door": await _at_door(doors, partner),
         }
 
     @routes.post("/{partner_id}/suspend")
@@ -159,6 +163,24 @@ def _partner_routes(registry: Registry, partners: Partners) -> APIRouter:
     @routes.delete("/{partner_id}/keys/{key_id}")
     async def revoke_key(partner_id: str, key_id: str, operator: Operator) -> dict[str, Any]:
         return _changed(await partners.revoke_key(partner_id, key_id, operator))
+
+    return routes
+
+
+def _isolation_routes(partners: Partners) -> APIRouter:
+    routes = APIRouter(prefix="/partners")
+
+    @routes.post("/{partner_id}/isolate")
+    async def isolate_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.set_isolation(partner_id, "dedicated", operator))
+
+    @routes.post("/{partner_id}/pool")
+    async def pool_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.set_isolation(partner_id, "pooled", operator))
+
+    @routes.post("/{partner_id}/release")
+    async def release_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.release(partner_id, operator))
 
     return routes
 
@@ -210,6 +232,17 @@ def make_server(app: FastAPI) -> AdminServer:
     return AdminServer(
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
     )
+
+
+async def _at_door(doors: Doors, partner: Partner) -> dict[str, Any] | None:
+    """Give how the partner's door sees it; None where it doesn't, or does not answer."""
+    try:
+        status = await doors.cell_status(partner.cell)
+    except ControlPlaneError as error:
+        log.debug("door_not_asked", cell=partner.cell, error=error.what)
+        return None
+    found = next((one for one in status.partners if one.partner == partner.id), None)
+    return None if found is None else found.model_dump()
 
 
 async def _list_unknown(doors: Doors, partners: list[Partner]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def show_status(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 @partner_app.command("create")
 @_explained
-def create_partner(
+def create_partner(  # noqa: PLR0913 - one for each option
     context: typer.Context,
     *,
     name: Annotated[str | None, typer.Option(help="A name for people; else the id.")] = None,
@@ -162,6 +162,9 @@ def create_partner(
     rate: Annotated[int | None, typer.Option(help="Requests a second that it may go on with.")] = None,
     burst: Annotated[int | None, typer.Option(help="Requests that it may send at once.")] = None,
     in_flight: Annotated[int | None, typer.Option(help="Payments that may be open at once.")] = None,
+    isolation: Annotated[
+        str | None, typer.Option(help="dedicated: a worker of its own; pooled: one that it shares; else dedicated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Onboard a partner and show its key, once. Repeat it after a failure: it goes on where it stopped."""
@@ -172,6 +175,7 @@ def create_partner(
         "rate_per_second": rate,
         "rate_burst": burst,
         "in_flight_max": in_flight,
+        "isolation": isolation,
     }
     given = {field: value for field, value in body.items() if value is not None}
     _show_changed(client.ask(_where(context).folder(), "POST", "/partners", given), "onboarded", as_json=as_json)
@@ -213,6 +217,30 @@ def resume_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJso
     """Let a suspended partner in again."""
     found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/resume")
     _show_changed(found, "active", as_json=as_json)
+
+
+@partner_app.command("isolate")
+@_explained
+def isolate_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+    """Give a partner a worker of its own. It is served meanwhile."""
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/isolate")
+    _show_changed(found, "dedicated", as_json=as_json)
+
+
+@partner_app.command("pool")
+@_explained
+def pool_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+    """Let a partner share a worker with others. It is served meanwhile. Ends that it is kept apart for deaths."""
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/pool")
+    _show_changed(found, "pooled", as_json=as_json)
+
+
+@partner_app.command("release")
+@_explained
+def release_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+    """End a partner's quarantine: `partner show` says why it is in it."""
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/release")
+    _show_changed(found, "released", as_json=as_json)
 
 
 @partner_app.command("set-limits")

@@ -48,12 +48,21 @@ class WorkerStatus(_Read):
     endpoint: str | None = None
     partners: list[str] = []
     spare: bool = False
+    pool: bool = False
     healthy: bool = False
     heartbeat_age_ms: int | None = None
 
 
+class Escalation(_Read):
+    """What a door decided about a partner of which workers died, until an operator says otherwise."""
+
+    kind: str
+    since_ms: int
+    why: str
+
+
 class PartnerStatus(_Read):
-    """One partner as its door sees it. State: active, activating, unavailable, suspended."""
+    """One partner as its door sees it. State: active, activating, unavailable, quarantined."""
 
     partner: str
     profile_version: int = 0
@@ -66,6 +75,8 @@ class PartnerStatus(_Read):
     in_flight: int = 0
     unknowns: int = 0
     takeovers: int = 0
+    isolation: str = ""
+    escalation: Escalation | None = None
 
 
 class CellStatus(_Read):
@@ -184,6 +195,13 @@ class Doors:
         """Hand a profile to the door; never makes a book. Raises DoorError, RefusedError."""
         body = msgpack.packb({"profile": encode_profile(profile)})
         _unrefused(cell, await self._ask(cell, Method.CONFIGURE, profile.partner_id, body, limits.CONFIGURE_TIMEOUT_MS))
+
+    async def release(self, cell: str, partner_id: str, *, to_pool: bool) -> None:
+        """Take back what its workers' deaths led to for a partner. Raises DoorError, RefusedError."""
+        body = msgpack.packb({"to_pool": to_pool})
+        await self._wait(cell)
+        answer = await self._ask(cell, Method.RELEASE_PARTNER, partner_id, body, limits.CONFIGURE_TIMEOUT_MS)
+        _unrefused(cell, answer)
 
     async def list_unknown(self, cell: str, partner_id: str) -> list[UnknownOperation]:
         """Ask for a partner's operations without a known outcome. Raises DoorError, RefusedError."""

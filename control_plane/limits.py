@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from cells.api import limits as wire_limits
 from stores import contract
 
 # What an installation may hold.
@@ -23,6 +24,9 @@ KEY_GRACE_S_MAX: Final = 90 * 24 * 3_600
 
 # Memory, measured: a dedicated worker is a process of its own, a cell is a Ray head and a door.
 WORKER_MEMORY_BYTES: Final = 60_000_000
+# What a pooled partner adds to its worker, and how many share one.
+POOLED_PARTNER_MEMORY_BYTES: Final = 2_000_000
+POOL_PARTNERS_MAX: Final = wire_limits.POOL_PARTNERS_MAX
 CELL_MEMORY_BYTES: Final = 400_000_000
 
 # Supervised processes.

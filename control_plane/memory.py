@@ -1,4 +1,4 @@
-"""Whether dedicated workers fit into this machine's memory, before it is too late to ask."""
+"""Whether partners' workers fit into this machine's memory, before it is too late to ask."""
 
 from pathlib import Path
 from typing import Final
@@ -40,25 +40,31 @@ def bytes_of_instance(instance_id: str) -> int:
     return total
 
 
-def require_room(*, partners: int, spares: int, cells: int, available: int) -> None:
+def require_room(*, dedicated: int, pooled: int, spares: int, cells: int, available: int) -> None:
     """Refuse to start what would not fit. `available` counts what our running processes hold. Raises RefusedError."""
-    needed = (partners + spares) * limits.WORKER_MEMORY_BYTES + cells * limits.CELL_MEMORY_BYTES
+    pools = 0 if not pooled else -(-pooled // limits.POOL_PARTNERS_MAX) + cells - 1  # the last of a cell is not full
+    needed = (
+        (dedicated + min(pools, pooled) + spares) * limits.WORKER_MEMORY_BYTES
+        + pooled * limits.POOLED_PARTNER_MEMORY_BYTES
+        + cells * limits.CELL_MEMORY_BYTES
+    )
     if needed > available:
         raise RefusedError(
-            f"{partners} partners with a dedicated worker each, {spares} spares and {cells} cells need about "
-            f"{needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
+            f"{dedicated} partners with a dedicated worker each, {pooled} pooled ones, {spares} spares and {cells} "
+            f"cells need about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
             where="this machine",
-            hint="run on a larger machine, or with fewer cells and spares; pooled partners, "
-            "many to a worker, are not built yet",
+            hint="run on a larger machine, or with fewer cells and spares, or pool quiet partners where there is room: "
+            "bulkhead partner pool",
         )
 
 
-def require_room_for_one(available: int) -> None:
-    """Refuse one more dedicated worker where it would not fit. Raises RefusedError."""
-    if available < limits.WORKER_MEMORY_BYTES:
+def require_room_for_one(isolation: str, available: int) -> None:
+    """Refuse one more partner whose worker, or share of one, would not fit. Raises RefusedError."""
+    needed = limits.WORKER_MEMORY_BYTES if isolation == "dedicated" else limits.POOLED_PARTNER_MEMORY_BYTES
+    if available < needed:
         raise RefusedError(
-            f"one more dedicated worker needs about {limits.WORKER_MEMORY_BYTES / 1e6:.0f} MB of memory, "
+            f"one more {isolation} partner needs about {needed / 1e6:.0f} MB of memory, "
             f"{available / 1e6:.0f} MB are available",
             where="this machine",
-            hint="run on a larger machine",
+            hint="run on a larger machine, or pool partners: bulkhead partner pool",
         )

@@ -12,7 +12,7 @@ import asyncio
 import time
 import weakref
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -40,6 +40,7 @@ class NewPartner:
     rate_per_second: int
     rate_burst: int
     in_flight_max: int
+    isolation: str = "dedicated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Partners:
         publisher: Publisher,
         pepper: bytes,
         *,
-        require_room: Callable[[], None],
+        require_room: Callable[[str], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
@@ -100,6 +101,7 @@ class Partners:
                 api_version=API_VERSION,
                 profile_version=1,
                 created_at=timestamp(),
+                isolation=wanted.isolation,
             )
             # A key may exist only of a partner that is active; so where there is one, all steps were taken.
             if self._registry.keys(wanted.id):
@@ -107,7 +109,7 @@ class Partners:
                     f"partner {wanted.id!r} exists already",
                     hint=f"if its key never reached you: bulkhead partner rotate-key {wanted.id} --grace 0",
                 )
-            self._require_room()
+            self._require_room(wanted.isolation)
             found = await self._registry.begin_onboarding(row, who)
             _require_same(found, wanted)
             if found.status == "onboarding":
@@ -125,6 +127,29 @@ class Partners:
     async def set_limits(self, partner_id: str, changed: dict[str, int], who: str) -> Changed:
         """Set some of a partner's limits. Raises NotFoundError, RefusedError."""
         return await self._change(partner_id, lambda: self._registry.set_limits(partner_id, changed, who))
+
+    async def set_isolation(self, partner_id: str, isolation: str, who: str) -> Changed:
+        """Give a partner a worker of its own (`dedicated`) or a share of one (`pooled`), while it is served.
+
+        To be pooled ends that its door kept it apart for its workers' deaths. Raises NotFoundError, RefusedError.
+        """
+        if isolation == "dedicated" and self._registry.partner(partner_id).isolation != isolation:
+            self._require_room(isolation)
+        changed = await self._change(partner_id, lambda: self._registry.set_isolation(partner_id, isolation, who))
+        if isolation == "pooled" and not changed.door_behind:
+            try:
+                await self._doors.release(changed.partner.cell, partner_id, to_pool=True)
+            except ControlPlaneError as error:
+                return replace(changed, door_behind=f"{error.what}. Say it again: it may still be kept apart")
+        return changed
+
+    async def release(self, partner_id: str, who: str) -> Changed:
+        """End a partner's quarantine. Raises NotFoundError, DoorError, RefusedError."""
+        async with self._alone(partner_id):
+            partner = self._onboarded(partner_id)
+            await self._doors.release(partner.cell, partner_id, to_pool=False)
+            await self._registry.note(who, "partner_released", partner_id, {})
+            return Changed(partner)
 
     async def rotate_key(self, partner_id: str, grace_s: int, who: str) -> Changed:
         """Give a new key; the older ones end after the grace. Raises NotFoundError, RefusedError."""
@@ -266,6 +291,7 @@ def to_profile(partner: Partner) -> Profile:
         version=partner.profile_version,
         status="suspended" if partner.status == "suspended" else "active",
         mode=partner.mode,
+        isolation=partner.isolation,
         rate_per_second=partner.rate_per_second,
         rate_burst=partner.rate_burst,
         in_flight_max=partner.in_flight_max,
@@ -274,7 +300,7 @@ def to_profile(partner: Partner) -> Profile:
 
 def _require_same(found: Partner, wanted: NewPartner) -> None:
     """Only the same partner is resumed: what an operator asks for is what an operator gets."""
-    for name in ("name", "mode", "rate_per_second", "rate_burst", "in_flight_max"):
+    for name in ("name", "mode", "rate_per_second", "rate_burst", "in_flight_max", "isolation"):
         if getattr(found, name) != getattr(wanted, name):
             raise RefusedError(
                 f"partner {wanted.id!r} is there already with another {name}: {getattr(found, name)!r}",

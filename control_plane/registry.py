@@ -29,7 +29,7 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
-from control_plane.registry_records import NEW, Change, Key, Origin, Owner, Partner
+from control_plane.registry_records import ISOLATIONS, NEW, Change, Key, Origin, Owner, Partner
 from stores import contract
 from stores.contract import (
     Check,
@@ -206,7 +206,12 @@ class Registry:
                 if count >= limits.PARTNERS_MAX:
                     raise RefusedError(f"there are {count} partners already, the most that one installation takes")
                 draft.put_partner(partner, new=True)
-                detail = {"cell": partner.cell, "mode": partner.mode, "name": partner.name}
+                detail = {
+                    "cell": partner.cell,
+                    "mode": partner.mode,
+                    "name": partner.name,
+                    "isolation": partner.isolation,
+                }
                 draft.note(who, "partner_onboarding", partner.id, detail)
         return self.partner(partner.id)
 
@@ -248,6 +253,16 @@ class Registry:
                     )
                 )
                 draft.note(who, "partner_limits", partner_id, detail)
+        return self.partner(partner_id)
+
+    async def set_isolation(self, partner_id: str, isolation: str, who: str) -> Partner:
+        """Give a partner a worker of its own (`dedicated`) or a share of one (`pooled`)."""
+        assert isolation in ISOLATIONS
+        async with self._writing() as draft:
+            found = self.partner(partner_id)
+            if found.isolation != isolation:
+                draft.put_partner(replace(found, isolation=isolation, profile_version=found.profile_version + 1))
+                draft.note(who, f"partner_{isolation}", partner_id, {})
         return self.partner(partner_id)
 
     async def raise_profile_version(self, partner_id: str, above: int) -> Partner:

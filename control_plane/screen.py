@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -126,7 +127,11 @@ def show_status(found: dict[str, Any]) -> None:
     unknowns = sum(partner.get("unknowns", 0) for partner in found["partners"])
     out.print(f"partners: {escape(counted)}; operations of unknown outcome: {unknowns}", soft_wrap=True)
     for partner in found["partners"]:
-        if partner["state"] in {"unavailable", "absent"}:
+        kept_apart = partner.get("escalation") or {}
+        if partner["state"] == "active" and kept_apart:
+            what = f"{partner['partner']} in {partner['cell']} is kept out of its pool: {kept_apart['why']}"
+            out.print(f"[yellow]{escape(what)}[/]", soft_wrap=True)
+        if partner["state"] in {"unavailable", "absent", "quarantined"}:
             why = f": {partner['why']}" if partner.get("why") else ""
             what = f"{partner['partner']} in {partner['cell']} is {partner['state']}{why}"
             out.print(f"[red]{escape(what)}[/]", soft_wrap=True)
@@ -134,10 +139,10 @@ def show_status(found: dict[str, Any]) -> None:
 
 def show_partners(partners: Sequence[dict[str, Any]]) -> None:
     """Show all partners."""
-    table = _table("partner", "name", "status", "mode", "cell", "rate/s", "burst", "in flight", "created")
+    table = _table("partner", "name", "status", "mode", "cell", "isolation", "rate/s", "burst", "in flight", "created")
     for row in partners:
-        names = ("id", "name", "status", "mode", "cell", "rate_per_second", "rate_burst", "in_flight_max", "created_at")
-        table.add_row(*(_text(row[name]) for name in names))
+        names = ("id", "name", "status", "mode", "cell", "isolation", "rate_per_second", "rate_burst", "in_flight_max")
+        table.add_row(*(_text(row[name]) for name in (*names, "created_at")))
     _make_console().print(table if partners else "no partners yet: bulkhead partner create --name NAME")
 
 
@@ -146,6 +151,16 @@ def show_partner(found: dict[str, Any]) -> None:
     out = _make_console()
     for name, value in found["partner"].items():
         out.print(f"{name.replace('_', ' '):>16}  {escape(str(value))}", soft_wrap=True)
+    at_door = found["at_door"]
+    if at_door is not None:
+        out.print(f"{'at its door':>16}  {escape(at_door['state'])}, worker {_text(at_door['worker'])}", soft_wrap=True)
+        escalation = at_door["escalation"]
+        if escalation is not None:
+            what = "quarantined" if escalation["kind"] == "quarantined" else "kept out of its pool"
+            since = datetime.fromtimestamp(escalation["since_ms"] / 1_000, UTC).isoformat(timespec="seconds")
+            out.print(f"[red]{what} since {since}: {escape(escalation['why'])}[/]", soft_wrap=True)
+            word = "release" if escalation["kind"] == "quarantined" else "pool"
+            out.print(f"to end it: bulkhead partner {word} {escape(at_door['partner'])}", soft_wrap=True)
     keys = _table("key", "ends in", "created", "expires", "revoked")
     for key in found["keys"]:
         keys.add_row(*(_text(key[name]) for name in ("id", "hint", "created_at", "expires_at", "revoked_at")))
@@ -175,11 +190,13 @@ def show_changed(found: dict[str, Any], what: str) -> None:
 
 def show_cells(cells: Sequence[dict[str, Any]]) -> None:
     """Show all cells."""
-    table = _table("cell", "door", "epoch", "workers", "spares", "partners", "unknowns")
+    columns = ("workers", "pools", "spares", "partners", "pooled", "unknowns", "kept apart", "quarantined")
+    table = _table("cell", "door", "epoch", *columns)
     for cell in cells:
         door = "[green]answers[/]" if cell["answers"] else f"[red]{escape(cell['error'])}[/]"
-        names = ("door_epoch", "workers", "spares", "partners", "unknowns")
-        table.add_row(cell["cell"], door, *(_text(cell.get(name)) for name in names))
+        names = ("door_epoch", "workers", "pools", "spares", "partners", "pooled", "unknowns")
+        escalated = (", ".join(cell.get(name, ())) or None for name in ("kept_apart", "quarantined"))
+        table.add_row(cell["cell"], door, *(_text(cell.get(name)) for name in names), *map(_text, escalated))
     _make_console().print(table)
 
 

@@ -6,7 +6,7 @@ Without a control plane `collect_directly` makes the same from run records, the 
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from control_plane.data_folder import DataFolder, read_instance, secrets_digest
 from control_plane.doors import CellStatus, Doors, cell_addresses
@@ -18,6 +18,8 @@ from control_plane.registry_records import Partner
 from control_plane.settings import Settings
 from control_plane.supervisor import ProcessState
 
+# Of a pool's partners so many are named in its row; all stand in the list of partners.
+_NAMES_SHOWN_MAX: Final = 4
 # A cell's status, or why there is none, in words.
 CellAnswers = Mapping[str, CellStatus | str]
 
@@ -167,9 +169,9 @@ def _worker_rows(cell: CellStatus) -> list[dict[str, Any]]:
         rows.append(
             _row(
                 process=worker.worker,
-                role="spare" if worker.spare else "worker",
+                role="spare" if worker.spare else "pool" if worker.pool else "worker",
                 cell=cell.cell,
-                partner=", ".join(worker.partners) or None,
+                partner=_names(worker.partners),
                 pid=worker.pid,
                 endpoint=worker.endpoint,
                 epoch=epochs.get(worker.partners[0]) if worker.partners else None,
@@ -177,6 +179,12 @@ def _worker_rows(cell: CellStatus) -> list[dict[str, Any]]:
             )
         )
     return rows
+
+
+def _names(partners: Sequence[str]) -> str | None:
+    shown = ", ".join(partners[:_NAMES_SHOWN_MAX])
+    more = len(partners) - _NAMES_SHOWN_MAX
+    return f"{shown} and {more} more" if more > 0 else shown or None
 
 
 def _row(*, process: str, role: str, health: str, **known: Any) -> dict[str, Any]:
@@ -195,6 +203,12 @@ def _cell(name: str, answer: CellStatus | str) -> dict[str, Any]:
         "workers": sum(not worker.spare for worker in answer.workers),
         "spares": sum(worker.spare for worker in answer.workers),
         "partners": len(answer.partners),
+        "pools": sum(worker.pool for worker in answer.workers),
+        "pooled": sum(found.isolation == "pooled" for found in answer.partners),
+        "kept_apart": sorted(
+            found.partner for found in answer.partners if found.escalation and found.escalation.kind == "dedicated"
+        ),
+        "quarantined": sorted(found.partner for found in answer.partners if found.state == "quarantined"),
         "unavailable": sorted(found.partner for found in answer.partners if found.state == "unavailable"),
         "unknowns": sum(found.unknowns for found in answer.partners),
     }
@@ -206,6 +220,7 @@ def _partner(partner: Partner, answer: CellStatus | str | None) -> dict[str, Any
         "cell": partner.cell,
         "status": partner.status,
         "profile_version": partner.profile_version,
+        "isolation": partner.isolation,
     }
     found = None
     if isinstance(answer, CellStatus):
@@ -216,6 +231,7 @@ def _partner(partner: Partner, answer: CellStatus | str | None) -> dict[str, Any
         **row,
         "state": found.state,
         "why": found.why,
+        "escalation": None if found.escalation is None else found.escalation.model_dump(),
         "breaker": found.breaker,
         "profile_behind": found.profile_version < partner.profile_version,
         "epoch": found.epoch,

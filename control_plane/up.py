@@ -130,7 +130,7 @@ class _Up:
             doors,
             publisher,
             data_folder.read_secret(self._folder.pepper_file),
-            require_room=lambda: memory.require_room_for_one(memory.available_bytes()),
+            require_room=lambda isolation: memory.require_room_for_one(isolation, memory.available_bytes()),
         )
 
         async def collect() -> dict[str, Any]:
@@ -202,8 +202,12 @@ class _Up:
         )
 
     def _require_memory(self) -> None:
+        partners = self._registry.partners()
+        pooled = sum(partner.isolation == "pooled" for partner in partners)
+        self._console.tell(f"partners: {len(partners) - pooled} dedicated, {pooled} pooled")
         memory.require_room(
-            partners=len(self._registry.partners()),
+            dedicated=len(partners) - pooled,
+            pooled=pooled,
             spares=self._settings.spares_per_cell * self._settings.cells,
             cells=self._settings.cells,
             available=memory.available_bytes() + memory.bytes_of_instance(self._instance.id),

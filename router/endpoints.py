@@ -58,6 +58,7 @@ ALWAYS: Final[tuple[Code, ...]] = (
 )
 OF_CELLS: Final[tuple[Code, ...]] = (
     RefusalCode.PARTNER_MOVED,
+    RefusalCode.PARTNER_QUARANTINED,
     RefusalCode.MAILBOX_FULL,
     RefusalCode.PARTNER_UNAVAILABLE,
 )

@@ -37,6 +37,7 @@ class StandInDoor:
         self.profiles: dict[str, Profile] = {}
         self.asked: list[tuple[str, str]] = []
         self.refuse: RefusalCode | None = None
+        self.released: list[tuple[str, bool]] = []
         self.unknown: list[dict[str, Any]] = []
         self.resolved: list[dict[str, Any]] = []
         # By method: what answers a partner's actor would give, from its id and the arguments.
@@ -62,6 +63,9 @@ class StandInDoor:
             if isinstance(said, RefusalCode):
                 return encode_answer(Refused(Refusal(said, "The stand-in's actor refuses.")))
             return _answer(said)
+        if request.method == Method.RELEASE_PARTNER:
+            self.released.append((request.partner_id, msgpack.unpackb(request.body)["to_pool"]))
+            return _answer({"ok": True})
         profile = decode_profile(msgpack.unpackb(request.body)["profile"])
         assert profile.partner_id == request.partner_id
         if request.method == Method.ONBOARD:
@@ -124,7 +128,9 @@ class Installation:
         self._clients.append(client)
         publisher = Publisher(registry, self.folder, self.addresses, routers=())
         pepper = self.folder.pepper_file.read_bytes()
-        partners = Partners(registry, client, publisher, pepper, require_room=lambda: None, monotonic=lambda: self.now)
+        partners = Partners(
+            registry, client, publisher, pepper, require_room=lambda _: None, monotonic=lambda: self.now
+        )
         return partners, registry, client, publisher
 
     async def aclose(self) -> None:

@@ -51,6 +51,10 @@ HEARTBEAT_INTERVAL_MS: Final = 350
 HEARTBEAT_TIMEOUT_MS: Final = 1_500
 DOOR_LATE_MS: Final = 500
 TAKEOVERS_AT_ONCE_MAX: Final = 4
+# So many pooled partners share a worker. What its death costs them rises with it.
+POOL_PARTNERS_MAX: Final = 32
+# A new spare is started so long after a death, so that it does not compete with the takeover.
+SPARE_AFTER_DEATH_DELAY_MS: Final = 1_000
 WORKER_START_TIMEOUT_MS: Final = 60_000
 ACTIVATION_TIMEOUT_MS: Final = 10_000
 ACTIVATION_RETRY_DELAY_MS_MAX: Final = 5_000

@@ -179,6 +179,7 @@ def test_every_method_of_a_partner_either_reads_or_writes() -> None:
         "cell_status",
         "assign",
         "release",
+        "release_partner",
         "worker_status",
         "metrics",
     }

@@ -288,7 +288,7 @@ async def test_a_door_that_is_away_is_said_and_the_partner_stays_onboarding(inst
 async def test_a_partner_that_does_not_fit_is_not_begun(installation: Installation) -> None:
     _, registry, client, publisher = await installation.control_plane()
 
-    def refuse() -> None:
+    def refuse(_isolation: str) -> None:
         raise RefusedError("no room")
 
     control = partners.Partners(registry, client, publisher, b"p" * 32, require_room=refuse)
@@ -347,3 +347,19 @@ async def test_one_that_was_taken_over_changes_nothing_any_more(installation: In
     await control.reconcile()  # raises nothing: the supervisor sees `lost`
     assert registry.lost is not None
     assert (await newer.set_status("acme", "suspended", "ann")).partner.profile_version == 2
+
+
+async def test_isolation_is_a_profile_s_and_to_be_pooled_ends_being_kept_apart(installation: Installation) -> None:
+    control, registry, _, _ = await installation.control_plane()
+    await control.create(wanted(), "ann")
+    pooled = await control.set_isolation("acme", "pooled", "ann")
+    assert (pooled.partner.isolation, pooled.partner.profile_version, pooled.door_behind) == ("pooled", 2, "")
+    (door,) = [door for door in installation.doors.values() if "acme" in door.profiles]
+    assert (door.profiles["acme"].isolation, door.released) == ("pooled", [("acme", True)])
+    again = await control.set_isolation("acme", "pooled", "ann")  # it may be kept apart all the same
+    assert (again.partner.profile_version, len(door.released)) == (2, 2)
+    assert (await control.set_isolation("acme", "dedicated", "ann")).partner.profile_version == 3
+    await control.release("acme", "ann")
+    assert door.released[2:] == [("acme", False)]
+    changes = [change.what for change in await registry.changes("acme")]
+    assert changes[:3] == ["partner_released", "partner_dedicated", "partner_pooled"]
