@@ -16,4 +16,7 @@ assert (
 # A door asks its shelf so long after the last answer how the place of its books is.
 SHELF_HEALTH_DELAY_MS: Final = 10_000
 
+# The most megabytes or milliseconds that a command orders where faults are injected.
+FAULT_AMOUNT_MAX: Final = 100_000
+
 assert store_limits.FDB_STATUS_TIMEOUT_MS < SHELF_HEALTH_DELAY_MS

@@ -9,6 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import structlog
 
 from cells.api import limits
+from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.connection import Connection, PeerUnavailableError
 from cells.heartbeat import HeartbeatListener
 from cells.poison import open_process, read_mark, read_ports
@@ -68,6 +70,8 @@ class Workforce:
         on_dead: Callable[[Link, str, str], None],
         on_late: Callable[[], None],
         on_broken: Callable[[str], None],
+        fault_injection: bool = False,
+        bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
     ) -> None:
         self._cell = cell
         self._host = host
@@ -82,6 +86,8 @@ class Workforce:
         self._on_dead = on_dead
         self._on_late = on_late
         self._on_broken = on_broken
+        self._fault_injection = fault_injection
+        self._bulkheads_off = bulkheads_off
         self._starts = asyncio.Semaphore(limits.WORKER_STARTS_AT_ONCE_MAX)
         self._starts_failed = 0
         self._slots: set[int] = set()
@@ -242,6 +248,8 @@ class Workforce:
                 str(self._mark_file(name)),
                 str(self._logs_folder / f"{self._cell}.worker-{slot}.log"),
                 self._place,
+                self._fault_injection,
+                tuple(sorted(self._bulkheads_off)),
             )
             try:
                 endpoint = await asyncio.to_thread(self._cluster.start_worker, config)
@@ -310,6 +318,8 @@ class Workforce:
                 for link in self.links.values():
                     link.heartbeat.heard = time.monotonic()
                 self._on_late()
+                continue
+            if Bulkhead.HEARTBEAT in self._bulkheads_off:
                 continue
             for link in list(self.links.values()):
                 if link.silent_ms > limits.HEARTBEAT_TIMEOUT_MS:
