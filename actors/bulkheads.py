@@ -16,6 +16,7 @@ class Bulkhead(StrEnum):
     IN_FLIGHT_LIMIT = "in_flight_limit"  # payments whose outcome is to come
     BREAKER = "breaker"  # the circuit breaker towards the acquirer, and its slots
     HEARTBEAT = "heartbeat"  # silent, stuck and unanswering workers are found
+    WORKER_MEMORY = "worker_memory"  # how much memory one worker takes
     POISON = "poison"  # commands that ended their worker twice are quarantined
 
 

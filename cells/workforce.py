@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from cells import limits as cell_limits
 from cells.api import limits
 from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.connection import Connection, PeerUnavailableError
@@ -319,6 +320,7 @@ class Workforce:
                     link.heartbeat.heard = time.monotonic()
                 self._on_late()
                 continue
+            self._bury_hogs()
             if Bulkhead.HEARTBEAT in self._bulkheads_off:
                 continue
             for link in list(self.links.values()):
@@ -326,6 +328,13 @@ class Workforce:
                     self.bury(link, "silent")
                 elif link.heartbeat.loop_lag_ms > limits.WORKER_LOOP_LAG_MS_MAX:
                     self.bury(link, "loop_stuck")
+
+    def _bury_hogs(self) -> None:
+        if Bulkhead.WORKER_MEMORY in self._bulkheads_off:
+            return
+        for link in list(self.links.values()):
+            if link.heartbeat.resident_bytes > cell_limits.WORKER_RESIDENT_BYTES_MAX:
+                self.bury(link, "memory")
 
     async def _watch_head(self) -> None:
         """Hold a connection to Ray's head. When it ends and no other begins, the head is gone, and its workers follow.

@@ -17,6 +17,7 @@ import pytest
 from actors.errors import StoreMissingError
 from actors.store import Put, Store
 from cells import door as door_module
+from cells import limits as cell_limits
 from cells.api import frames, limits, messages
 from cells.api.bulkheads import Bulkhead
 from cells.api.connection import Connection, PeerLostError, Request
@@ -753,3 +754,24 @@ async def test_without_its_bulkhead_a_partner_may_take_the_whole_door(
         await cell.onboard("alpha")
         assert code(await cell.write("alpha", "c1")) is RefusalCode.PAYMENT_NOT_FOUND
         assert code(await cell.ask(Method.NOTIFY_RESULT, "alpha", **NEWS)) is RefusalCode.PAYMENT_NOT_FOUND
+
+
+@pytest.mark.parametrize("off", [set(), {Bulkhead.WORKER_MEMORY}])
+async def test_a_leaking_worker_is_ended_and_its_partner_taken_over(
+    tmp_path: Path, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch, off: set[Bulkhead]
+) -> None:
+    monkeypatch.setattr(cell_limits, "WORKER_RESIDENT_BYTES_MAX", 250_000_000)
+    async with weakened(tmp_path, cluster, *off) as cell:
+        await cell.onboard("alpha", "beta")
+        link = cell.link("alpha")
+        assert code(await order(cell, "alpha", "leak:250", "c1")) is RefusalCode.CURRENCY_UNKNOWN
+        await eventually(lambda: link.heartbeat.resident_bytes > 250_000_000 or link.name not in cell.workforce.links)
+        if off:
+            await asyncio.sleep(2 * limits.HEARTBEAT_INTERVAL_MS / 1_000)
+            assert link.name in cell.workforce.links
+            return
+        await eventually(lambda: cell.door._seats["alpha"].takeovers == 1)
+        began = time.monotonic()
+        await cell.serves("alpha")
+        assert time.monotonic() - began < 1
+        assert (await cell.partner("beta"))["takeovers"] == 0
