@@ -4,20 +4,24 @@ Closed: all may go. Open: nothing, until BREAKER_OPEN_MS have passed. Half-open:
 closes it, one failure opens it again.
 """
 
+from collections.abc import Set as AbstractSet
+
 from actors import limits
+from actors.bulkheads import ALL_ON, Bulkhead
 
 
 class Breaker:
     """One partner's breaker towards its acquirer. Time is an argument, monotonic, in milliseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, bulkheads_off: AbstractSet[Bulkhead] = ALL_ON) -> None:
+        self._is_off = Bulkhead.BREAKER in bulkheads_off
         self._failures = 0
         self._opened_ms: int | None = None
         self._probes = 0
 
     def state(self, now_ms: int) -> str:
         """Give closed, open or half_open."""
-        if self._opened_ms is None:
+        if self._opened_ms is None or self._is_off:
             return "closed"
         return "open" if now_ms - self._opened_ms < limits.BREAKER_OPEN_MS else "half_open"
 

@@ -121,6 +121,7 @@ class Deciding:
             now_ms,
             ids,
             acquirer_available=self._actor.breaker.allows(self._actor.monotonic_ms()),
+            bulkheads_off=self._actor.bulkheads_off,
         )
         if isinstance(decision, Refusal):
             effects.answers.append((ask, Refused(decision, self._actor.rate_state())))

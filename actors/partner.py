@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 
 import structlog
 
@@ -16,6 +17,7 @@ from actors import codec, keyspace, limits, metrics, rate_limit, reconciliation,
 from actors.acquirer import Acquirer
 from actors.answers import Answer, RateState, Refused, outcome_unknown, unavailable
 from actors.breaker import Breaker
+from actors.bulkheads import ALL_ON, Bulkhead
 from actors.clock import Clock, PartnerTime, SystemClock
 from actors.commands import CreatePayment, Envelope, ReconcileOperations, ResolveOperation
 from actors.deciding import Deciding, told_of
@@ -56,10 +58,12 @@ class PartnerActor:
         clock: Clock | None = None,
         executing: Callable[[str], None] = lambda _: None,
         on_stopped: Callable[[str], None] = lambda _: None,
+        bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
     ) -> None:
         self.profile = profile
         self.store = store
-        self.breaker = Breaker()
+        self.bulkheads_off = bulkheads_off
+        self.breaker = Breaker(bulkheads_off)
         self.epoch = 0
         self._clock = clock or SystemClock()
         self._time = PartnerTime(self._clock, 0)
@@ -95,7 +99,7 @@ class PartnerActor:
     async def ask(self, method: str, envelope: Envelope, budget_ms: int) -> Result:
         """Have a command decided and give its answer, by its deadline. Raises ActorStoppedError."""
         self._check_running()
-        if len(self._asks) >= limits.MAILBOX_COMMANDS_MAX:
+        if len(self._asks) >= limits.MAILBOX_COMMANDS_MAX and Bulkhead.PARTNER_SHARE not in self.bulkheads_off:
             return Refused(Refusal(RefusalCode.MAILBOX_FULL, "The partner's mailbox is full.", retry_after_ms=1_000))
         if max(len(envelope.command_id), len(envelope.idempotency_key or "")) > limits.IDEMPOTENCY_KEY_CHARACTERS_MAX:
             return Refused(Refusal(RefusalCode.COMMAND_TOO_LARGE, "The idempotency key is too long."))

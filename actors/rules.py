@@ -4,10 +4,12 @@ Pure: time, ids and everything stored are arguments. A refusal changes nothing. 
 `RefusalCode`, so that the same wrong is reported the same way every time.
 """
 
+from collections.abc import Set as AbstractSet
 from dataclasses import field
 
 from actors import limits, rate_limit
 from actors.acquirer import Accepted, Approved, Challenged, Declined, NeverPerformed, Word
+from actors.bulkheads import ALL_ON, Bulkhead
 from actors.commands import (
     CapturePayment,
     Command,
@@ -102,6 +104,7 @@ def decide(
     ids: Ids,
     *,
     acquirer_available: bool = True,
+    bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
 ) -> Decision | Refusal:
     """Decide a command. `payment` is the one it names (or whose operation it names), None where there is none."""
     if isinstance(command, ResolveOperation):
@@ -114,13 +117,13 @@ def decide(
     if isinstance(events, Refusal):
         return events
     rate = rate_limit.admit(standing.arrival_us, now_ms * 1_000, profile.rate_per_second, profile.rate_burst)
-    if isinstance(rate, rate_limit.Limited):
+    if isinstance(rate, rate_limit.Limited) and Bulkhead.RATE_LIMIT not in bulkheads_off:
         return Refusal(
             RefusalCode.RATE_LIMITED,
             f"More than {profile.rate_per_second} requests a second (burst {profile.rate_burst}).",
             retry_after_ms=max(-(-rate.retry_after_us // 1_000), 1),
         )
-    if standing.open_operations >= profile.in_flight_max:
+    if standing.open_operations >= profile.in_flight_max and Bulkhead.IN_FLIGHT_LIMIT not in bulkheads_off:
         return Refusal(
             RefusalCode.TOO_MANY_IN_FLIGHT,
             f"{standing.open_operations} operations await their outcome; {profile.in_flight_max} are allowed.",
@@ -132,7 +135,7 @@ def decide(
             "The acquirer does not answer; nothing was started.",
             retry_after_ms=limits.BREAKER_OPEN_MS,
         )
-    return Decision(events, rate.arrival_us)
+    return Decision(events, rate.arrival_us if isinstance(rate, rate_limit.Admitted) else standing.arrival_us)
 
 
 def settle(

@@ -10,12 +10,14 @@ import asyncio
 import random
 import time
 from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import structlog
 
 from actors import limits, metrics
 from actors.acquirer import Accepted, Acquirer, Challenged, Instruction, Word
+from actors.bulkheads import Bulkhead
 from actors.errors import AcquirerUnknownError, StoreError
 from actors.mailbox import Lost, Settled
 from actors.payment import Operation, OperationState, Payment
@@ -34,7 +36,10 @@ class Settlement:
         self._actor = actor
         self._meters = meters
         self._acquirer = acquirer
-        self._slots = asyncio.Semaphore(limits.ACQUIRER_SLOTS)
+        is_off = Bulkhead.BREAKER in actor.bulkheads_off
+        self._slots: AbstractAsyncContextManager[None] = (
+            nullcontext() if is_off else asyncio.Semaphore(limits.ACQUIRER_SLOTS)
+        )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._log = log.bind(partner=actor.profile.partner_id)
 

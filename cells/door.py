@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -27,6 +28,7 @@ from actors.limits import COMMAND_DEADLINE_MS
 from actors.store import Put, Store
 from cells import door_answers, door_metrics, process_config
 from cells.api import frames, limits, logs, messages
+from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
 from cells.api.messages import NOT_MINE, Answer, Method, Profile, RefusalCode
 from cells.cell_book import CellBook, open_book
@@ -67,6 +69,8 @@ _CONFIG: Final = {
     "acquirer_url": str,
     "log_file": str | None,
     "logs_folder": str,
+    "fault_injection": bool,
+    "bulkheads_off": list,
 }
 
 
@@ -74,9 +78,17 @@ class Door:
     """Owns the assignment of its cell's partners while its epoch is the newest."""
 
     def __init__(
-        self, cell: str, shelf: Shelf, book: Store, acquirer_url: str, on_superseded: Callable[[], None]
+        self,
+        cell: str,
+        shelf: Shelf,
+        book: Store,
+        acquirer_url: str,
+        on_superseded: Callable[[], None],
+        *,
+        bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
     ) -> None:
         self.cell = cell
+        self._bulkheads_off = bulkheads_off
         self._shelf = shelf
         self._book = CellBook(book, on_superseded)
         self._seats: dict[str, Seat] = {}
@@ -122,6 +134,8 @@ class Door:
 
     def worker_died(self, link: Link, cause: str, mark: Mark | None) -> None:
         """Give a dead worker's partners to others; suspect the command that it was deciding, and no other."""
+        if not self._is_on(Bulkhead.POISON):
+            mark = None
         if mark is not None and self._suspects.accuse(mark.command_id) >= limits.POISON_DEATHS_MAX:
             log.error("command_quarantined", command_id=mark.command_id, worker=link.name)
         self._ownership.worker_died(link, cause, mark)
@@ -158,7 +172,7 @@ class Door:
             return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
         if seat.is_quarantined:
             return _not_served(seat)
-        if seat.in_flight >= limits.DOOR_PARTNER_COMMANDS_MAX:
+        if seat.in_flight >= limits.DOOR_PARTNER_COMMANDS_MAX and self._is_on(Bulkhead.PARTNER_SHARE):
             door_metrics.REFUSED.labels(request.partner_id).inc()
             return door_answers.refused(
                 RefusalCode.MAILBOX_FULL,
@@ -182,7 +196,7 @@ class Door:
             return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
         if seat.is_quarantined:
             return _not_served(seat)
-        if seat.notifying >= limits.DOOR_PARTNER_NOTIFICATIONS_MAX:
+        if seat.notifying >= limits.DOOR_PARTNER_NOTIFICATIONS_MAX and self._is_on(Bulkhead.PARTNER_SHARE):
             door_metrics.REFUSED.labels(request.partner_id).inc()
             detail = f"{seat.notifying} notifications to the partner are under way, more are not taken."
             return door_answers.refused(RefusalCode.MAILBOX_FULL, detail, retry_after_ms=1_000)
@@ -251,6 +265,9 @@ class Door:
                 return None
         return seat.link if deadline > time.monotonic() and not seat.is_quarantined else None
 
+    def _is_on(self, bulkhead: Bulkhead) -> bool:
+        return bulkhead not in self._bulkheads_off
+
     def _is_quarantined(self, request: Request) -> bool:
         if not self._suspects.any or request.method not in messages.WRITES:
             return False
@@ -263,6 +280,8 @@ class Door:
 
     def _unanswered(self, seat: Seat, link: Link, budget_ms: int, deadline: float) -> None:
         late_ms = (time.monotonic() - deadline) * 1_000 - limits.ANSWER_GRACE_MS["door"]
+        if not self._is_on(Bulkhead.HEARTBEAT):
+            return
         if late_ms > limits.DOOR_LATE_MS or budget_ms < limits.UNANSWERED_MS_MIN:
             return  # the door slept, or there was no time to answer: the worker is not to blame
         seat.unanswered += 1
@@ -396,6 +415,7 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end, 0, "signal")
     folder = Path(config["folder"])
+    bulkheads_off = frozenset(map(Bulkhead, config["bulkheads_off"]))
     shelf = open_shelf(config["place"])
     book = await open_book(shelf)
     door = Door(
@@ -404,6 +424,7 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
         book,
         config["acquirer_url"],
         lambda: end(4, "its book is another door's"),
+        bulkheads_off=bulkheads_off,
     )
     await door.open()
     cluster = Cluster(config["ray_address"], Path(config["token_file"]))
@@ -420,6 +441,8 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
         on_dead=door.worker_died,
         on_late=door.confirm,
         on_broken=lambda why: end(3, why),
+        fault_injection=config["fault_injection"],
+        bulkheads_off=bulkheads_off,
     )
     server = FrameServer({role: frames.role_key(secret, role) for role in ("router", "control")}, door.handle)
     # What is asked for meanwhile waits for its partner's worker.

@@ -1,12 +1,14 @@
 """Heartbeats from a worker to its door, sent by a thread of their own so that a busy event loop is not taken for death.
 
-Each beat tells how long ago the worker's event loop last turned: a stopped process sends nothing, a looping one
-sends a growing lag. The door proves itself first (HMAC over a nonce, key of role "door").
+Each beat tells how long ago the worker's event loop last turned, and how much memory the process holds: a stopped
+process sends nothing, a looping one sends a growing lag, a leaking one a growing size. The door proves itself first
+(HMAC over a nonce, key of role "door").
 """
 
 import asyncio
 import hashlib
 import hmac
+import resource
 import secrets
 import selectors
 import socket
@@ -14,11 +16,12 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from cells.api import limits
 
-_BEAT: Final = struct.Struct(">IQ")  # loop lag in milliseconds, beat number
+_BEAT: Final = struct.Struct(">IQQ")  # loop lag in milliseconds, beat number, resident bytes
 _NONCE_BYTES: Final = 32
 _MAC_BYTES: Final = 32
 
@@ -112,7 +115,7 @@ class HeartbeatThread:
         now = time.monotonic()
         # The loop may turn between the two looks at the clock: then it is not late at all.
         lag_ms = min(max(int((now - self.loop_turned) * 1_000), 0), 0xFFFFFFFF)
-        beat = _BEAT.pack(lag_ms, number)
+        beat = _BEAT.pack(lag_ms, number, _resident_bytes())
         for door, unproven in list(doors.items()):
             try:
                 # Half a beat would shift all that follow; who proves nothing must not keep a door's place.
@@ -129,6 +132,7 @@ class HeartbeatListener:
     def __init__(self) -> None:
         self.heard = time.monotonic()
         self.loop_lag_ms = 0
+        self.resident_bytes = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self, host: str, port: int, key: bytes) -> None:
@@ -151,12 +155,21 @@ class HeartbeatListener:
             try:
                 writer.write(_mac(key, await reader.readexactly(_NONCE_BYTES)))
                 while True:
-                    self.loop_lag_ms, _ = _BEAT.unpack(await reader.readexactly(_BEAT.size))
+                    beat = _BEAT.unpack(await reader.readexactly(_BEAT.size))
+                    self.loop_lag_ms, _, self.resident_bytes = beat
                     self.heard = time.monotonic()
             except (OSError, EOFError):
                 await asyncio.sleep(limits.HEARTBEAT_INTERVAL_MS / 1_000)
             finally:
                 writer.close()
+
+
+def _resident_bytes() -> int:
+    """Give what of this process is in memory (proc(5), statm); 0 where that can't be read."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _mac(key: bytes, nonce: bytes) -> bytes:

@@ -16,6 +16,12 @@ assert (
 # A door asks its shelf so long after the last answer how the place of its books is.
 SHELF_HEALTH_DELAY_MS: Final = 10_000
 
+# A worker that holds more is ended and its partners taken over.
+WORKER_RESIDENT_BYTES_MAX: Final = 512 * 1_048_576
+
+# The most megabytes or milliseconds that a command orders where faults are injected.
+FAULT_AMOUNT_MAX: Final = 100_000
+
 assert store_limits.FDB_STATUS_TIMEOUT_MS < SHELF_HEALTH_DELAY_MS
 
 POOL_PARTNERS_MAX: Final = wire_limits.POOL_PARTNERS_MAX

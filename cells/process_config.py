@@ -28,7 +28,11 @@ def read(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
         if name not in config:
             raise ConfigError(f"{path}: {name} is missing")
         value = config[name]
-        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, str) and "\0" in value):
+        if (
+            not isinstance(value, kind)
+            or isinstance(value, bool) is not (kind is bool)
+            or (isinstance(value, str) and "\0" in value)
+        ):
             raise ConfigError(f"{path}: {name} can't be {value!r:.100}")
     return config
 

@@ -19,6 +19,7 @@ from prometheus_client import REGISTRY
 
 from actors import commands, metrics
 from actors.answers import Answer, Refused
+from actors.bulkheads import Bulkhead
 from actors.errors import ActorStoppedError, StoreError
 from actors.partner import PartnerActor
 from actors.payment import OperationState
@@ -30,6 +31,7 @@ from cells.api.connection import FrameServer, Request
 from cells.api.log_budget import LogBudget
 from cells.api.messages import NOT_MINE, Method
 from cells.api.saturation import Saturation
+from cells.fault_injection import FaultInjector
 from cells.heartbeat import HeartbeatThread
 from cells.http_acquirer import HttpAcquirer
 from cells.http_client import HttpClient
@@ -54,6 +56,8 @@ class WorkerConfig:
     mark_file: str
     log_file: str
     place: dict[str, Any]
+    fault_injection: bool = False
+    bulkheads_off: tuple[str, ...] = ()
 
 
 class Worker:
@@ -66,6 +70,9 @@ class Worker:
         self._heartbeat = HeartbeatThread(key, config.host)
         self._saturation = Saturation("worker", REGISTRY, self._turned)
         self._marker = Marker(Path(config.mark_file))
+        self._faults = FaultInjector(self._marker.executing) if config.fault_injection else None
+        self._executing = self._marker.executing if self._faults is None else self._faults.executing
+        self._bulkheads_off = frozenset(map(Bulkhead, config.bulkheads_off))
         self._shelf = open_shelf(config.place)
         self._actors: dict[str, PartnerActor] = {}
         # A partner is assigned and released one after the other, different ones side by side.
@@ -171,7 +178,10 @@ class Worker:
             return _refusal(RefusalCode.INTERNAL_ERROR, f"The cell can't read this command: {error!r:.200}", None)
         if request.method == Method.RECONCILE_OPERATIONS:
             return await self._reconcile(actor, envelope, request.budget_ms)
-        return await actor.ask(request.method, envelope, request.budget_ms)
+        if self._faults is None:
+            return await actor.ask(request.method, envelope, request.budget_ms)
+        with self._faults.ordered(message.command_id, message.arguments):
+            return await actor.ask(request.method, envelope, request.budget_ms)
 
     async def _reconcile(self, actor: PartnerActor, envelope: commands.Envelope, budget_ms: int) -> Answer | Refused:
         """Post a batch of a settlement file when it is its turn; half of its time may pass until then."""
@@ -206,8 +216,9 @@ class Worker:
                 profile,
                 store,
                 acquirer,
-                executing=partial(self._marker.executing, profile.partner_id),
+                executing=partial(self._executing, profile.partner_id),
                 on_stopped=lambda why: self._forget(profile.partner_id, why),
+                bulkheads_off=self._bulkheads_off,
             )
             try:
                 epoch = await actor.start(door_epoch)

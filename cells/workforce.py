@@ -9,13 +9,16 @@ import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from cells import limits as cell_limits
 from cells.api import limits
+from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.connection import Connection, PeerUnavailableError
 from cells.heartbeat import HeartbeatListener
 from cells.poison import Mark, open_process, read_mark, read_ports
@@ -69,6 +72,8 @@ class Workforce:
         on_dead: Callable[[Link, str, Mark | None], None],
         on_late: Callable[[], None],
         on_broken: Callable[[str], None],
+        fault_injection: bool = False,
+        bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
     ) -> None:
         self._cell = cell
         self._host = host
@@ -83,6 +88,8 @@ class Workforce:
         self._on_dead = on_dead
         self._on_late = on_late
         self._on_broken = on_broken
+        self._fault_injection = fault_injection
+        self._bulkheads_off = bulkheads_off
         self._starts = asyncio.Semaphore(limits.WORKER_STARTS_AT_ONCE_MAX)
         self._starts_failed = 0
         self._slots: set[int] = set()
@@ -246,6 +253,8 @@ class Workforce:
                 str(self._mark_file(name)),
                 str(self._logs_folder / f"{self._cell}.worker-{slot}.log"),
                 self._place,
+                self._fault_injection,
+                tuple(sorted(self._bulkheads_off)),
             )
             try:
                 endpoint = await asyncio.to_thread(self._cluster.start_worker, config)
@@ -318,11 +327,21 @@ class Workforce:
                     link.heartbeat.heard = time.monotonic()
                 self._on_late()
                 continue
+            self._bury_hogs()
+            if Bulkhead.HEARTBEAT in self._bulkheads_off:
+                continue
             for link in list(self.links.values()):
                 if link.silent_ms > limits.HEARTBEAT_TIMEOUT_MS:
                     self.bury(link, "silent")
                 elif link.heartbeat.loop_lag_ms > limits.WORKER_LOOP_LAG_MS_MAX:
                     self.bury(link, "loop_stuck")
+
+    def _bury_hogs(self) -> None:
+        if Bulkhead.WORKER_MEMORY in self._bulkheads_off:
+            return
+        for link in list(self.links.values()):
+            if link.heartbeat.resident_bytes > cell_limits.WORKER_RESIDENT_BYTES_MAX:
+                self.bury(link, "memory")
 
     async def _watch_head(self) -> None:
         """Hold a connection to Ray's head. When it ends and no other begins, the head is gone, and its workers follow.

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,10 +49,13 @@ class Ports:
 class Gateway:
     """One installation below `root`: its data in `root/data`, what `up` prints in `root/up.out`."""
 
-    def __init__(self, root: Path, *, cells: int, store: StoreChoice = SQLITE) -> None:
+    def __init__(
+        self, root: Path, *, cells: int, store: StoreChoice = SQLITE, up_arguments: Sequence[str] = ()
+    ) -> None:
         self.root = root
         self.cells = cells
         self.store = store
+        self.up_arguments = up_arguments
         self.ports = free_ports(cells)
         self.folder = DataFolder(root / "data")
         self.up: subprocess.Popen[bytes] | None = None
@@ -84,7 +87,7 @@ class Gateway:
         ports = self.ports
         arguments = ["up", "--cells", self.cells, "--http-port", ports.http, "--acquirer-port", ports.acquirer]
         arguments += ["--door-port", ports.door, "--metrics-port", ports.metrics, "--ray-port", ports.ray]
-        arguments += self.store.up_arguments
+        arguments += [*self.store.up_arguments, *self.up_arguments]
         with (self.root / "up.out").open("ab") as output:
             self.up = subprocess.Popen(
                 self._command(*arguments),

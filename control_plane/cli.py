@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import typer
 
+from cells.api.bulkheads import Bulkhead
 from control_plane import audit as audits
 from control_plane import client, limits, reconciliation, screen, settings, status, up
 from control_plane.data_folder import DataFolder
@@ -126,6 +127,13 @@ def start(  # noqa: PLR0913 - one for each option
     ] = None,
     control_cluster_file: Annotated[
         Path | None, typer.Option(help="The one for the control plane's own data; else the one that all cells share.")
+    ] = None,
+    fault_injection: Annotated[
+        bool | None, typer.Option("--fault-injection", help="For tests: workers obey faults in a payment's metadata.")
+    ] = None,
+    bulkheads_off: Annotated[
+        str | None,
+        typer.Option(help=f"For tests, with --fault-injection, commas between: {', '.join(Bulkhead)}."),
     ] = None,
 ) -> None:
     """Start everything and keep it running; Ctrl-C stops it. A second `up` on the same data goes on."""

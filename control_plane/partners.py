@@ -72,6 +72,7 @@ class Partners:
         pepper: bytes,
         *,
         require_room: Callable[[str], None],
+        test_only: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
@@ -79,6 +80,7 @@ class Partners:
         self._publisher = publisher
         self._pepper = pepper
         self._require_room = require_room
+        self._test_only = test_only
         self._monotonic = monotonic
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._retries: dict[str, _Retry] = {}
@@ -88,6 +90,12 @@ class Partners:
 
         Raises RefusedError where the partner has a key already, DoorError where its cell can't be reached.
         """
+        if wanted.mode == "live" and self._test_only:
+            raise RefusedError(
+                "a live partner can't be onboarded where faults are injected",
+                where="fault_injection in the settings",
+                hint="use --mode test, or an installation without fault injection",
+            )
         async with self._alone(wanted.id):
             row = Partner(
                 id=wanted.id,

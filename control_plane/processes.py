@@ -150,6 +150,8 @@ def _plan_ray_head(settings: Settings, folder: DataFolder, index: int, cell: str
         "temp_folder": str(scratch),
         "token_file": str(folder.ray_token_file(cell)),
         "log_file": str(folder.log_file(name)),
+        # Not for Ray: workers outlive their door and keep what they were started with, so a change begins at Ray.
+        **_workers_config(settings),
     }
     return _Planned(
         name=name,
@@ -179,6 +181,7 @@ def _plan_door(settings: Settings, folder: DataFolder, instance: Instance, index
         "acquirer_url": settings.acquirer,
         "log_file": str(folder.log_file(name)),
         "logs_folder": str(folder.logs),
+        **_workers_config(settings),
     }
     return _Planned(
         name=name,
@@ -192,6 +195,13 @@ def _plan_door(settings: Settings, folder: DataFolder, instance: Instance, index
     )
 
 
+def _workers_config(settings: Settings) -> dict[str, Any]:
+    return {
+        "fault_injection": settings.fault_injection,
+        "bulkheads_off": sorted(settings.bulkheads_off),
+    }
+
+
 def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) -> _Planned:
     config = {
         "name": name,
@@ -203,6 +213,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "cell_key_files": {cell: str(folder.router_key_file(cell)) for cell in settings.cell_names},
         "acquirer_key_files": {ACQUIRER: str(folder.acquirer_secret_file)},
         "log_file": str(folder.log_file(name)),
+        "bulkheads_off": sorted(settings.bulkheads_off),
     }
     return _Planned(
         name=name,

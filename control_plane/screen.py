@@ -118,6 +118,9 @@ def show_status(found: dict[str, Any]) -> None:
         names = ("process", "role", "cell", "partner", "pid", "endpoint", "epoch")
         table.add_row(*(_text(row[name]) for name in names), _health(row["health"]), _text(row["restarts"] or None))
     out.print(table)
+    if found["control_plane"]["fault_injection"]:
+        off = ", ".join(found["control_plane"]["bulkheads_off"]) or "none"
+        out.print(f"[bold red]fault injection is on; bulkheads off: {escape(off)}[/]", soft_wrap=True)
     if found["partners_unread"] is not None:
         out.print(f"[red]{escape(found['partners_unread'])}[/]", soft_wrap=True)
     states: dict[str, int] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from cells.api import limits as wire_limits
+from cells.api.bulkheads import Bulkhead
 from control_plane import limits
 from control_plane.errors import SettingsError
 
@@ -78,12 +79,15 @@ class Settings(BaseSettings):
     cluster_files: Annotated[tuple[Path, ...], NoDecode] = ()
     # The one for the control plane's own data; unset: the one that all cells share.
     control_cluster_file: Path | None = None
+    # For test installations: workers obey faults in metadata, and bulkheads can be switched off to see them missed.
+    fault_injection: bool = False
+    bulkheads_off: Annotated[tuple[Bulkhead, ...], NoDecode] = ()
 
     @field_validator("*", mode="before")
     @classmethod
-    def _check_kind(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError("should be a number or a text")  # noqa: TRY004 - pydantic takes no TypeError
+    def _check_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name != "fault_injection":
+            raise ValueError("should be a number or a text")
         if isinstance(value, str | Path) and "\0" in str(value):
             raise ValueError("should hold no NUL character")
         return value
@@ -117,6 +121,17 @@ class Settings(BaseSettings):
     @classmethod
     def _make_file_absolute(cls, file: Path | None) -> Path | None:
         return None if file is None else file.expanduser().absolute()
+
+    @field_validator("bulkheads_off", mode="before")
+    @classmethod
+    def _split_bulkheads(cls, names: Any) -> Any:
+        return [name for name in names.split(",") if name] if isinstance(names, str) else names
+
+    @model_validator(mode="after")
+    def _check_bulkheads(self) -> "Settings":
+        if self.bulkheads_off and not self.fault_injection:
+            raise ValueError("bulkheads_off: only a test installation goes without one; set fault_injection, too")
+        return self
 
     @model_validator(mode="after")
     def _check_store(self) -> "Settings":

@@ -52,6 +52,11 @@ def build(
     }
 
 
+def weaknesses(settings: Settings) -> dict[str, Any]:
+    """Give what a test installation goes without."""
+    return {"fault_injection": settings.fault_injection, "bulkheads_off": sorted(settings.bulkheads_off)}
+
+
 async def ask_cells(doors: Doors, cells: Sequence[str]) -> dict[str, CellStatus | str]:
     """Ask every door at once; a door that doesn't answer costs no more than its time-out."""
 
@@ -111,6 +116,7 @@ async def collect_directly(settings: Settings, folder: DataFolder, version: str)
         "data_folder": str(folder.root),
         "endpoint": str(folder.control_socket),
         "started_at": None,
+        **weaknesses(settings),
     }
     return build(
         control_plane=control_plane,

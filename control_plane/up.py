@@ -113,6 +113,7 @@ class _Up:
     async def run(self) -> int:
         self._watch_signals()
         self._require_memory()
+        self._require_test_partners()
         addresses = cell_addresses(self._settings)
         publisher = Publisher(self._registry, self._folder, addresses, self._settings.router_names)
         await publisher.publish()
@@ -131,6 +132,7 @@ class _Up:
             publisher,
             data_folder.read_secret(self._folder.pepper_file),
             require_room=lambda isolation: memory.require_room_for_one(isolation, memory.available_bytes()),
+            test_only=self._settings.fault_injection,
         )
 
         async def collect() -> dict[str, Any]:
@@ -213,6 +215,20 @@ class _Up:
             available=memory.available_bytes() + memory.bytes_of_instance(self._instance.id),
         )
 
+    def _require_test_partners(self) -> None:
+        if not self._settings.fault_injection:
+            return
+        live = sorted(partner.id for partner in self._registry.partners() if partner.mode == "live")
+        if live:
+            raise RefusedError(
+                f"fault injection is for test installations; {len(live)} partners here are live, {live[0]!r} first",
+                where="fault_injection in the settings",
+                hint="start it without --fault-injection, or on a data folder of its own",
+            )
+        self._console.tell("FAULT INJECTION IS ON: a payment's metadata can crash its worker. For tests only.")
+        if self._settings.bulkheads_off:
+            self._console.tell(f"BULKHEADS ARE OFF: {', '.join(self._settings.bulkheads_off)}")
+
     def _describe(self) -> dict[str, Any]:
         return {
             "running": True,
@@ -221,6 +237,7 @@ class _Up:
             "data_folder": str(self._folder.root),
             "endpoint": str(self._folder.control_socket),
             "started_at": self._started_at,
+            **status.weaknesses(self._settings),
         }
 
     def _watch_signals(self) -> None:

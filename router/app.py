@@ -46,7 +46,7 @@ def create_app(settings: Settings) -> Edge:
         await cells.use(held.cells.values())
 
     watcher = DirectoryWatcher(settings.directory_file, settings.data_folder, changed)
-    gateway = Gateway(watcher, cells, read_secret(settings.pepper_file), metrics, budget)
+    gateway = Gateway(watcher, cells, read_secret(settings.pepper_file), metrics, budget, settings.bulkheads_off)
     keys = {name: read_secret(path) for name, path in settings.acquirer_key_files.items()}
     notifications = Notifications(watcher, cells, keys, budget)
 

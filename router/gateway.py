@@ -4,6 +4,7 @@ The order is a promise: no body is read for a caller who is not known, and no ce
 """
 
 import re
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.log_budget import LogBudget
 from cells.api.messages import Answer, Command, Method, RefusalCode, Refused
 from router import keys, models, problems, reading
@@ -37,13 +39,14 @@ class Gateway:
         pepper: bytes,
         metrics: Metrics,
         budget: LogBudget,
+        bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
     ) -> None:
         self._watcher = watcher
         self._cells = cells
         self._pepper = pepper
         self._metrics = metrics
         self._budget = budget
-        self.admission = Admission()
+        self.admission = Admission(bulkheads_off)
         self.remembered = RememberedRefusals()
 
     async def serve(self, endpoint: Endpoint, request: Request) -> Response:

@@ -5,6 +5,8 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cells.api.bulkheads import ALL_ON, Bulkhead
+
 SECRET_BYTES: Final = 32
 
 
@@ -26,6 +28,7 @@ class Settings(BaseModel):
     cell_key_files: dict[str, Path]
     acquirer_key_files: dict[str, Path] = {}
     log_file: str | None = None
+    bulkheads_off: frozenset[Bulkhead] = ALL_ON
 
 
 def read_settings(path: Path) -> Settings:

@@ -127,6 +127,8 @@ class CellProcess:
             "acquirer_url": self.acquirer_url,
             "log_file": None,
             "logs_folder": str(self.folder / "logs"),
+            "fault_injection": False,
+            "bulkheads_off": [],
         }
         process = self._start("cells.door", config)
         self._doors.append(DoorProcess(process, port, metrics_port))

@@ -1,6 +1,6 @@
 """A whole gateway for each test that asks for one, with nothing of it left afterwards."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ def make_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
     """Give what starts a gateway of so many cells, on SQLite or another store, and waits until it is ready."""
     made: list[Gateway] = []
 
-    def make(cells: int, store: StoreChoice = SQLITE) -> Gateway:
-        gateway = Gateway(tmp_path / f"gateway-{len(made)}", cells=cells, store=store)
+    def make(cells: int, store: StoreChoice = SQLITE, up_arguments: Sequence[str] = ()) -> Gateway:
+        gateway = Gateway(tmp_path / f"gateway-{len(made)}", cells=cells, store=store, up_arguments=up_arguments)
         made.append(gateway)
         gateway.start()
         gateway.wait_ready()

@@ -1,5 +1,6 @@
 from actors import limits
 from actors.breaker import Breaker
+from actors.bulkheads import Bulkhead
 
 
 def broken(at_ms: int = 0) -> Breaker:
@@ -69,3 +70,10 @@ def test_probes_that_end_without_a_word_give_their_place_back() -> None:
         breaker.begin(now_ms)
         breaker.give_up()
     assert breaker.allows(now_ms)
+
+
+def test_one_that_is_switched_off_never_opens() -> None:
+    breaker = Breaker({Bulkhead.BREAKER})
+    for _ in range(limits.BREAKER_FAILURES_TO_OPEN * 2):
+        breaker.fail(0)
+    assert breaker.allows(0)

@@ -5,6 +5,7 @@ import pytest
 
 from actors import limits, rules
 from actors.acquirer import Approved, Declined, NeverPerformed
+from actors.bulkheads import Bulkhead
 from actors.commands import CapturePayment, Command, CreatePayment, RefundPayment, ResolveOperation, VoidPayment
 from actors.events import (
     AuthorizationExpired,
@@ -441,3 +442,19 @@ def test_a_capture_that_fails_after_the_end_is_looked_at_again() -> None:
     story.decline()
     assert story.payment.due_ms == DUE_MS
     assert story.expire().approve().payment.status == "expired"
+
+
+@pytest.mark.parametrize(
+    ("standing", "off", "refusal"),
+    [
+        (Standing(arrival_us=(NOW_MS + 3_600) * 1_000), Bulkhead.RATE_LIMIT, RefusalCode.RATE_LIMITED),
+        (Standing(open_operations=1), Bulkhead.IN_FLIGHT_LIMIT, RefusalCode.TOO_MANY_IN_FLIGHT),
+    ],
+)
+def test_a_limit_that_is_switched_off_refuses_nothing(standing: Standing, off: Bulkhead, refusal: RefusalCode) -> None:
+    profile = replace(PROFILE, rate_per_second=1, rate_burst=4, in_flight_max=1)
+    command = CreatePayment(100, "EUR", "tok_approve")
+    refused = rules.decide(profile, standing, None, command, NOW_MS, ids(1))
+    assert isinstance(refused, Refusal)
+    assert refused.code is refusal
+    assert isinstance(rules.decide(profile, standing, None, command, NOW_MS, ids(1), bulkheads_off={off}), Decision)

@@ -17,7 +17,9 @@ import pytest
 from actors.errors import StoreMissingError
 from actors.store import Put, Store
 from cells import door as door_module
+from cells import limits as cell_limits
 from cells.api import frames, limits, messages
+from cells.api.bulkheads import Bulkhead
 from cells.api.connection import Connection, PeerLostError, Request
 from cells.api.messages import Answer, Command, Method, Profile, RefusalCode, Refused
 from cells.cell_book import open_book
@@ -46,10 +48,14 @@ class OpenCell:
         self.workforce: Workforce
         self._book: Store
         self._shelf = SqliteShelf(folder)
+        self.bulkheads_off: set[Bulkhead] = set()
+        self.fault_injection = False
 
     async def open(self, spares: int) -> None:
         self._book = await open_book(self._shelf)
-        self.door = Door("cell-0", self._shelf, self._book, ACQUIRER_URL, self.superseded.set)
+        self.door = Door(
+            "cell-0", self._shelf, self._book, ACQUIRER_URL, self.superseded.set, bulkheads_off=self.bulkheads_off
+        )
         await self.door.open()
         (self.folder / "secret").write_bytes(SECRET)
         self.workforce = Workforce(
@@ -65,6 +71,8 @@ class OpenCell:
             on_dead=self.door.worker_died,
             on_late=self.door.confirm,
             on_broken=self.broken.append,
+            fault_injection=self.fault_injection,
+            bulkheads_off=self.bulkheads_off,
         )
         await self.door.staff(self.workforce)
 
@@ -675,3 +683,95 @@ async def test_status_tells_workers_partners_and_spares(cell: OpenCell) -> None:
     assert {worker["pid"] for worker in status["workers"]} == {
         link.endpoint.pid for link in cell.workforce.links.values()
     }
+
+
+# Faults on order, and bulkheads that are off
+
+
+@contextlib.asynccontextmanager
+async def weakened(folder: Path, cluster: StandInCluster, *off: Bulkhead) -> AsyncIterator[OpenCell]:
+    cell = OpenCell(folder, cluster)
+    cell.fault_injection, cell.bulkheads_off = True, set(off)
+    await cell.open(spares=1)
+    try:
+        yield cell
+    finally:
+        await cell.close()
+
+
+async def order(cell: OpenCell, partner_id: str, fault: str, command_id: str) -> Answer | Refused:
+    return await cell.ask(
+        Method.CREATE_PAYMENT,
+        partner_id,
+        command_id=command_id,
+        amount=100,
+        currency="XAU",  # refused as it is decided, so that no acquirer is needed
+        payment_method="tok",
+        capture_method="automatic",
+        metadata={"bulkhead_fault": fault},
+    )
+
+
+async def test_a_crash_on_order_is_a_deadly_command(tmp_path: Path, cluster: StandInCluster) -> None:
+    async with weakened(tmp_path, cluster) as cell:
+        await cell.onboard("alpha", "beta")
+        assert code(await order(cell, "alpha", "crash", "deadly")) is RefusalCode.COMMAND_QUARANTINED
+        assert (await cell.partner("alpha"))["takeovers"] == limits.POISON_DEATHS_MAX
+        assert (await cell.partner("beta"))["takeovers"] == 0
+        assert code(await cell.write("alpha", "next")) is RefusalCode.PAYMENT_NOT_FOUND
+
+
+async def test_a_loop_on_order_is_found_and_its_partner_taken_over(tmp_path: Path, cluster: StandInCluster) -> None:
+    async with weakened(tmp_path, cluster) as cell:
+        await cell.onboard("alpha", "beta")
+        looping = asyncio.create_task(order(cell, "alpha", "loop", "deadly"))
+        await eventually(lambda: cell.door._seats["alpha"].takeovers == 1, 10)
+        await cell.serves("beta")
+        assert code(await looping) is RefusalCode.COMMAND_QUARANTINED
+        assert (await cell.partner("beta"))["takeovers"] == 0
+
+
+async def test_without_fault_injection_the_key_is_plain_metadata(cell: OpenCell) -> None:
+    await cell.onboard("alpha")
+    assert code(await order(cell, "alpha", "crash", "c1")) is RefusalCode.CURRENCY_UNKNOWN
+    assert (await cell.partner("alpha"))["takeovers"] == 0
+
+
+async def test_without_its_bulkhead_a_poison_command_goes_on_killing(tmp_path: Path, cluster: StandInCluster) -> None:
+    async with weakened(tmp_path, cluster, Bulkhead.POISON) as cell:
+        await cell.onboard("alpha")
+        for times in (1, 2):
+            assert code(await order(cell, "alpha", "crash", "deadly")) is RefusalCode.OUTCOME_UNKNOWN
+            assert (await cell.partner("alpha"))["takeovers"] == times * limits.COMMAND_SENDS_MAX
+
+
+async def test_without_its_bulkhead_a_partner_may_take_the_whole_door(
+    tmp_path: Path, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DOOR_PARTNER_COMMANDS_MAX", 0)
+    monkeypatch.setattr(limits, "DOOR_PARTNER_NOTIFICATIONS_MAX", 0)
+    async with weakened(tmp_path, cluster, Bulkhead.PARTNER_SHARE) as cell:
+        await cell.onboard("alpha")
+        assert code(await cell.write("alpha", "c1")) is RefusalCode.PAYMENT_NOT_FOUND
+        assert code(await cell.ask(Method.NOTIFY_RESULT, "alpha", **NEWS)) is RefusalCode.PAYMENT_NOT_FOUND
+
+
+@pytest.mark.parametrize("off", [set(), {Bulkhead.WORKER_MEMORY}])
+async def test_a_leaking_worker_is_ended_and_its_partner_taken_over(
+    tmp_path: Path, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch, off: set[Bulkhead]
+) -> None:
+    monkeypatch.setattr(cell_limits, "WORKER_RESIDENT_BYTES_MAX", 250_000_000)
+    async with weakened(tmp_path, cluster, *off) as cell:
+        await cell.onboard("alpha", "beta")
+        link = cell.link("alpha")
+        assert code(await order(cell, "alpha", "leak:250", "c1")) is RefusalCode.CURRENCY_UNKNOWN
+        await eventually(lambda: link.heartbeat.resident_bytes > 250_000_000 or link.name not in cell.workforce.links)
+        if off:
+            await asyncio.sleep(2 * limits.HEARTBEAT_INTERVAL_MS / 1_000)
+            assert link.name in cell.workforce.links
+            return
+        await eventually(lambda: cell.door._seats["alpha"].takeovers == 1)
+        began = time.monotonic()
+        await cell.serves("alpha")
+        assert time.monotonic() - began < 1
+        assert (await cell.partner("beta"))["takeovers"] == 0

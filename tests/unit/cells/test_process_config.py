@@ -30,6 +30,8 @@ def config(folder: Path, **changes: Any) -> dict[str, Any]:
         "acquirer_url": "http://127.0.0.1:4",
         "log_file": None,
         "logs_folder": str(folder / "logs"),
+        "fault_injection": False,
+        "bulkheads_off": [],
     }
     return {name: value for name, value in (fields | changes).items() if value is not ...}
 

@@ -7,11 +7,13 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import pytest
 
 from cells.api import frames, limits
+from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.poison import Mark
 from cells.remote import ClusterError, Endpoint
 from cells.workforce import Link, Workforce
@@ -39,7 +41,11 @@ class Watch:
 
 @contextlib.asynccontextmanager
 async def employing(
-    folder: Path, cluster: StandInCluster, spares: int = 0, cell: str = "cell-0"
+    folder: Path,
+    cluster: StandInCluster,
+    spares: int = 0,
+    cell: str = "cell-0",
+    bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
 ) -> AsyncIterator[tuple[Workforce, Watch]]:
     watch = Watch()
     secret_file = folder / "secret"
@@ -57,6 +63,7 @@ async def employing(
         on_dead=watch.on_dead,
         on_late=watch.on_late,
         on_broken=watch.broken.append,
+        bulkheads_off=bulkheads_off,
     )
     try:
         yield made, watch
@@ -359,3 +366,19 @@ async def test_a_watch_that_fails_ends_the_door(
         monkeypatch.setattr(Link, "silent_ms", property(lambda _: 1 // 0))
         await eventually(lambda: len(watch.broken) == 1)
         assert "watch-workers" in watch.broken[0]
+
+
+@pytest.mark.parametrize("off", [ALL_ON, {Bulkhead.HEARTBEAT}])
+async def test_without_its_bulkhead_a_silent_worker_is_left_alone(
+    tmp_path: Path, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch, off: AbstractSet[Bulkhead]
+) -> None:
+    monkeypatch.setattr(limits, "HEARTBEAT_TIMEOUT_MS", 700)
+    async with employing(tmp_path, cluster, bulkheads_off=off) as (employer, watch):
+        employer.start()
+        link = await employer.take()
+        os.kill(link.endpoint.pid, signal.SIGSTOP)
+        if off:
+            await asyncio.sleep(2)
+            assert watch.dead == []
+        else:
+            await eventually(lambda: watch.dead == [(link.name, "silent", "")])

@@ -164,3 +164,12 @@ def test_ports_of_a_real_acquirer_are_not_ours(tmp_path: Path) -> None:
     found = settings.load(None, {"acquirer_url": "https://bank.example/api/", "acquirer_port": 8080})
     assert not found.starts_simulator
     assert found.acquirer == "https://bank.example/api"
+
+
+def test_bulkheads_are_switched_off_in_test_installations_only() -> None:
+    found = settings.load(None, {"fault_injection": True, "bulkheads_off": "poison,heartbeat"})
+    assert found.bulkheads_off == ("poison", "heartbeat")
+    with pytest.raises(SettingsError, match="set fault_injection, too"):
+        settings.load(None, {"bulkheads_off": "poison"})
+    with pytest.raises(SettingsError, match="bulkheads_off"):
+        settings.load(None, {"fault_injection": True, "bulkheads_off": "moat"})

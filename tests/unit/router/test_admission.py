@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 
+from cells.api.bulkheads import Bulkhead
 from cells.api.messages import RefusalCode
 from router import limits
 from router.admission import Admission
@@ -61,3 +62,16 @@ def test_places_come_back_after_an_error_and_leave_nothing_behind(admission: Adm
     assert admission.running == 0
     assert admission._partners == {}
     assert admission._cells == {}
+
+
+@pytest.mark.parametrize("off", [Bulkhead.PARTNER_SHARE, Bulkhead.CELL_SHARE])
+def test_a_share_that_is_switched_off_bounds_nothing(admission: Admission, off: Bulkhead) -> None:
+    def take(shares: Admission, held: contextlib.ExitStack) -> None:
+        for _ in range(4):
+            place = shares.partner("acme") if off is Bulkhead.PARTNER_SHARE else shares.cell("cell-0", 4)
+            held.enter_context(place)
+
+    with contextlib.ExitStack() as held, pytest.raises(ProblemError):
+        take(admission, held)
+    with contextlib.ExitStack() as held:
+        take(Admission({off}), held)
