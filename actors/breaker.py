@@ -8,7 +8,7 @@ from actors import limits
 
 
 class Breaker:
-    """One partner's breaker towards its acquirer. Time is an argument, monotonic, in milliseconds."""
+    """One partner's breaker towards one acquirer. Time is an argument, monotonic, in milliseconds."""
 
     def __init__(self) -> None:
         self._failures = 0

@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -60,7 +60,7 @@ _CONFIG: Final = {
     "folder": str,
     "place": dict,
     "spares": int,
-    "acquirer_url": str,
+    "acquirers": dict,
     "log_file": str | None,
     "logs_folder": str,
 }
@@ -101,10 +101,10 @@ class Door:
     """Owns the assignment of its cell's partners while its epoch is the newest."""
 
     def __init__(
-        self, cell: str, shelf: Shelf, book: Store, acquirer_url: str, on_superseded: Callable[[], None]
+        self, cell: str, shelf: Shelf, book: Store, acquirers: Mapping[str, str], on_superseded: Callable[[], None]
     ) -> None:
         self.cell = cell
-        self._acquirer_url = acquirer_url
+        self._acquirers = dict(acquirers)
         self._shelf = shelf
         self._book = book
         self._on_superseded = on_superseded
@@ -379,10 +379,9 @@ class Door:
         profile = seat.profile
         body = msgpack.packb(
             {
-                # A partner without an acquirer of its own uses the cell's.
-                "profile": messages.encode_profile(
-                    replace(profile, acquirer_url=profile.acquirer_url or self._acquirer_url)
-                ),
+                "profile": messages.encode_profile(profile),
+                # All that the settings name, not only the profile's: its payments of before may be at another.
+                "acquirers": self._acquirers,
                 "door_epoch": self.door_epoch,
             }
         )
@@ -529,6 +528,7 @@ class Door:
                     "in_flight": actors.get(partner_id, {}).get("in_flight", 0),
                     "unknowns": actors.get(partner_id, {}).get("unknowns", 0),
                     "breaker": actors.get(partner_id, {}).get("breaker", "unknown"),
+                    "breakers": actors.get(partner_id, {}).get("breakers", {}),
                 }
                 for partner_id, seat in sorted(self._seats.items())
             ],
@@ -578,7 +578,7 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
         config["cell"],
         shelf,
         book,
-        config["acquirer_url"],
+        config["acquirers"],
         lambda: end(4, "its book is another door's"),
     )
     await door.open()

@@ -206,6 +206,7 @@ def _partner(partner: Partner, answer: CellStatus | str | None) -> dict[str, Any
         "cell": partner.cell,
         "status": partner.status,
         "profile_version": partner.profile_version,
+        "acquirers": list(partner.acquirers),
     }
     found = None
     if isinstance(answer, CellStatus):
@@ -217,6 +218,7 @@ def _partner(partner: Partner, answer: CellStatus | str | None) -> dict[str, Any
         "state": found.state,
         "why": found.why,
         "breaker": found.breaker,
+        "breakers": found.breakers,
         "profile_behind": found.profile_version < partner.profile_version,
         "epoch": found.epoch,
         "worker": found.worker,

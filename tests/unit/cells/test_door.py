@@ -48,7 +48,7 @@ class OpenCell:
 
     async def open(self, spares: int) -> None:
         self._book = await door_module._open_book(self._shelf)
-        self.door = Door("cell-0", self._shelf, self._book, ACQUIRER_URL, self.superseded.set)
+        self.door = Door("cell-0", self._shelf, self._book, {"main": ACQUIRER_URL}, self.superseded.set)
         await self.door.open()
         (self.folder / "secret").write_bytes(SECRET)
         self.workforce = Workforce(
