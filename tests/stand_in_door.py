@@ -124,7 +124,15 @@ class Installation:
         self._clients.append(client)
         publisher = Publisher(registry, self.folder, self.addresses, routers=())
         pepper = self.folder.pepper_file.read_bytes()
-        partners = Partners(registry, client, publisher, pepper, require_room=lambda: None, monotonic=lambda: self.now)
+        partners = Partners(
+            registry,
+            client,
+            publisher,
+            pepper,
+            acquirers=("main", "second"),
+            require_room=lambda: None,
+            monotonic=lambda: self.now,
+        )
         return partners, registry, client, publisher
 
     async def aclose(self) -> None:
