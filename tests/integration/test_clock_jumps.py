@@ -72,7 +72,7 @@ async def test_a_worker_s_clock_jumps(
         profile = {
             "partner_id": "alpha",
             "version": 1,
-            "acquirers": {"main": acquirer.url},
+            "acquirer_url": acquirer.url,
             "rate_per_second": 20,
             "rate_burst": 20,
         }
