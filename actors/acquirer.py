@@ -61,7 +61,7 @@ Word = Approved | Declined | NeverPerformed | Challenged | Accepted
 
 
 class Acquirer(Protocol):
-    """One partner's connection to its acquirer."""
+    """One partner's connection to one acquirer."""
 
     async def perform(self, instruction: Instruction, timeout_ms: int) -> Approved | Declined | Challenged | Accepted:
         """Perform the operation, or learn what it became. Raises AcquirerUnknownError where nothing is told."""

@@ -11,6 +11,7 @@ from actors import ledger
 from actors.events import OperationReconciled, apply
 from actors.ledger import Account
 from actors.payment import Dispute, DisputeStatus, Operation, OperationState, Payment, PaymentStatus
+from actors.profile import MAIN_ACQUIRER
 from actors.records import JournalEntry, OpenOperation, Reconciled
 from actors.rules import Standing
 
@@ -151,10 +152,18 @@ class AcquirerRecord:
     charged: bool
 
 
-def compare_acquirer(books: Books, records: Mapping[str, AcquirerRecord]) -> list[str]:
-    """Say where the acquirer's own record disagrees with final operations. Others are in doubt, not wrong."""
+def compare_acquirer(books: Books, records: Mapping[str, AcquirerRecord], acquirer: str = MAIN_ACQUIRER) -> list[str]:
+    """Say where an acquirer's own record disagrees with final operations. Others are in doubt, not wrong.
+
+    What it performed of another acquirer's payment is as wrong as what nobody asked for.
+    """
     differences = []
-    operations = books.operations
+    all_keys = books.operations.keys()
+    operations = {
+        operation_id: (payment, operation)
+        for operation_id, (payment, operation) in books.operations.items()
+        if payment.acquirer == acquirer
+    }
     for operation_id, (payment, operation) in operations.items():
         if not operation.is_final or operation.resolved_by is not None:
             continue
@@ -175,6 +184,8 @@ def compare_acquirer(books: Books, records: Mapping[str, AcquirerRecord]) -> lis
             differences.append(f"{operation_id}: failed here, performed at the acquirer")
     differences += [
         f"{key}: performed at the acquirer, unknown here"
+        if key not in all_keys
+        else f"{key}: performed at {acquirer}, not asked there"
         for key, record in records.items()
         if key not in operations and record.charged
     ]
@@ -191,14 +202,14 @@ class AcquirerDispute:
     status: str
 
 
-def compare_disputes(books: Books, disputes: Mapping[str, AcquirerDispute]) -> list[str]:
+def compare_disputes(books: Books, disputes: Mapping[str, AcquirerDispute], acquirer: str = MAIN_ACQUIRER) -> list[str]:
     """Say where disputes in the books are none at the acquirer, or other ones.
 
     Read what the acquirer has after the books: news of what it opened or decided since are on their way.
     """
     differences = []
     for payment in books.payments.values():
-        for dispute in payment.disputes:
+        for dispute in payment.disputes if payment.acquirer == acquirer else ():
             told = disputes.get(dispute.id)
             here = (dispute.operation_id, dispute.amount, payment.currency)
             if told is None or (told.key, told.amount, told.currency) != here or not _may_be(dispute, told):

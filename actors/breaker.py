@@ -11,7 +11,7 @@ from actors.bulkheads import ALL_ON, Bulkhead
 
 
 class Breaker:
-    """One partner's breaker towards its acquirer. Time is an argument, monotonic, in milliseconds."""
+    """One partner's breaker towards one acquirer. Time is an argument, monotonic, in milliseconds."""
 
     def __init__(self, bulkheads_off: AbstractSet[Bulkhead] = ALL_ON) -> None:
         self._is_off = Bulkhead.BREAKER in bulkheads_off

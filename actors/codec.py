@@ -23,14 +23,17 @@ from actors.payment import (
     OperationState,
     Payment,
 )
+from actors.profile import MAIN_ACQUIRER
 from actors.record_types import checked
 from actors.records import JournalEntry, Once, OpenOperation, Reconciled
 from actors.rules import Standing
 from actors.store import Key
 
 VERSION: Final = 1
-# Of payments with what version 1 has no place for: disputes, and three more fields of each operation.
-PAYMENT_VERSION: Final = 2
+# Of payments with what version 1 has no place for: disputes, and three more fields of each operation; then of those at
+# another acquirer than the main one.
+_DISPUTED_VERSION: Final = 2
+PAYMENT_VERSION: Final = 3
 
 # The tag of an event is for ever; new events take new numbers.
 _EVENT_TAGS: Final[dict[type[Any], int]] = {
@@ -48,6 +51,7 @@ _EVENT_TAGS: Final[dict[type[Any], int]] = {
     events.DisputeOpened: 12,
     events.DisputeClosed: 13,
     events.AcquirerContradicted: 14,
+    events.PaymentRouted: 15,
     events.OperationReconciled: 20,
 }
 _EVENT_TYPES: Final = {tag: kind for kind, tag in _EVENT_TAGS.items()}
@@ -113,8 +117,9 @@ def encode_payment(payment: Payment) -> bytes:
         payment.expiry_check_ms,
         payment.amount_expired,
     ]
-    if _needs_version_2(payment):
-        fields[0] = PAYMENT_VERSION
+    routed = payment.acquirer != MAIN_ACQUIRER
+    if routed or _needs_version_2(payment):
+        fields[0] = PAYMENT_VERSION if routed else _DISPUTED_VERSION
         for row, operation in zip(operations, payment.operations, strict=True):
             challenge = operation.challenge
             row.append(None if challenge is None else [challenge.url, challenge.expires_ms])
@@ -125,12 +130,14 @@ def encode_payment(payment: Payment) -> bytes:
                 for d in payment.disputes
             ]
         )
+    if routed:
+        fields.append(payment.acquirer)
     return _pack(fields)
 
 
 def decode_payment(data: bytes) -> Payment:
-    """Read a payment, of version 1 or 2. Raises StoreCorruptError."""
-    fields = _unpack(data, 14, 15)
+    """Read a payment, of any version. Raises StoreCorruptError."""
+    fields = _unpack(data, 14, 15, 16)
     try:
         fields[9] = tuple(_operation(*row) for row in fields[9])
         if len(fields) > 13:

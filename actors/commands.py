@@ -11,6 +11,7 @@ from actors import limits
 from actors.acquirer import Approved, Declined
 from actors.fees import FeeSchedule
 from actors.payment import DisputeStatus, payment_id_of
+from actors.profile import MAIN_ACQUIRER
 from actors.values import dataclass
 
 
@@ -80,6 +81,7 @@ class ResultNotification:
     payment_id: str
     operation_id: str
     outcome: Approved | Declined
+    acquirer: str = MAIN_ACQUIRER
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class DisputeNotification:
     status: DisputeStatus
     opened_ms: int
     closed_ms: int | None
+    acquirer: str = MAIN_ACQUIRER
 
 
 Notification = ResultNotification | DisputeNotification
@@ -126,6 +129,7 @@ class ReconcileOperations:
     operator: str
     fees: FeeSchedule
     rows: tuple[SettlementRow, ...]
+    acquirer: str = MAIN_ACQUIRER
 
 
 Command = (
@@ -179,7 +183,7 @@ def parse(method: str, arguments: Mapping[str, Any]) -> Command | ReconcileOpera
                 _text(rest, "note", limits.DESCRIPTION_CHARACTERS_MAX),
             )
         case "notify_result":
-            command = ResultNotification(*_origin(rest), _outcome(rest))
+            command = ResultNotification(*_origin(rest), _outcome(rest), _acquirer(rest))
         case "notify_dispute":
             command = _dispute(rest)
         case "reconcile_operations":
@@ -197,6 +201,11 @@ def _origin(arguments: dict[str, Any]) -> tuple[str, str, str]:
     operation_id = _text(arguments, "operation_id", 64)
     original_id = _optional_text(arguments, "original_id", 64)
     return notification_id, payment_id_of(original_id or operation_id), operation_id
+
+
+def _acquirer(arguments: dict[str, Any]) -> str:
+    """Give whose word it is; who names nobody means the main acquirer."""
+    return _optional_text(arguments, "acquirer", limits.ACQUIRER_KEY_CHARACTERS_MAX) or MAIN_ACQUIRER
 
 
 def _outcome(arguments: dict[str, Any]) -> Approved | Declined:
@@ -217,9 +226,10 @@ def _dispute(arguments: dict[str, Any]) -> DisputeNotification:
     reason = _text(arguments, "reason", limits.REASON_CHARACTERS_MAX)
     status = DisputeStatus(_choice(arguments, "status", *DisputeStatus))
     opened_ms, closed_ms = _optional_time(arguments, "opened_ms"), _optional_time(arguments, "closed_ms")
+    acquirer = _acquirer(arguments)
     if opened_ms is None or amount == 0 or (closed_ms is None) != (status is DisputeStatus.OPEN):
         raise CommandError("a dispute has an amount, and is closed if and only if it is won or lost")
-    return DisputeNotification(*origin, dispute_id, amount, currency, reason, status, opened_ms, closed_ms)
+    return DisputeNotification(*origin, dispute_id, amount, currency, reason, status, opened_ms, closed_ms, acquirer)
 
 
 def _optional_time(arguments: dict[str, Any], name: str) -> int | None:
@@ -246,6 +256,7 @@ def _reconcile(rest: dict[str, Any]) -> ReconcileOperations:
         _text(rest, "operator", 255),
         _fees(fees),
         tuple(_row(row) for row in rows),
+        _acquirer(rest),
     )
 
 

@@ -120,7 +120,7 @@ class Deciding:
             envelope.command,
             now_ms,
             ids,
-            acquirer_available=self._actor.breaker.allows(self._actor.monotonic_ms()),
+            acquirer=self._acquirer_for(payment),
             bulkheads_off=self._actor.bulkheads_off,
         )
         if isinstance(decision, Refusal):
@@ -152,6 +152,13 @@ class Deciding:
             return
         effects.started.append(operation_id)
         effects.waiting.append((ask, operation_id))
+
+    def _acquirer_for(self, payment: Payment | None) -> str | None:
+        """Give the acquirer to be asked: a payment's own for ever, for a new one a choice. None: it does not answer."""
+        acquirers, now_ms = self._actor.acquirers, self._actor.monotonic_ms()
+        if payment is None:
+            return acquirers.choose(self._actor.profile.choices, now_ms)
+        return payment.acquirer if acquirers.allows(payment.acquirer, now_ms) else None
 
     def _decide_again(self, effects: Effects, ask: Ask, once: Once) -> None:
         envelope = ask.envelope

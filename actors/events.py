@@ -35,6 +35,14 @@ class PaymentCreated:
 
 
 @dataclass(frozen=True, slots=True)
+class PaymentRouted:
+    """The payment is another acquirer's than the main one, for ever. Comes before its first operation."""
+
+    payment_id: str
+    acquirer: str
+
+
+@dataclass(frozen=True, slots=True)
 class OperationIntended:
     """The acquirer will be asked. The amount is reserved from now on."""
 
@@ -190,6 +198,7 @@ class OperationReconciled:
 
 Event = (
     PaymentCreated
+    | PaymentRouted
     | OperationIntended
     | OperationApproved
     | OperationDeclined
@@ -225,6 +234,9 @@ def apply(payment: Payment | None, event: Event) -> Payment:  # noqa: C901, PLR0
     assert payment is not None, f"an event of {event.payment_id}, which was never created"
     assert payment.id == event.payment_id
     match event:
+        case PaymentRouted():
+            assert not payment.operations, f"{payment.id} was asked for at {payment.acquirer}"
+            return replace(payment, acquirer=event.acquirer)
         case OperationIntended():
             kind = OperationKind(event.kind)
             operation = Operation(

@@ -5,7 +5,8 @@
     ("refund", refund_id)                            payment_id
     ("open", operation_id)                           OpenOperation: asked of the acquirer, outcome to come
     ("once", "key" | "command", key or command_id)   Once: a command's idempotency record
-    ("once", "notification", notification_id)        Once: of an acquirer's notification that changed something
+    ("once", "notification", notification_id)        Once: of the main acquirer's notification that changed something
+    ("once", "notification", acquirer, id)           the same of another acquirer's
     ("journal", sequence)                            JournalEntry: events and postings of one command
     ("status", status, payment_id)                   index of payments by status, `processing` left out
     ("reference", reference, payment_id)             index of payments by the partner's reference
@@ -18,6 +19,7 @@ the sizes of all rows, who reads and writes them, and how long they are kept.
 
 from typing import Final
 
+from actors.profile import MAIN_ACQUIRER
 from actors.store import Key
 
 HEAD: Final[Key] = ("head",)
@@ -46,9 +48,10 @@ def once(idempotency_key: str | None, command_id: str) -> Key:
     return ("once", "command", command_id) if idempotency_key is None else ("once", "key", idempotency_key)
 
 
-def notification(notification_id: str) -> Key:
-    """Where the record of an acquirer's notification is; partners' own keys never collide with it."""
-    return ("once", "notification", notification_id)
+def notification(acquirer: str, notification_id: str) -> Key:
+    """Where the record of an acquirer's notification is; neither a partner's key nor another acquirer's is there."""
+    own = () if acquirer == MAIN_ACQUIRER else (acquirer,)
+    return ("once", "notification", *own, notification_id)
 
 
 def journal(sequence: int) -> Key:

@@ -65,7 +65,11 @@ BATCHES_READ_AFTER_WRONG_GUESS: Final = 64
 # and what others promise us is counted on for less (docs/protocol.md, "Clocks").
 CLOCK_MARGIN_MS: Final = 3_600_000
 
-# The acquirer, per partner.
+# How many acquirers an installation may have, and how long a name of one may be.
+ACQUIRERS_MAX: Final = 8
+ACQUIRER_KEY_CHARACTERS_MAX: Final = 32
+
+# Per partner and acquirer.
 ACQUIRER_SLOTS: Final = 64
 ACQUIRER_TIMEOUT_MS: Final = 2_500
 ACQUIRER_RETRY_DELAY_MS_MIN: Final = 250

@@ -32,7 +32,7 @@ class Ask:
         """Where its idempotency record is."""
         command = self.envelope.command
         if isinstance(command, Notification):
-            return keyspace.notification(command.notification_id)
+            return keyspace.notification(command.acquirer, command.notification_id)
         return keyspace.once(self.envelope.idempotency_key, self.envelope.command_id)
 
     def resolve(self, result: Result) -> None:

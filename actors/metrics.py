@@ -29,13 +29,17 @@ MAILBOX_DEPTH: Final = Gauge("bulkhead_actor_mailbox_depth", "Commands waiting i
 OPEN_OPERATIONS: Final = Gauge("bulkhead_actor_open_operations", "Operations whose outcome is to come.")
 UNKNOWN_OPERATIONS: Final = Gauge("bulkhead_actor_unknown_operations", "Operations asked without a final answer.")
 UNKNOWN_AGE_SECONDS: Final = Gauge("bulkhead_actor_unknown_age_seconds_max", "Age of the oldest unknown operation.")
-ACQUIRER_CALLS: Final = Counter("bulkhead_actor_acquirer_calls", "Calls to acquirers.", ["partner", "kind", "outcome"])
+ACQUIRER_CALLS: Final = Counter(
+    "bulkhead_actor_acquirer_calls", "Calls to acquirers.", ["partner", "acquirer", "kind", "outcome"]
+)
 ACQUIRER_SECONDS: Final = Histogram(
     "bulkhead_actor_acquirer_seconds",
     "One call to an acquirer.",
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
-BREAKERS_OPEN: Final = Gauge("bulkhead_actor_breakers_open", "Partners of this process whose breaker is not closed.")
+BREAKERS_OPEN: Final = Gauge(
+    "bulkhead_actor_breakers_open", "Partners of this process whose breaker is not closed, by acquirer.", ["acquirer"]
+)
 
 
 class Meters:
@@ -45,7 +49,7 @@ class Meters:
         self._partner_id = partner_id
         self._seconds: dict[str, Histogram] = {}
         self._commands: dict[tuple[str, object], Counter] = {}
-        self._calls: dict[tuple[str, str], Counter] = {}
+        self._calls: dict[tuple[str, str, str], Counter] = {}
 
     def answered(self, method: str, outcome: object, seconds: float) -> None:
         """Count a command's answer; `outcome` is an HTTP status or a refusal's code."""
@@ -57,10 +61,11 @@ class Meters:
         counter.inc()
         self._seconds[method].observe(seconds)
 
-    def asked_acquirer(self, kind: str, outcome: str, seconds: float) -> None:
-        """Count a call to the acquirer."""
-        counter = self._calls.get((kind, outcome))
+    def asked_acquirer(self, acquirer: str, kind: str, outcome: str, seconds: float) -> None:
+        """Count a call to an acquirer."""
+        series = (acquirer, kind, outcome)
+        counter = self._calls.get(series)
         if counter is None:
-            counter = self._calls[kind, outcome] = ACQUIRER_CALLS.labels(self._partner_id, kind, outcome)
+            counter = self._calls[series] = ACQUIRER_CALLS.labels(self._partner_id, *series)
         counter.inc()
         ACQUIRER_SECONDS.observe(seconds)

@@ -8,15 +8,15 @@ operation: the intent, then the acquirer's word; between them the partner's othe
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import structlog
 
 from actors import codec, keyspace, limits, metrics, rate_limit, reconciliation, rules
 from actors.acquirer import Acquirer
+from actors.acquirers import Acquirers
 from actors.answers import Answer, RateState, Refused, outcome_unknown, unavailable
-from actors.breaker import Breaker
 from actors.bulkheads import ALL_ON, Bulkhead
 from actors.clock import Clock, PartnerTime, SystemClock
 from actors.commands import CreatePayment, Envelope, ReconcileOperations, ResolveOperation
@@ -53,7 +53,7 @@ class PartnerActor:
         self,
         profile: Profile,
         store: Store,
-        acquirer: Acquirer,
+        acquirers: Mapping[str, Acquirer],
         *,
         clock: Clock | None = None,
         executing: Callable[[str], None] = lambda _: None,
@@ -63,7 +63,7 @@ class PartnerActor:
         self.profile = profile
         self.store = store
         self.bulkheads_off = bulkheads_off
-        self.breaker = Breaker(bulkheads_off)
+        self.acquirers = Acquirers(acquirers, bulkheads_off)
         self.epoch = 0
         self._clock = clock or SystemClock()
         self._time = PartnerTime(self._clock, 0)
@@ -79,7 +79,7 @@ class PartnerActor:
         self._waiters: dict[str, list[Ask]] = {}
         self._meters = metrics.Meters(profile.partner_id)
         self._deciding = Deciding(self, executing)
-        self._settlement = Settlement(self, acquirer, self._meters)
+        self._settlement = Settlement(self, self._meters)
         self._timers = Timers(self)
         self._task: asyncio.Task[None] | None = None
         self._stopped: str | None = None

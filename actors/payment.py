@@ -9,6 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from actors.profile import MAIN_ACQUIRER
 from actors.values import dataclass
 
 
@@ -170,7 +171,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """A payment of one partner. Amounts in minor units of `currency`."""
+    """A payment of one partner. Amounts in minor units of `currency`. All of it is `acquirer`'s."""
 
     id: str
     created_ms: int
@@ -186,6 +187,7 @@ class Payment:
     expiry_check_ms: int | None = None
     amount_expired: int = 0
     disputes: tuple[Dispute, ...] = ()
+    acquirer: str = MAIN_ACQUIRER
 
     def operation(self, operation_id: str) -> Operation:
         """Give one of its operations; asking for another payment's is a bug."""

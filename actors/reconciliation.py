@@ -47,6 +47,7 @@ class Reason(StrEnum):
     # Extra, and held.
     OPERATION_UNKNOWN = "operation_unknown"
     OPERATION_OPEN = "operation_open"  # the file proves a charge whose outcome we don't know
+    OTHER_ACQUIRER = "other_acquirer"  # the file proves a charge where none was asked for
     OPERATION_FAILED = "operation_failed"  # the file proves a charge that we called failed
     PAID_BEFORE = "paid_before"  # another file's row, with other figures or of another day
     KIND_UNKNOWN = "kind_unknown"  # of a later version: disputes and the like
@@ -106,6 +107,8 @@ def _compare_one(
         return Finding(row, Verdict.EXTRA, (Reason.KIND_UNKNOWN,), payment, operation)
     if payment is None or operation is None:
         return Finding(row, Verdict.EXTRA, (Reason.OPERATION_UNKNOWN,))
+    if payment.acquirer != command.acquirer:
+        return Finding(row, Verdict.EXTRA, (Reason.OTHER_ACQUIRER,), payment, operation)
     if operation.state is not OperationState.SUCCEEDED:
         reason = Reason.OPERATION_OPEN if operation.is_open else Reason.OPERATION_FAILED
         return Finding(row, Verdict.EXTRA, (reason,), payment, operation)

@@ -37,6 +37,7 @@ from actors.events import (
     OperationLost,
     OperationWithdrawn,
     PaymentCreated,
+    PaymentRouted,
     apply,
 )
 from actors.ledger import Balances
@@ -50,7 +51,7 @@ from actors.payment import (
     OperationState,
     Payment,
 )
-from actors.profile import Profile
+from actors.profile import MAIN_ACQUIRER, Profile
 from actors.refusals import Refusal, RefusalCode
 from actors.values import dataclass
 from actors.views import timestamp
@@ -103,17 +104,20 @@ def decide(
     now_ms: int,
     ids: Ids,
     *,
-    acquirer_available: bool = True,
+    acquirer: str | None = MAIN_ACQUIRER,
     bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
 ) -> Decision | Refusal:
-    """Decide a command. `payment` is the one it names (or whose operation it names), None where there is none."""
+    """Decide a command. `payment` is the one it names (or whose operation it names), None where there is none.
+
+    `acquirer` is to be asked: the payment's own, or the one chosen for a new payment. None: it does not answer.
+    """
     if isinstance(command, ResolveOperation):
         return _resolve(profile, payment, command, now_ms)
     if isinstance(command, Notification):
         return _hear(profile, payment, command, now_ms)
     if profile.status != "active":
         return Refusal(RefusalCode.PARTNER_SUSPENDED, "The partner is suspended; nothing new is taken.")
-    events = _begin(payment, command, now_ms, ids)
+    events = _begin(payment, command, now_ms, ids, acquirer or MAIN_ACQUIRER)
     if isinstance(events, Refusal):
         return events
     rate = rate_limit.admit(standing.arrival_us, now_ms * 1_000, profile.rate_per_second, profile.rate_burst)
@@ -129,7 +133,7 @@ def decide(
             f"{standing.open_operations} operations await their outcome; {profile.in_flight_max} are allowed.",
             retry_after_ms=1_000,
         )
-    if not acquirer_available:
+    if acquirer is None:
         return Refusal(
             RefusalCode.ACQUIRER_UNAVAILABLE,
             "The acquirer does not answer; nothing was started.",
@@ -209,10 +213,11 @@ def _begin(
     command: CreatePayment | CapturePayment | VoidPayment | RefundPayment | ConfirmPayment,
     now_ms: int,
     ids: Ids,
+    acquirer: str,
 ) -> tuple[Event, ...] | Refusal:
     """Decide what a partner asks for, its limits left aside."""
     if isinstance(command, CreatePayment):
-        return _create(command, now_ms, ids)
+        return _create(command, now_ms, ids, acquirer)
     if isinstance(command, CapturePayment | RefundPayment) and command.amount == 0:
         return Refusal(RefusalCode.AMOUNT_INVALID, "At least 1 is captured or refunded.", "/amount")
     if payment is None:
@@ -231,7 +236,7 @@ def _begin(
     return _follow_up(payment, command, now_ms, ids)
 
 
-def _create(command: CreatePayment, now_ms: int, ids: Ids) -> tuple[Event, ...] | Refusal:
+def _create(command: CreatePayment, now_ms: int, ids: Ids, acquirer: str) -> tuple[Event, ...] | Refusal:
     if not is_chargeable(command.currency):
         return Refusal(
             RefusalCode.CURRENCY_UNKNOWN,
@@ -256,6 +261,8 @@ def _create(command: CreatePayment, now_ms: int, ids: Ids) -> tuple[Event, ...] 
             command.description,
             command.metadata,
         ),
+        # Only where it says something: ordinary payments are what they were.
+        *(() if acquirer == MAIN_ACQUIRER else (PaymentRouted(ids.payment_id, acquirer),)),
         OperationIntended(ids.payment_id, ids.operation_id, kind.value, command.amount, now_ms, None),
     )
 
@@ -336,7 +343,8 @@ def _hear(profile: Profile, payment: Payment | None, command: Notification, now_
 
     What is known already changes nothing. What does not go with something final is written down for a person.
     """
-    if payment is None:
+    # One acquirer's word on what was asked of another is no word.
+    if payment is None or payment.acquirer != command.acquirer:
         return Refusal(RefusalCode.PAYMENT_NOT_FOUND, f"There is no payment {command.payment_id}.")
     operation = payment.find(command.operation_id)
     if operation is None:

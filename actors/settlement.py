@@ -10,14 +10,13 @@ import asyncio
 import random
 import time
 from collections.abc import Collection
-from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import structlog
 
 from actors import limits, metrics
-from actors.acquirer import Accepted, Acquirer, Challenged, Instruction, Word
-from actors.bulkheads import Bulkhead
+from actors.acquirer import Accepted, Challenged, Instruction, Word
+from actors.acquirers import Way
 from actors.errors import AcquirerUnknownError, StoreError
 from actors.mailbox import Lost, Settled
 from actors.payment import Operation, OperationState, Payment
@@ -30,16 +29,11 @@ log = structlog.get_logger()
 
 
 class Settlement:
-    """The acquirer's side of one partner's actor."""
+    """The acquirers' side of one partner's actor."""
 
-    def __init__(self, actor: "PartnerActor", acquirer: Acquirer, meters: metrics.Meters) -> None:
+    def __init__(self, actor: "PartnerActor", meters: metrics.Meters) -> None:
         self._actor = actor
         self._meters = meters
-        self._acquirer = acquirer
-        is_off = Bulkhead.BREAKER in actor.bulkheads_off
-        self._slots: AbstractAsyncContextManager[None] = (
-            nullcontext() if is_off else asyncio.Semaphore(limits.ACQUIRER_SLOTS)
-        )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._log = log.bind(partner=actor.profile.partner_id)
 
@@ -80,7 +74,7 @@ class Settlement:
         """End all that is under way and give back the connection."""
         self.abandon()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        await self._acquirer.aclose()
+        await self._actor.acquirers.aclose()
 
     async def _pursue(self, operation_id: str) -> None:
         while True:
@@ -93,19 +87,29 @@ class Settlement:
                 break
         if opened is None or payment is None:
             return
+        way = self._actor.acquirers.way(payment.acquirer)
+        way.pursued += 1
+        try:
+            await self._ask_until_final(way, opened, payment)
+        finally:
+            way.pursued -= 1
+
+    async def _ask_until_final(self, way: Way, opened: OpenOperation, payment: Payment) -> None:
+        operation_id = opened.operation_id
         instruction = instruction_of(self._actor.profile.partner_id, payment, operation_id)
         operation = payment.operation(operation_id)
         accepted = operation.state is OperationState.ACCEPTED
         attempts, polls = opened.attempts, 0
         while True:
-            async with self._slots:
+            async with way.slots:
                 # The slot first: who waited for one must still look at the breaker, and at the key's age, right before.
-                await self._await_breaker()
+                await self._await_breaker(way)
                 if needs_person(opened, self._actor.now_ms()):
                     break
                 # What it accepted is never closed: there is nothing to find out, only to wait for.
                 lost = attempts >= limits.ACQUIRER_ATTEMPTS_BEFORE_CLOSE and not accepted
-                outcome = await self._attempt(instruction, operation, close=lost or operation.withdrawn is not None)
+                close = lost or operation.withdrawn is not None
+                outcome = await self._attempt(way, payment.acquirer, instruction, operation, close=close)
             if isinstance(outcome, Accepted):
                 if not accepted:
                     self._actor.tell(Settled(operation_id, outcome))
@@ -130,25 +134,27 @@ class Settlement:
         return opened, await self._actor.payment(opened.payment_id)
 
     async def _attempt(
-        self, instruction: Instruction, operation: Operation, *, close: bool
+        self, way: Way, acquirer: str, instruction: Instruction, operation: Operation, *, close: bool
     ) -> Word | AcquirerUnknownError:
-        breaker = self._actor.breaker
+        breaker = way.breaker
         breaker.begin(self._actor.monotonic_ms())
         began = time.monotonic()
         outcome: Word | AcquirerUnknownError
         try:
             if close:
-                outcome = await self._acquirer.close_key(instruction, limits.ACQUIRER_TIMEOUT_MS)
+                outcome = await way.port.close_key(instruction, limits.ACQUIRER_TIMEOUT_MS)
             elif operation.confirmations:
-                outcome = await self._acquirer.confirm(instruction, limits.ACQUIRER_TIMEOUT_MS)
+                outcome = await way.port.confirm(instruction, limits.ACQUIRER_TIMEOUT_MS)
             else:
-                outcome = await self._acquirer.perform(instruction, limits.ACQUIRER_TIMEOUT_MS)
+                outcome = await way.port.perform(instruction, limits.ACQUIRER_TIMEOUT_MS)
             if isinstance(outcome, Challenged) and instruction.original_key is not None:
                 raise AcquirerUnknownError("malformed", f"a {instruction.kind} has no customer to ask")  # noqa: TRY301
         except AcquirerUnknownError as error:
             outcome = error
             breaker.fail(self._actor.monotonic_ms())
-            self._log.info("acquirer_gave_no_outcome", operation=instruction.key, kind=error.kind, closing=close)
+            self._log.info(
+                "acquirer_gave_no_outcome", acquirer=acquirer, operation=instruction.key, kind=error.kind, closing=close
+            )
         except asyncio.CancelledError:
             breaker.give_up()
             raise
@@ -160,11 +166,11 @@ class Settlement:
         else:
             breaker.succeed()
         name = outcome.kind if isinstance(outcome, AcquirerUnknownError) else type(outcome).__name__.lower()
-        self._meters.asked_acquirer(instruction.kind, name, time.monotonic() - began)
+        self._meters.asked_acquirer(acquirer, instruction.kind, name, time.monotonic() - began)
         return outcome
 
-    async def _await_breaker(self) -> None:
-        while not self._actor.breaker.allows(self._actor.monotonic_ms()):  # noqa: ASYNC110 - it waits for time
+    async def _await_breaker(self, way: Way) -> None:
+        while not way.breaker.allows(self._actor.monotonic_ms()):  # noqa: ASYNC110 - it waits for time
             await asyncio.sleep(limits.BREAKER_OPEN_MS / 2_000 * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
     async def _pause(self, attempts: int) -> None:

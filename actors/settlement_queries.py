@@ -14,6 +14,7 @@ from actors.answers import Answer
 from actors.events import OperationApproved
 from actors.ledger import Account
 from actors.payment import Payment
+from actors.profile import MAIN_ACQUIRER
 from actors.records import JournalEntry, Reconciled
 from actors.store import Range
 
@@ -42,9 +43,12 @@ async def list_unreconciled(actor: "PartnerActor", arguments: Mapping[str, Any])
     """Give money movements that succeeded from `from_ms` on and before `before_ms` and stand in no file yet.
 
     Looks at PAGE_ROWS_SCANNED_MAX entries of the journal behind `after`; `next` is where the following page begins,
-    None at the end. The journal is in the order of time. Raises StoreError, KeyError, TypeError, ValueError.
+    None at the end. The journal is in the order of time. Of one acquirer's payments only.
+
+    Raises StoreError, KeyError, TypeError, ValueError.
     """
     from_ms, before_ms = int(arguments["from_ms"]), int(arguments["before_ms"])
+    acquirer = str(arguments.get("acquirer") or MAIN_ACQUIRER)
     after = arguments.get("after")
     after = await _sequence_before(actor, from_ms) if after is None else int(after)
     found: list[dict[str, Any]] = []
@@ -53,14 +57,14 @@ async def list_unreconciled(actor: "PartnerActor", arguments: Mapping[str, Any])
         rows = (await actor.store.read((), [page])).ranges[0]
         entries = [codec.decode_entry(row.value) for row in rows]
         wanted = list(itertools.takewhile(lambda entry: entry.at_ms < before_ms, entries))
-        found += await _unpaid(actor, wanted)
+        found += await _unpaid(actor, wanted, acquirer)
         if len(wanted) < limits.PAGE_ROWS_MAX:
             return Answer(200, orjson.dumps({"operations": found, "next": None}))
         after = wanted[-1].sequence
     return Answer(200, orjson.dumps({"operations": found, "next": after}))
 
 
-async def _unpaid(actor: "PartnerActor", entries: list[JournalEntry]) -> list[dict[str, Any]]:
+async def _unpaid(actor: "PartnerActor", entries: list[JournalEntry], acquirer: str) -> list[dict[str, Any]]:
     approved: dict[str, OperationApproved] = {}
     for entry in entries:
         # What moves money changes what the acquirer owes us.
@@ -78,6 +82,8 @@ async def _unpaid(actor: "PartnerActor", entries: list[JournalEntry]) -> list[di
     for event, value in zip(missing, data, strict=True):
         assert value is not None, f"the journal names {event.payment_id}, which is not there"
         payment = codec.decode_payment(value)
+        if payment.acquirer != acquirer:
+            continue
         operation = payment.operation(event.operation_id)
         found.append(
             {

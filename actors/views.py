@@ -134,6 +134,7 @@ def unknown_view(payment: Payment, opened: OpenOperation, now_ms: int, *, needs_
         "state": operation.state.value,
         "age_ms": now_ms - opened.first_asked_ms,
         "attempts": opened.attempts,
+        "acquirer": payment.acquirer,
         "needs_person": needs_person,
     }
 
@@ -147,7 +148,7 @@ def event_views(entry: JournalEntry, payments: dict[str, Payment]) -> list[dict[
     """Give the public events of a journal entry, oldest first. `payments` has those the entry names, as of now."""
     views = []
     for index, event in enumerate(entry.events):
-        if isinstance(event, events.OperationReconciled):
+        if isinstance(event, events.OperationReconciled | events.PaymentRouted):
             continue
         kind = _event_type(event, payments[event.payment_id])
         if kind is None:
@@ -219,7 +220,12 @@ def _event_type(  # noqa: C901, PLR0911, PLR0912 - one case per event
             return "operation.unknown"
         case events.AuthorizationExpired():
             return "payment.expired"
-        case events.ExpiryDeferred() | events.OperationReconciled() | events.OperationWithdrawn():
+        case (
+            events.ExpiryDeferred()
+            | events.OperationReconciled()
+            | events.OperationWithdrawn()
+            | events.PaymentRouted()
+        ):
             return None
         case events.OperationChallenged():
             return "payment.requires_action"

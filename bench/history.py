@@ -26,7 +26,7 @@ from actors.answers import Answer
 from actors.commands import CreatePayment, Envelope
 from actors.errors import StoreError
 from actors.partner import PartnerActor
-from actors.profile import Profile
+from actors.profile import MAIN_ACQUIRER, Profile
 from bench import machine
 from cells.api import logs
 from chaos.command_line import Parser, add_store_options, store_chosen
@@ -71,7 +71,7 @@ class History:
             await self._actor.stop()
         began = time.perf_counter()
         profile = Profile("history", 1, rate_per_second=10_000, rate_burst=100_000, in_flight_max=10_000)
-        self._actor = PartnerActor(profile, await self._shelf.open(*PARTNER), ApprovingAcquirer())
+        self._actor = PartnerActor(profile, await self._shelf.open(*PARTNER), {MAIN_ACQUIRER: ApprovingAcquirer()})
         self._epoch += 1
         await self._actor.start(self._epoch)
         return (time.perf_counter() - began) * 1e3

@@ -1,4 +1,4 @@
-"""Audits one cell: `python -m cells.audit --place JSON --acquirer-url URL [--json]`; exit 1 if books disagree.
+"""Audits one cell: `python -m cells.audit --place JSON --acquirer-url URL [--acquirers JSON] [--json]`; exit 1 if not.
 
 Works beside running workers (it only reads) and without them. The acquirer's record is read before the books, so
 that everything in it has its intent in the books already; what succeeded since is asked for by its key.
@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -25,6 +26,7 @@ from actors.bookkeeping import (
 )
 from actors.errors import StoreError
 from actors.payment import OperationState, Payment, PaymentStatus
+from actors.profile import MAIN_ACQUIRER
 from actors.records import OpenOperation, Reconciled
 from actors.rules import Standing
 from actors.store import Key, Range, Store
@@ -39,14 +41,15 @@ class AuditError(Exception):
     """The audit could not be made: the acquirer does not tell, or a book never stands still."""
 
 
-async def audit_cell(shelf: Shelf, acquirer_url: str) -> dict[str, Any]:
-    """Audit every partner's book of the cell; give one report."""
+async def audit_cell(shelf: Shelf, acquirer_url: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Audit every partner's book of the cell; give one report. `others`: further acquirers' addresses by name."""
     timeout = aiohttp.ClientTimeout(total=_ACQUIRER_TIMEOUT_SECONDS)
     # Whose book is gone is known by the cell's own; what stands there unknown to it is audited, too.
     names = await _known_partners(shelf)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        acquirer = _AcquirerRecords(session, acquirer_url)
-        reports = [await _audit_partner(shelf, name, acquirer) for name in sorted(names)]
+        urls = {MAIN_ACQUIRER: acquirer_url, **(others or {})}
+        acquirers = {name: _AcquirerRecords(session, url) for name, url in urls.items()}
+        reports = [await _audit_partner(shelf, name, acquirers) for name in sorted(names)]
     return {"partners": reports, "ok": all(report["ok"] for report in reports)}
 
 
@@ -114,8 +117,8 @@ def _record(row: dict[str, Any]) -> AcquirerRecord:
     return AcquirerRecord(row["key"], row["kind"], row["amount"], row["currency"], row["result"], bool(row["charged"]))
 
 
-async def _audit_partner(shelf: Shelf, partner_id: str, acquirer: _AcquirerRecords) -> dict[str, Any]:
-    records = await acquirer.of_partner(partner_id)
+async def _audit_partner(shelf: Shelf, partner_id: str, acquirers: Mapping[str, _AcquirerRecords]) -> dict[str, Any]:
+    records = {name: await acquirer.of_partner(partner_id) for name, acquirer in acquirers.items()}
     try:
         store = await shelf.open("partners", partner_id)
         try:
@@ -124,16 +127,22 @@ async def _audit_partner(shelf: Shelf, partner_id: str, acquirer: _AcquirerRecor
             await store.close()
     except StoreError as error:
         return _report(partner_id, Books(), [f"the book can't be read: {type(error).__name__}: {error}"])
-    for operation_id, (_, operation) in books.operations.items():
-        known = records.get(operation_id)
+    for operation_id, (payment, operation) in books.operations.items():
+        if payment.acquirer not in acquirers:
+            differences.append(
+                f"{operation_id}: its acquirer {payment.acquirer!r} is in the settings no more: not compared"
+            )
+            continue
+        known = records[payment.acquirer].get(operation_id)
         # What the acquirer had not performed when it was asked for its record, it may have performed by now.
         if operation.state is OperationState.SUCCEEDED and (known is None or not known.charged):
-            late = await acquirer.of_key(operation_id)
+            late = await acquirers[payment.acquirer].of_key(operation_id)
             if late is not None:
-                records[operation_id] = late
-    differences += compare_acquirer(books, records)
-    if any(payment.disputes for payment in books.payments.values()):
-        differences += compare_disputes(books, await acquirer.disputes_of(partner_id))
+                records[payment.acquirer][operation_id] = late
+    for name, acquirer in acquirers.items():
+        differences += compare_acquirer(books, records[name], name)
+        if any(payment.disputes and payment.acquirer == name for payment in books.payments.values()):
+            differences += compare_disputes(books, await acquirer.disputes_of(partner_id), name)
     return _report(partner_id, books, differences)
 
 
@@ -242,10 +251,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Audit the books of one cell against its journals and its acquirer.")
     parser.add_argument("--place", type=json.loads, required=True, help="where the cell's books stand, as JSON")
     parser.add_argument("--acquirer-url", required=True, help="where the acquirer tells its own record")
+    parser.add_argument("--acquirers", type=json.loads, default={}, help="further acquirers by name, as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     try:
-        report = asyncio.run(audit_cell(open_shelf(options.place), options.acquirer_url))
+        report = asyncio.run(audit_cell(open_shelf(options.place), options.acquirer_url, options.acquirers))
     except AuditError as error:
         sys.stderr.write(f"The audit could not be made: {error}\n")
         sys.exit(2)

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -66,7 +66,7 @@ _CONFIG: Final = {
     "folder": str,
     "place": dict,
     "spares": int,
-    "acquirer_url": str,
+    "acquirers": dict,
     "log_file": str | None,
     "logs_folder": str,
     "fault_injection": bool,
@@ -82,7 +82,7 @@ class Door:
         cell: str,
         shelf: Shelf,
         book: Store,
-        acquirer_url: str,
+        acquirers: Mapping[str, str],
         on_superseded: Callable[[], None],
         *,
         bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
@@ -96,7 +96,7 @@ class Door:
         self._started_ms = int(time.time() * 1_000)
         self._onboarding = asyncio.Lock()
         self._confirming: asyncio.Task[None] | None = None
-        self._ownership = Ownership(self._seats, self._book, acquirer_url, self.confirm)
+        self._ownership = Ownership(self._seats, self._book, acquirers, self.confirm)
 
     # Start and end
 
@@ -381,6 +381,7 @@ class Door:
                     "in_flight": actors.get(partner_id, {}).get("in_flight", 0),
                     "unknowns": actors.get(partner_id, {}).get("unknowns", 0),
                     "breaker": actors.get(partner_id, {}).get("breaker", "unknown"),
+                    "breakers": actors.get(partner_id, {}).get("breakers", {}),
                 }
                 for partner_id, seat in sorted(self._seats.items())
             ],
@@ -422,7 +423,7 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
         config["cell"],
         shelf,
         book,
-        config["acquirer_url"],
+        config["acquirers"],
         lambda: end(4, "its book is another door's"),
         bulkheads_off=bulkheads_off,
     )

@@ -124,7 +124,8 @@ class HttpClient:
 
     def __init__(self) -> None:
         self._idle: dict[Address, deque[_Connection]] = {}
-        self._places = asyncio.Semaphore(limits.ACQUIRER_CONNECTIONS_MAX)
+        # Each server's own: one that hangs takes none of another's.
+        self._places: dict[Address, asyncio.Semaphore] = {}
         self._tls: ssl.SSLContext | None = None
         self.is_closed = False
 
@@ -170,24 +171,25 @@ class HttpClient:
             raise
         finally:
             timer.cancel()
-            self._places.release()
+            self._places[address].release()
         self._give_back(address, connection)
         return status, content
 
     async def _get(self, address: Address, deadline: float) -> _Connection:
         """Give a connection with a place of its own, which the caller gives back. Raises AcquirerUnknownError."""
-        if not self._places.locked():
+        places = self._places.setdefault(address, asyncio.Semaphore(limits.ACQUIRER_CONNECTIONS_MAX))
+        if not places.locked():
             connection = self._take(address)
             if connection is not None:
-                await self._places.acquire()  # at once
+                await places.acquire()  # at once
                 return connection
         try:
             async with asyncio.timeout_at(deadline):
-                await self._places.acquire()
+                await places.acquire()
                 try:
                     return self._take(address) or await self._connect(address)
                 except BaseException:
-                    self._places.release()
+                    places.release()
                     raise
         except TimeoutError as error:
             raise AcquirerUnknownError("timeout", "no connection in time") from error

@@ -6,8 +6,7 @@ Only the door assigns. Commands on their way are in door.py; which worker a part
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 
 import msgpack
 import orjson
@@ -34,10 +33,12 @@ _KILL_WAIT_MS = 500
 class Ownership:
     """Sees to it that each partner of a door has the worker that it should have."""
 
-    def __init__(self, seats: dict[str, Seat], book: CellBook, acquirer_url: str, confirm: Callable[[], None]) -> None:
+    def __init__(
+        self, seats: dict[str, Seat], book: CellBook, acquirers: Mapping[str, str], confirm: Callable[[], None]
+    ) -> None:
         self._seats = seats
         self._book = book
-        self._acquirer_url = acquirer_url
+        self._acquirers = dict(acquirers)
         self._confirm = confirm
         self._strikes = Strikes()
         self._activations = asyncio.Semaphore(wire_limits.TAKEOVERS_AT_ONCE_MAX)
@@ -290,9 +291,14 @@ class Ownership:
     async def _assign(self, seat: Seat, link: Link) -> None:
         """Have the worker own the partner; `seat.link` says whether it does."""
         partner_id, profile = seat.partner_id, seat.profile
-        # A partner without an acquirer of its own uses the cell's.
-        handed = replace(profile, acquirer_url=profile.acquirer_url or self._acquirer_url)
-        body = msgpack.packb({"profile": messages.encode_profile(handed), "door_epoch": self._book.door_epoch})
+        body = msgpack.packb(
+            {
+                "profile": messages.encode_profile(profile),
+                # All that the settings name, not only the profile's: its payments of before may be at another.
+                "acquirers": self._acquirers,
+                "door_epoch": self._book.door_epoch,
+            }
+        )
         link.partners.add(partner_id)
         try:
             answer = messages.decode_answer(

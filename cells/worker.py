@@ -23,6 +23,7 @@ from actors.bulkheads import Bulkhead
 from actors.errors import ActorStoppedError, StoreError
 from actors.partner import PartnerActor
 from actors.payment import OperationState
+from actors.profile import MAIN_ACQUIRER
 from actors.queries import query
 from actors.refusals import Refusal, RefusalCode
 from cells import worker_metrics
@@ -207,7 +208,8 @@ class Worker:
         async with self._alone(profile.partner_id):
             await self._release(profile.partner_id, "assigned again")
             try:
-                acquirer = HttpAcquirer(self._client, profile.acquirer_url, profile.partner_id)
+                urls = fields["acquirers"] | ({MAIN_ACQUIRER: profile.acquirer_url} if profile.acquirer_url else {})
+                acquirers = {name: HttpAcquirer(self._client, url, profile.partner_id) for name, url in urls.items()}
                 store = await self._shelf.open("partners", profile.partner_id)
             except (StoreError, ValueError) as error:
                 log.exception("partner_cannot_be_opened", partner=profile.partner_id)
@@ -215,7 +217,7 @@ class Worker:
             actor = PartnerActor(
                 profile,
                 store,
-                acquirer,
+                acquirers,
                 executing=partial(self._executing, profile.partner_id),
                 on_stopped=lambda why: self._forget(profile.partner_id, why),
                 bulkheads_off=self._bulkheads_off,
@@ -247,13 +249,16 @@ class Worker:
             task.add_done_callback(self._ending.discard)
 
     def _status(self, actor: PartnerActor) -> dict[str, Any]:
+        breakers = actor.acquirers.states(actor.monotonic_ms())
         return {
             "epoch": actor.epoch,
             "profile_version": actor.profile.version,
             "in_flight": len(actor.opens),
             "unknowns": len(self._unknown_ages_ms(actor)),
             "mailbox": actor.mailbox_depth,
-            "breaker": actor.breaker.state(actor.monotonic_ms()),
+            # The first choice's, in a word; and each acquirer's.
+            "breaker": breakers.get(actor.profile.choices[0], "closed"),
+            "breakers": breakers,
             "sequence": actor.standing.sequence,
         }
 
@@ -265,7 +270,10 @@ class Worker:
         metrics.OPEN_OPERATIONS.set(sum(len(actor.opens) for actor in actors))
         metrics.UNKNOWN_OPERATIONS.set(len(ages_ms))
         metrics.UNKNOWN_AGE_SECONDS.set(max(ages_ms, default=0) / 1_000)
-        metrics.BREAKERS_OPEN.set(sum(actor.breaker.state(actor.monotonic_ms()) != "closed" for actor in actors))
+        states = [actor.acquirers.states(actor.monotonic_ms()) for actor in actors]
+        for name in {name for of_actor in states for name in of_actor}:
+            is_open = [of_actor.get(name, "closed") != "closed" for of_actor in states]
+            metrics.BREAKERS_OPEN.labels(name).set(sum(is_open))
 
     def _unknown_ages_ms(self, actor: PartnerActor) -> list[int]:
         now_ms = actor.now_ms()

@@ -305,9 +305,21 @@ def _judge_changes(
             judgement.accuse(Fault.CHARGED_TOO_MUCH, partner, f"{moved} by {kind} on {payment or original}")
 
 
+def _by_key(judgement: Judgement, partner: str, rows: Record) -> dict[str, dict[str, Any]]:
+    """Give the acquirers' rows by key; one key may be charged at one acquirer only."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        other = found.get(row["key"])
+        if other is not None and other["charged"] and row["charged"]:
+            judgement.accuse(Fault.CHARGED_TWICE, partner, f"{row['key']} at two acquirers")
+        if other is None or row["charged"]:
+            found[row["key"]] = row
+    return found
+
+
 def _judge_books(judgement: Judgement, partner: str, book: Book, rows: Record) -> None:
     """Each operation in the books against the acquirer's row of the same key."""
-    at_acquirer = {row["key"]: row for row in rows}
+    at_acquirer = _by_key(judgement, partner, rows)
     booked: set[str] = set()
     for payment in book:
         for operation in payment["operations"]:

@@ -27,6 +27,7 @@ from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError, DoorError, NotRunningError
 from control_plane.process_table import find_marked, read_marker
 from control_plane.processes import ray_folder
+from control_plane.settings import MAIN_ACQUIRER, SECOND_ACQUIRER
 
 T = TypeVar("T")
 
@@ -44,17 +45,25 @@ class Ports:
     door: int
     metrics: int
     ray: int
+    second_acquirer: int
 
 
 class Gateway:
     """One installation below `root`: its data in `root/data`, what `up` prints in `root/up.out`."""
 
     def __init__(
-        self, root: Path, *, cells: int, store: StoreChoice = SQLITE, up_arguments: Sequence[str] = ()
+        self,
+        root: Path,
+        *,
+        cells: int,
+        store: StoreChoice = SQLITE,
+        second_acquirer: bool = False,
+        up_arguments: Sequence[str] = (),
     ) -> None:
         self.root = root
         self.cells = cells
         self.store = store
+        self.second_acquirer = second_acquirer
         self.up_arguments = up_arguments
         self.ports = free_ports(cells)
         self.folder = DataFolder(root / "data")
@@ -70,6 +79,12 @@ class Gateway:
     def acquirer_url(self) -> str:
         """Where the acquirer simulator listens."""
         return f"http://{HOST}:{self.ports.acquirer}"
+
+    @property
+    def acquirer_urls(self) -> dict[str, str]:
+        """Where each simulator listens, by its acquirer's name."""
+        second = {SECOND_ACQUIRER: f"http://{HOST}:{self.ports.second_acquirer}"} if self.second_acquirer else {}
+        return {MAIN_ACQUIRER: self.acquirer_url, **second}
 
     @property
     def output(self) -> str:
@@ -88,6 +103,7 @@ class Gateway:
         arguments = ["up", "--cells", self.cells, "--http-port", ports.http, "--acquirer-port", ports.acquirer]
         arguments += ["--door-port", ports.door, "--metrics-port", ports.metrics, "--ray-port", ports.ray]
         arguments += [*self.store.up_arguments, *self.up_arguments]
+        arguments += ["--second-acquirer-port", ports.second_acquirer] if self.second_acquirer else []
         with (self.root / "up.out").open("ab") as output:
             self.up = subprocess.Popen(
                 self._command(*arguments),
@@ -237,7 +253,7 @@ class Gateway:
 
         wait_for(look, "every cell has a spare", timeout_ms)
 
-    def create_partner(self, partner: str, **limits_: int) -> str:
+    def create_partner(self, partner: str, **limits_: Any) -> str:
         """Onboard a partner; give its API key. Asked again where a door was not there yet. Raises ControlPlaneError."""
         for attempt in range(3):
             try:
@@ -286,10 +302,13 @@ class Gateway:
         httpx.delete(f"{self.acquirer_url}/faults/{partner}", trust_env=False).raise_for_status()
 
     def acquirer_record(self) -> list[dict[str, Any]]:
-        """Read all that the acquirer was asked and did."""
+        """Read all that every acquirer was asked and did; each row says whose it is."""
+        return [{**row, "acquirer": name} for name, url in self.acquirer_urls.items() for row in self._record_at(url)]
+
+    def _record_at(self, url: str) -> list[dict[str, Any]]:
         operations: list[dict[str, Any]] = []
         after = "0"
-        with httpx.Client(base_url=self.acquirer_url, trust_env=False, timeout=30) as session:
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as session:
             for _ in range(limits.RECORD_PAGES_MAX):
                 page = session.get("/operations", params={"after": after, "limit": limits.RECORD_PAGE_ROWS})
                 page.raise_for_status()
@@ -315,11 +334,11 @@ class Gateway:
 def free_ports(cells: int) -> Ports:
     """Find a block of free ports. Another process may still take one before it is used; `up` says so then."""
     try:
-        first = free_block(2 + 3 * cells)
+        first = free_block(3 + 3 * cells)
     except NoPortsError as error:
         raise GatewayError(str(error)) from error
-    row = first + 2
-    return Ports(first, first + 1, row, row + cells, row + 2 * cells)
+    row = first + 3
+    return Ports(first, first + 1, row, row + cells, row + 2 * cells, second_acquirer=first + 2)
 
 
 def wait_for(look: Callable[[], T | None], what: str, timeout_ms: int) -> T:

@@ -24,6 +24,7 @@ from control_plane.errors import ControlPlaneError, RegistryError, SettingsError
 from control_plane.partners import Changed, NewPartner, Partners
 from control_plane.registry import Registry
 from control_plane.registry_records import Partner
+from control_plane.settings import AcquirerName
 from router.directory import PARTNER_ID
 
 log = structlog.get_logger()
@@ -33,6 +34,7 @@ OPERATOR_HEADER: Final = "X-Operator"
 Rate = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_PER_SECOND_MAX)]
 Burst = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_BURST_MAX)]
 InFlight = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_IN_FLIGHT_MAX)]
+AcquirerNames = Annotated[list[AcquirerName], Field(max_length=wire_limits.ACQUIRERS_MAX)]
 PartnerName = Annotated[
     str, Field(min_length=1, max_length=limits.PARTNER_NAME_CHARACTERS_MAX, pattern=r"^[^\x00-\x1f]+$")
 ]
@@ -53,6 +55,7 @@ class CreatePartner(_Body):
     rate_burst: Burst = wire_limits.PARTNER_RATE_BURST_DEFAULT
     in_flight_max: InFlight = wire_limits.PARTNER_IN_FLIGHT_DEFAULT
     isolation: Literal["dedicated", "pooled"] = "dedicated"
+    acquirers: AcquirerNames = []
 
 
 class SetLimits(_Body):
@@ -61,6 +64,12 @@ class SetLimits(_Body):
     rate_per_second: Rate | None = None
     rate_burst: Burst | None = None
     in_flight_max: InFlight | None = None
+
+
+class SetAcquirers(_Body):
+    """Which acquirers new payments go to, the first choice first; none: the installation's main one."""
+
+    acquirers: AcquirerNames
 
 
 class RotateKey(_Body):
@@ -121,6 +130,7 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
             rate_burst=body.rate_burst,
             in_flight_max=body.in_flight_max,
             isolation=body.isolation,
+            acquirers=tuple(body.acquirers),
         )
         return _changed(await partners.create(wanted, operator))
 
@@ -155,6 +165,10 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
         if not changed:
             raise SettingsError("no limit was named", hint="name --rate, --burst or --in-flight")
         return _changed(await partners.set_limits(partner_id, changed, operator))
+
+    @routes.put("/{partner_id}/acquirers")
+    async def set_acquirers(partner_id: str, body: SetAcquirers, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.set_acquirers(partner_id, tuple(body.acquirers), operator))
 
     @routes.post("/{partner_id}/keys", status_code=201)
     async def rotate_key(partner_id: str, body: RotateKey, operator: Operator) -> dict[str, Any]:

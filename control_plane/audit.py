@@ -18,7 +18,7 @@ from control_plane.errors import ControlPlaneError
 from control_plane.opening import read_registered
 from control_plane.places import place_of_cell
 from control_plane.registry_records import Partner
-from control_plane.settings import Settings
+from control_plane.settings import MAIN_ACQUIRER, Settings
 
 
 class PartnerAudit(BaseModel):
@@ -91,7 +91,9 @@ def merge(audits: dict[str, CellAudit], registered: Sequence[Partner]) -> dict[s
 
 async def _audit_cell(settings: Settings, folder: DataFolder, cell: str) -> CellAudit:
     place = place_of_cell(settings, folder, require_instance(folder), cell)
-    arguments = ("--place", json.dumps(place), "--acquirer-url", settings.acquirer, "--json")
+    others = {name: url for name, url in settings.acquirer_urls.items() if name != MAIN_ACQUIRER}
+    acquirers = ("--acquirer-url", settings.acquirer, "--acquirers", json.dumps(others))
+    arguments = ("--place", json.dumps(place), *acquirers, "--json")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",
@@ -123,7 +125,7 @@ async def _audit_cell(settings: Settings, folder: DataFolder, cell: str) -> Cell
     raise ControlPlaneError(
         f"{cell}'s books can't be audited (exit code {process.returncode})" + (f": {said[-1]}" if said else ""),
         where=str(folder.cell_folder(cell)),
-        hint=f"is the acquirer at {settings.acquirer} up? The audit compares with its record",
+        hint=f"are all acquirers up? It compares with their records: {', '.join(settings.acquirer_urls.values())}",
     )
 
 

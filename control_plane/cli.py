@@ -119,7 +119,15 @@ def start(  # noqa: PLR0913 - one for each option
     metrics_port: Annotated[int | None, typer.Option(help="Port of the first door's metrics.")] = None,
     ray_port: Annotated[int | None, typer.Option(help="Port of the first cell's Ray.")] = None,
     acquirer_port: Annotated[int | None, typer.Option(help="Port of the acquirer simulator.")] = None,
-    acquirer_url: Annotated[str | None, typer.Option(help="An acquirer; the simulator isn't started then.")] = None,
+    acquirer_url: Annotated[
+        str | None, typer.Option(help="The acquirer `main`; the simulator isn't started then.")
+    ] = None,
+    acquirers: Annotated[
+        str | None, typer.Option(help="Further acquirers, for partners that name them: name=url, commas between.")
+    ] = None,
+    second_acquirer_port: Annotated[
+        int | None, typer.Option(help="Start a second simulator on this port, as the acquirer `second`.")
+    ] = None,
     store: Annotated[str | None, typer.Option(help="Where the money is: sqlite or fdb (FoundationDB).")] = None,
     cluster_files: Annotated[
         str | None,
@@ -173,6 +181,9 @@ def create_partner(  # noqa: PLR0913 - one for each option
     isolation: Annotated[
         str | None, typer.Option(help="dedicated: a worker of its own; pooled: one that it shares; else dedicated.")
     ] = None,
+    acquirers: Annotated[
+        str | None, typer.Option(help="Where its payments go, the first choice first: main,second. Else main.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Onboard a partner and show its key, once. Repeat it after a failure: it goes on where it stopped."""
@@ -184,6 +195,7 @@ def create_partner(  # noqa: PLR0913 - one for each option
         "rate_burst": burst,
         "in_flight_max": in_flight,
         "isolation": isolation,
+        "acquirers": None if acquirers is None else _names(acquirers),
     }
     given = {field: value for field, value in body.items() if value is not None}
     _show_changed(client.ask(_where(context).folder(), "POST", "/partners", given), "onboarded", as_json=as_json)
@@ -267,6 +279,21 @@ def set_limits(
     given = {field: value for field, value in body.items() if value is not None}
     found = client.ask(_where(context).folder(), "PATCH", f"{_path(partner)}/limits", given)
     _show_changed(found, "limited anew", as_json=as_json)
+
+
+@partner_app.command("set-acquirers")
+@_explained
+def set_acquirers(
+    context: typer.Context,
+    partner: PartnerId,
+    acquirers: Annotated[str, typer.Argument(help="Names, the first choice first: main,second.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Say which acquirers a partner's new payments go to. Payments made already stay with theirs."""
+    body = {"acquirers": _names(acquirers)}
+    found = client.ask(_where(context).folder(), "PUT", f"{_path(partner)}/acquirers", body)
+    _show_changed(found, f"with {acquirers}", as_json=as_json)
 
 
 @partner_app.command("rotate-key")
@@ -370,6 +397,9 @@ def reconcile(
     file: Annotated[Path, typer.Argument(help="The acquirer's settlement file (CSV, docs/settlement.md).")],
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare only; post nothing.")] = False,
+    acquirer: Annotated[
+        str, typer.Option(help="Whose file it is, by the settings' names; other acquirers' operations are not missing.")
+    ] = settings.MAIN_ACQUIRER,
     clock_margin: Annotated[
         str, typer.Option(help="How far the acquirer's clock may be from ours: 90s, 5m; 0: not at all.")
     ] = f"{limits.SETTLEMENT_CLOCK_MARGIN_S_DEFAULT // 60}m",
@@ -392,7 +422,7 @@ def reconcile(
     """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
     installation, folder = _where(context).of_last_up()
     margin_s = parse_duration_s(clock_margin, option="--clock-margin", most_s=limits.SETTLEMENT_CLOCK_MARGIN_S_MAX)
-    wanted = reconciliation.Wanted(file, client.operator(), dry_run, margin_s, differences)
+    wanted = reconciliation.Wanted(file, client.operator(), dry_run, margin_s, differences, acquirer)
 
     def note(stage: str, detail: dict[str, Any]) -> None:
         try:
@@ -433,6 +463,10 @@ def parse_duration_s(text: str, *, option: str = "--grace", most_s: int = limits
 def _where(context: typer.Context) -> Where:
     assert isinstance(context.obj, Where)
     return context.obj
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _path(partner: str) -> str:

@@ -7,7 +7,7 @@ registry.sqlite   the same in a folder of before; the first `up` imports it and 
 control.sock      the control plane, for this user only
 secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acquirer's; 0600 in a folder of 0700
 directory/        what routers read          routers/<name>/   what each router last knew
-cells/<name>/     the partners' books        acquirer/         the simulator's own record
+cells/<name>/     the partners' books        acquirer/         the simulator's record (-second: another's)
 run/              configurations and records of processes       logs/
 
 A folder or secret that is missing is made at the first start only; later its absence is an error, never a fresh one.
@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from cells.api.frames import role_key
 from control_plane.errors import FolderError
-from control_plane.settings import Settings
+from control_plane.settings import MAIN_ACQUIRER, SECOND_ACQUIRER, Settings
 from router.directory_file import write_atomically
 
 FORMAT: Final = 1
@@ -52,6 +52,7 @@ _OURS: Final = frozenset(
         "routers",
         "cells",
         "acquirer",
+        "acquirer-second",
         "run",
         "logs",
     }
@@ -124,10 +125,10 @@ class DataFolder:
         """The key of the keys' hashes."""
         return self.secrets / "api_key_pepper"
 
-    @property
-    def acquirer_secret_file(self) -> Path:
-        """The key with which the acquirer signs its notifications."""
-        return self.secrets / "acquirer.notifications.key"
+    def acquirer_secret_file(self, acquirer: str) -> Path:
+        """Give the key with which an acquirer signs its notifications."""
+        named = "" if acquirer == MAIN_ACQUIRER else f".{acquirer}"
+        return self.secrets / f"acquirer{named}.notifications.key"
 
     def cell_secret_file(self, cell: str) -> Path:
         """Give the secret from which each role's key of a cell comes."""
@@ -154,10 +155,9 @@ class DataFolder:
         """Give a cell's own folder."""
         return self.root / "cells" / cell
 
-    @property
-    def acquirer_folder(self) -> Path:
-        """The simulator's own folder."""
-        return self.root / "acquirer"
+    def acquirer_folder(self, acquirer: str) -> Path:
+        """Give a simulator's own folder."""
+        return self.root / ("acquirer" if acquirer == MAIN_ACQUIRER else f"acquirer-{acquirer}")
 
     @property
     def run(self) -> Path:
@@ -233,9 +233,17 @@ def prepare(folder: DataFolder, settings: Settings) -> Instance:
             where=str(folder.instance_file),
             hint=f'set store = "{instance.store}", or start with another data_folder',
         )
-    folders = [folder.secrets, folder.directory_file.parent, folder.acquirer_folder, folder.run, folder.logs]
+    folders = [
+        folder.secrets,
+        folder.directory_file.parent,
+        folder.acquirer_folder(MAIN_ACQUIRER),
+        folder.run,
+        folder.logs,
+    ]
     folders += [folder.cell_folder(cell) for cell in settings.cell_names]
     folders += [folder.router_folder(router) for router in settings.router_names]
+    if settings.second_acquirer_port is not None:
+        folders.append(folder.acquirer_folder(SECOND_ACQUIRER))
     for path in folders:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.secrets.chmod(0o700)
@@ -347,7 +355,8 @@ def _identity(seed: str, folder: DataFolder) -> str:
 
 
 def _secret_files(folder: DataFolder, settings: Settings) -> list[tuple[Path, str]]:
-    files = [(folder.pepper_file, "bytes"), (folder.acquirer_secret_file, "bytes")]
+    files = [(folder.pepper_file, "bytes")]
+    files += [(folder.acquirer_secret_file(name), "bytes") for name in settings.acquirer_urls]
     for cell in settings.cell_names:
         files.append((folder.cell_secret_file(cell), "bytes"))
         files.append((folder.ray_token_file(cell), "text"))
@@ -360,9 +369,9 @@ def _make_secrets(folder: DataFolder, settings: Settings, *, first_start: bool) 
             path.chmod(0o600)
             _check_secret(path, kind)
             continue
-        # Who signs and who checks both read the acquirer's key here, so a new one loses nothing: it is also made in a
-        # folder of before there were notifications.
-        if not first_start and path != folder.acquirer_secret_file:
+        # Who signs and who checks both read an acquirer's key here, so a new one loses nothing: it is also made in a
+        # folder of before there were notifications, or that acquirer.
+        if not first_start and not path.name.endswith(".notifications.key"):
             raise FolderError(f"the secret {path.name} is missing", where=str(path), hint=_SECRETS_HINT)
         content = secrets.token_bytes(SECRET_BYTES)
         write_atomically(path, content.hex().encode() if kind == "text" else content)

@@ -70,6 +70,7 @@ class PartnerStatus(_Read):
     state: str = ""
     why: str = ""
     breaker: str = ""
+    breakers: dict[str, str] = {}
     epoch: int | None = None
     worker: str | None = None
     in_flight: int = 0
@@ -100,6 +101,7 @@ class UnknownOperation(_Read):
     age_ms: int = 0
     attempts: int = 0
     needs_person: bool = False
+    acquirer: str = ""
 
 
 class _UnknownList(_Read):
@@ -231,10 +233,11 @@ class Doors:
         return await self._ask_partner(SettlementBatch, cell, partner_id, method, arguments, command_id)
 
     async def list_unreconciled(
-        self, cell: str, partner_id: str, from_ms: int, before_ms: int, after: int | None
+        self, cell: str, partner_id: str, span_ms: tuple[int, int], after: int | None, acquirer: str
     ) -> UnreconciledPage:
-        """Ask for money movements that stand in no settlement file. Raises DoorError, RefusedError."""
-        arguments = {"from_ms": from_ms, "before_ms": before_ms, "after": after}
+        """Ask for money movements at an acquirer that stand in no settlement file. Raises DoorError, RefusedError."""
+        from_ms, before_ms = span_ms
+        arguments = {"from_ms": from_ms, "before_ms": before_ms, "after": after, "acquirer": acquirer}
         return await self._ask_partner(
             UnreconciledPage, cell, partner_id, Method.LIST_UNRECONCILED, arguments, new_ulid()
         )

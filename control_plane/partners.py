@@ -11,7 +11,7 @@ be replaced by an empty one. So nothing here sends ONBOARD for a partner that is
 import asyncio
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 
 import structlog
@@ -41,6 +41,7 @@ class NewPartner:
     rate_burst: int
     in_flight_max: int
     isolation: str = "dedicated"
+    acquirers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Partners:
         pepper: bytes,
         *,
         require_room: Callable[[str], None],
+        acquirers: Collection[str] = (),
         test_only: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -81,6 +83,7 @@ class Partners:
         self._pepper = pepper
         self._require_room = require_room
         self._test_only = test_only
+        self._acquirers = acquirers
         self._monotonic = monotonic
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._retries: dict[str, _Retry] = {}
@@ -96,6 +99,7 @@ class Partners:
                 where="fault_injection in the settings",
                 hint="use --mode test, or an installation without fault injection",
             )
+        self._require_known(wanted.acquirers)
         async with self._alone(wanted.id):
             row = Partner(
                 id=wanted.id,
@@ -110,6 +114,7 @@ class Partners:
                 profile_version=1,
                 created_at=timestamp(),
                 isolation=wanted.isolation,
+                acquirers=wanted.acquirers,
             )
             # A key may exist only of a partner that is active; so where there is one, all steps were taken.
             if self._registry.keys(wanted.id):
@@ -158,6 +163,11 @@ class Partners:
             await self._doors.release(partner.cell, partner_id, to_pool=False)
             await self._registry.note(who, "partner_released", partner_id, {})
             return Changed(partner)
+
+    async def set_acquirers(self, partner_id: str, acquirers: tuple[str, ...], who: str) -> Changed:
+        """Set which acquirers new payments go to, the first choice first. Raises NotFoundError, RefusedError."""
+        self._require_known(acquirers)
+        return await self._change(partner_id, lambda: self._registry.set_acquirers(partner_id, acquirers, who))
 
     async def rotate_key(self, partner_id: str, grace_s: int, who: str) -> Changed:
         """Give a new key; the older ones end after the grace. Raises NotFoundError, RefusedError."""
@@ -257,6 +267,15 @@ class Partners:
                 return Changed(partner, None, behind, door_behind=error.what)
             return Changed(partner, None, behind)
 
+    def _require_known(self, acquirers: tuple[str, ...]) -> None:
+        unknown = [name for name in acquirers if name not in self._acquirers]
+        if unknown or len(set(acquirers)) < len(acquirers):
+            raise RefusedError(
+                f"there is no acquirer {unknown[0]!r}" if unknown else f"an acquirer is named twice: {acquirers}",
+                where="the acquirers given",
+                hint=f"those of the settings are: {', '.join(self._acquirers)}",
+            )
+
     def _onboarded(self, partner_id: str) -> Partner:
         partner = self._registry.partner(partner_id)
         if partner.status == "onboarding":
@@ -303,12 +322,13 @@ def to_profile(partner: Partner) -> Profile:
         rate_per_second=partner.rate_per_second,
         rate_burst=partner.rate_burst,
         in_flight_max=partner.in_flight_max,
+        acquirers=partner.acquirers,
     )
 
 
 def _require_same(found: Partner, wanted: NewPartner) -> None:
     """Only the same partner is resumed: what an operator asks for is what an operator gets."""
-    for name in ("name", "mode", "rate_per_second", "rate_burst", "in_flight_max", "isolation"):
+    for name in ("name", "mode", "rate_per_second", "rate_burst", "in_flight_max", "isolation", "acquirers"):
         if getattr(found, name) != getattr(wanted, name):
             raise RefusedError(
                 f"partner {wanted.id!r} is there already with another {name}: {getattr(found, name)!r}",

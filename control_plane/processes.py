@@ -11,7 +11,7 @@ from control_plane import limits
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.places import place_of_cell
 from control_plane.process_table import MARKER
-from control_plane.settings import LOOPBACK, Settings
+from control_plane.settings import LOOPBACK, MAIN_ACQUIRER, SECOND_ACQUIRER, Settings
 
 # Stopped in the reverse of this order: who asks before who is asked.
 STAGE_FOUNDATIONS: Final = 0
@@ -19,8 +19,6 @@ STAGE_DOORS: Final = 1
 STAGE_ROUTERS: Final = 2
 # `ray start` itself looks after them once a second.
 RAY_PARTS: Final = ("gcs_server", "raylet")
-# The installation's one acquirer, as its notifications' address names it.
-ACQUIRER: Final = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,28 +115,29 @@ class _Planned:
 
 
 def _plan_acquirer(settings: Settings, folder: DataFolder) -> list[_Planned]:
-    if not settings.starts_simulator:
-        return []
+    simulators = [("acquirer", MAIN_ACQUIRER, settings.acquirer_port)] if settings.starts_simulator else []
+    if settings.second_acquirer_port is not None:
+        simulators.append(("acquirer-second", SECOND_ACQUIRER, settings.second_acquirer_port))
     host = LOOPBACK if settings.http_host in {"0.0.0.0", "::"} else settings.http_host  # noqa: S104 - compared only
     host = f"[{host}]" if ":" in host else host
     routers = range(settings.http_port, settings.http_port + settings.routers)
-    config = {
-        "host": LOOPBACK,
-        "port": settings.acquirer_port,
-        "record_file": str(folder.acquirer_folder / "record.sqlite"),
-        "log_file": str(folder.log_file("acquirer")),
-        "notify_urls": [f"http://{host}:{port}/v1/acquirers/{ACQUIRER}/notifications" for port in routers],
-        "notify_secret_file": str(folder.acquirer_secret_file),
-    }
     return [
         _Planned(
-            name="acquirer",
+            name=name,
             role="acquirer",
             module="acquirer_simulator",
             stage=STAGE_FOUNDATIONS,
-            port=settings.acquirer_port,
-            config=config,
+            port=port,
+            config={
+                "host": LOOPBACK,
+                "port": port,
+                "record_file": str(folder.acquirer_folder(acquirer) / "record.sqlite"),
+                "log_file": str(folder.log_file(name)),
+                "notify_urls": [f"http://{host}:{router}/v1/acquirers/{acquirer}/notifications" for router in routers],
+                "notify_secret_file": str(folder.acquirer_secret_file(acquirer)),
+            },
         )
+        for name, acquirer, port in simulators
     ]
 
 
@@ -178,7 +177,7 @@ def _plan_door(settings: Settings, folder: DataFolder, instance: Instance, index
         "folder": str(folder.cell_folder(cell)),
         "place": place_of_cell(settings, folder, instance, cell),
         "spares": settings.spares_per_cell,
-        "acquirer_url": settings.acquirer,
+        "acquirers": settings.acquirer_urls,
         "log_file": str(folder.log_file(name)),
         "logs_folder": str(folder.logs),
         **_workers_config(settings),
@@ -211,7 +210,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "data_folder": str(folder.router_folder(name)),
         "pepper_file": str(folder.pepper_file),
         "cell_key_files": {cell: str(folder.router_key_file(cell)) for cell in settings.cell_names},
-        "acquirer_key_files": {ACQUIRER: str(folder.acquirer_secret_file)},
+        "acquirer_key_files": {name: str(folder.acquirer_secret_file(name)) for name in settings.acquirer_urls},
         "log_file": str(folder.log_file(name)),
         "bulkheads_off": sorted(settings.bulkheads_off),
     }

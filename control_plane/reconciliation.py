@@ -20,10 +20,10 @@ from cells.api.messages import RefusalCode
 from control_plane import limits, settlement_file
 from control_plane.data_folder import DataFolder
 from control_plane.doors import Doors, SettlementBatch, cell_addresses
-from control_plane.errors import ControlPlaneError, DoorError
+from control_plane.errors import ControlPlaneError, DoorError, SettingsError
 from control_plane.opening import read_registered
 from control_plane.registry_records import Partner
-from control_plane.settings import Settings
+from control_plane.settings import MAIN_ACQUIRER, Settings
 from control_plane.settlement_file import DAY_MS, Groups, Row, SettlementFile
 
 T = TypeVar("T")
@@ -32,18 +32,21 @@ T = TypeVar("T")
 _PASSING: Final = frozenset({RefusalCode.PARTNER_UNAVAILABLE, RefusalCode.OUTCOME_UNKNOWN, RefusalCode.MAILBOX_FULL})
 _VERDICTS: Final = ("extra", "missing", "differing")
 # Rows that prove a charge, or a payment, of which our books know nothing: shown first.
-_GRAVE: Final = frozenset({"operation_unknown", "operation_open", "operation_failed", "paid_before", "partner_unknown"})
+_GRAVE: Final = frozenset(
+    {"operation_unknown", "operation_open", "operation_failed", "other_acquirer", "paid_before", "partner_unknown"}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What an operator asks for. `differences`: where to write all of them, as JSON lines."""
+    """What an operator asks for, of whose file. `differences`: where to write all of them, as JSON lines."""
 
     file: Path
     operator: str
     dry_run: bool = False
     clock_margin_s: int = limits.SETTLEMENT_CLOCK_MARGIN_S_DEFAULT
     differences: Path | None = None
+    acquirer: str = MAIN_ACQUIRER
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,12 @@ def run(settings: Settings, folder: DataFolder, wanted: Wanted, told: Told) -> d
 
     Where a partner can't be asked the report says so; the same command then goes on where it was.
     """
+    if wanted.acquirer not in settings.acquirer_urls:
+        raise SettingsError(
+            f"there is no acquirer {wanted.acquirer!r}",
+            where="option --acquirer",
+            hint=f"those of the settings are: {', '.join(settings.acquirer_urls)}",
+        )
     partners = {partner.id: partner for partner in asyncio.run(read_registered(settings, folder))}
     known = frozenset(partner.id for partner in partners.values() if partner.status != "onboarding")
     with (
@@ -217,6 +226,7 @@ class Job:
                 "settled_on": self._file.day,
                 "operator": self._wanted.operator,
                 "fees": self._fees,
+                "acquirer": self._wanted.acquirer,
                 "rows": [
                     [row.key, row.original_key, row.kind, row.reference, row.currency, row.gross, row.fee]
                     for row in rows
@@ -274,10 +284,11 @@ class Job:
         from_ms = self._file.start_ms - margin_ms
         before_ms = min(self._file.until_ms, self._file.start_ms + DAY_MS) - margin_ms
         after: int | None = None
+        span, acquirer = (from_ms, before_ms), self._wanted.acquirer
         while before_ms > from_ms:
             page = await self._patiently(
                 partner.cell,
-                lambda: self._doors.list_unreconciled(partner.cell, partner.id, from_ms, before_ms, after),  # noqa: B023
+                lambda: self._doors.list_unreconciled(partner.cell, partner.id, span, after, acquirer),  # noqa: B023
             )
             for operation in page.operations:
                 if operation.operation_id in named:
@@ -338,7 +349,8 @@ class Job:
 
     def _command_id(self, partner_id: str, index: int) -> str:
         """Give the same id for the same batch of the same file, so that one that ends workers is known again."""
-        text = f"{self._file.sha256} {partner_id} {index} {self._wanted.dry_run}"
+        wanted = self._wanted
+        text = f"{self._file.sha256} {partner_id} {index} {wanted.dry_run} {wanted.acquirer}"
         return f"settle-{hashlib.blake2b(text.encode(), digest_size=20).hexdigest()}"
 
 
@@ -413,6 +425,7 @@ def _report(
     return {
         "ok": not differences.found and not unasked,
         "dry_run": wanted.dry_run,
+        "acquirer": wanted.acquirer,
         "file": said,
         "counts": {**counts, "not_asked": len(unasked)},
         "partners": [

@@ -265,6 +265,17 @@ class Registry:
                 draft.note(who, f"partner_{isolation}", partner_id, {})
         return self.partner(partner_id)
 
+    async def set_acquirers(self, partner_id: str, acquirers: tuple[str, ...], who: str) -> Partner:
+        """Set which acquirers a partner's new payments go to; nothing changes where it is so already."""
+        async with self._writing() as draft:
+            found = self.partner(partner_id)
+            if found.acquirers != acquirers:
+                version = found.profile_version + 1
+                draft.put_partner(replace(found, acquirers=acquirers, profile_version=version))
+                detail = {"acquirers": [list(found.acquirers), list(acquirers)]}
+                draft.note(who, "partner_acquirers", partner_id, detail)
+        return self.partner(partner_id)
+
     async def raise_profile_version(self, partner_id: str, above: int) -> Partner:
         """Make the partner's profile newer than one that its door has seen already."""
         async with self._writing() as draft:

@@ -28,10 +28,14 @@ FILE_NAME: Final = "bulkhead.toml"
 FILE_VARIABLE: Final = "BULKHEAD_SETTINGS"
 PREFIX: Final = "BULKHEAD_"
 LOOPBACK: Final = "127.0.0.1"
+# Names of acquirers: the first, and the second simulator.
+MAIN_ACQUIRER: Final = wire_limits.MAIN_ACQUIRER
+SECOND_ACQUIRER: Final = "second"
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
 
 
+AcquirerName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]*$", max_length=wire_limits.ACQUIRER_KEY_CHARACTERS_MAX)]
 BasisPoints = Annotated[int, Field(ge=0, le=wire_limits.FEE_BASIS_POINTS_MAX)]
 FixedFee = Annotated[int, Field(ge=0, le=wire_limits.FEE_FIXED_MINOR_UNITS_MAX)]
 # By the currency's number of decimals, 0 to 4.
@@ -72,7 +76,13 @@ class Settings(BaseSettings):
     door_port: Port = 8101
     metrics_port: Port = 8201
     ray_port: Port = 8301
-    acquirer_url: str = ""  # empty: `up` starts the simulator and uses that
+    acquirer_url: str = ""  # the acquirer `main`; empty: `up` starts the simulator and uses that
+    # Further acquirers, for partners whose profile names them.
+    acquirers: Annotated[dict[AcquirerName, str], NoDecode] = Field(
+        default_factory=dict, max_length=wire_limits.ACQUIRERS_MAX - 2
+    )
+    # Where a second simulator listens, as the acquirer `second`; unset: none is started.
+    second_acquirer_port: Port | None = None
     acquirer_fees: AcquirerFees = AcquirerFees()
     store: Literal["sqlite", "fdb"] = "sqlite"
     # FoundationDB's cluster files, where the store is fdb: one that all cells share, or one a cell in their order.
@@ -100,11 +110,38 @@ class Settings(BaseSettings):
     @field_validator("acquirer_url")
     @classmethod
     def _check_url(cls, url: str) -> str:
-        if url:
-            parts = urlsplit(url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError("must be an http:// or https:// URL, or empty for the simulator")
+        if url and not _is_url(url):
+            raise ValueError("must be an http:// or https:// URL, or empty for the simulator")
         return url.rstrip("/")
+
+    @field_validator("acquirers", mode="before")
+    @classmethod
+    def _split_acquirers(cls, acquirers: Any) -> Any:
+        # One text, as the environment and options have it: name=url with commas between.
+        if not isinstance(acquirers, str):
+            return acquirers
+        pairs = [pair.partition("=") for pair in acquirers.split(",") if pair]
+        if len({name for name, _, _ in pairs}) < len(pairs):
+            raise ValueError("one name stands there twice")
+        return {name.strip(): url.strip() for name, _, url in pairs}
+
+    @field_validator("acquirers")
+    @classmethod
+    def _check_acquirers(cls, acquirers: dict[str, str]) -> dict[str, str]:
+        for name, url in acquirers.items():
+            if name == MAIN_ACQUIRER:
+                raise ValueError(f"{MAIN_ACQUIRER} is what acquirer_url sets")
+            if not _is_url(url):
+                raise ValueError(f"{name} must be name=URL, with an http:// or https:// URL")
+        return {name: url.rstrip("/") for name, url in acquirers.items()}
+
+    @model_validator(mode="after")
+    def _check_second(self) -> "Settings":
+        if self.second_acquirer_port is not None and SECOND_ACQUIRER in self.acquirers:
+            raise ValueError(
+                f"second_acquirer_port: an acquirer is called {SECOND_ACQUIRER} already; call it otherwise"
+            )
+        return self
 
     @field_validator("cluster_files", mode="before")
     @classmethod
@@ -168,6 +205,14 @@ class Settings(BaseSettings):
         """The acquirer's base URL."""
         return self.acquirer_url or f"http://{LOOPBACK}:{self.acquirer_port}"
 
+    @property
+    def acquirer_urls(self) -> dict[str, str]:
+        """Every acquirer's base URL by its name."""
+        urls = {MAIN_ACQUIRER: self.acquirer, **self.acquirers}
+        if self.second_acquirer_port is not None:
+            urls[SECOND_ACQUIRER] = f"http://{LOOPBACK}:{self.second_acquirer_port}"
+        return urls
+
     def cluster_file_of(self, cell: str) -> Path:
         """Give the FoundationDB cluster file of a cell."""
         return self.cluster_files[self.cell_names.index(cell) if len(self.cluster_files) > 1 else 0]
@@ -194,6 +239,8 @@ class Settings(BaseSettings):
             ("metrics_port", self.metrics_port, self.cells),
             ("ray_port", self.ray_port, self.cells),
         ]
+        if self.second_acquirer_port is not None:
+            rows.append(("second_acquirer_port", self.second_acquirer_port, 1))
         return [*rows, ("acquirer_port", self.acquirer_port, 1)] if self.starts_simulator else rows
 
     @classmethod
@@ -207,6 +254,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Options, then the environment; `load` puts the file below both."""
         return init_settings, env_settings
+
+
+def _is_url(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
 def find_file(named: Path | None) -> Path | None:

@@ -227,6 +227,7 @@ def _partner(partner: Partner, answer: CellStatus | str | None) -> dict[str, Any
         "status": partner.status,
         "profile_version": partner.profile_version,
         "isolation": partner.isolation,
+        "acquirers": list(partner.acquirers),
     }
     found = None
     if isinstance(answer, CellStatus):
@@ -239,6 +240,7 @@ def _partner(partner: Partner, answer: CellStatus | str | None) -> dict[str, Any
         "why": found.why,
         "escalation": None if found.escalation is None else found.escalation.model_dump(),
         "breaker": found.breaker,
+        "breakers": found.breakers,
         "profile_behind": found.profile_version < partner.profile_version,
         "epoch": found.epoch,
         "worker": found.worker,

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from typing import Any
@@ -18,12 +18,13 @@ from cells.api import logs
 from control_plane import admin, data_folder, limits, memory, opening, status
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.doors import Doors, cell_addresses
-from control_plane.errors import ControlPlaneError, FolderError, RefusedError
+from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
 from control_plane.partners import Partners
 from control_plane.processes import ProcessSpec, plan
 from control_plane.publishing import Publisher
 from control_plane.registry import Registry
-from control_plane.settings import Settings
+from control_plane.registry_records import Partner
+from control_plane.settings import MAIN_ACQUIRER, Settings
 from control_plane.supervisor import Supervisor
 from router.directory_file import write_atomically
 
@@ -88,6 +89,18 @@ def _write_settings(folder: DataFolder, settings: Settings) -> None:
     write_atomically(folder.control_record_file, json.dumps(record).encode())
 
 
+def require_acquirers(settings: Settings, partners: Sequence[Partner]) -> None:
+    """Refuse to start without an acquirer that a partner's profile names. Raises SettingsError."""
+    for partner in partners:
+        for name in partner.acquirers:
+            if name not in settings.acquirer_urls:
+                raise SettingsError(
+                    f"partner {partner.id!r} has the acquirer {name!r}, which the settings don't name",
+                    where=f"the settings' acquirers: {', '.join(settings.acquirer_urls)}",
+                    hint=f"name it; then `bulkhead partner set-acquirers {partner.id} {MAIN_ACQUIRER}` takes it away",
+                )
+
+
 class _Up:
     """One run of the control plane."""
 
@@ -114,6 +127,7 @@ class _Up:
         self._watch_signals()
         self._require_memory()
         self._require_test_partners()
+        require_acquirers(self._settings, self._registry.partners())
         addresses = cell_addresses(self._settings)
         publisher = Publisher(self._registry, self._folder, addresses, self._settings.router_names)
         await publisher.publish()
@@ -131,6 +145,7 @@ class _Up:
             doors,
             publisher,
             data_folder.read_secret(self._folder.pepper_file),
+            acquirers=self._settings.acquirer_urls,
             require_room=lambda isolation: memory.require_room_for_one(isolation, memory.available_bytes()),
             test_only=self._settings.fault_injection,
         )

@@ -151,10 +151,11 @@ class Notifications:
         except ValidationError as error:
             raise _invalid(error) from None
         exchange.partner_id = told.data.partner
-        return await self._forward(notification_id, told, hashlib.sha256(canonical).digest(), exchange)
+        fingerprint = hashlib.sha256(canonical).digest()
+        return await self._forward(request.path_params["acquirer"], notification_id, told, fingerprint, exchange)
 
     async def _forward(
-        self, notification_id: str, told: _Notification, fingerprint: bytes, exchange: Exchange
+        self, acquirer: str, notification_id: str, told: _Notification, fingerprint: bytes, exchange: Exchange
     ) -> Response:
         held = self._watcher.current
         if held is None:
@@ -165,6 +166,8 @@ class Notifications:
             raise problems.fail(RefusalCode.PAYMENT_NOT_FOUND, "There is no such payment. Try again later.")
         exchange.cell = cell.name
         method, arguments = _arguments(notification_id, told)
+        # Who signed is who speaks: the partner's book takes its word on its own operations only.
+        arguments["acquirer"] = acquirer
         command = Command(exchange.command_id, exchange.request_id, arguments, None, fingerprint)
         outcome = await self._cells.ask(cell.name, partner_id, method, command, writes=True)
         if isinstance(outcome, Refused):

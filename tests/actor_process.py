@@ -16,7 +16,16 @@ import sys
 import structlog
 
 from actors import codec, keyspace
-from actors.acquirer import Accepted, Acquirer, Approved, Challenged, Declined, Instruction, NeverPerformed
+from actors.acquirer import (
+    MAIN_ACQUIRER,
+    Accepted,
+    Acquirer,
+    Approved,
+    Challenged,
+    Declined,
+    Instruction,
+    NeverPerformed,
+)
 from actors.commands import CreatePayment, Envelope
 from actors.errors import AcquirerUnknownError, ActorStoppedError
 from actors.partner import PartnerActor
@@ -90,7 +99,7 @@ async def run(mode: str, shelf: Shelf, url: str) -> None:
     acquirer: Acquirer = {"pay-and-stop": StopBefore, "perform": lambda one: one, "close": NothingGetsOut}[mode](inner)
     store = await shelf.open(*BOOK)
     stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    actor = PartnerActor(Profile(PARTNER, 1), store, acquirer, on_stopped=stopped.set_result)
+    actor = PartnerActor(Profile(PARTNER, 1), store, {MAIN_ACQUIRER: acquirer}, on_stopped=stopped.set_result)
     epoch = await actor.start(1)
     say({"step": "started", "epoch": epoch, "open": list(actor.opens)})
     # The takeover is told of the same command, as a door does; it joins the intent that it finds.

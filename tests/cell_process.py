@@ -64,10 +64,10 @@ class DoorProcess:
 class CellProcess:
     """A running cell; its books stay in its folder when it ends."""
 
-    def __init__(self, folder: Path, acquirer_url: str, spares: int) -> None:
+    def __init__(self, folder: Path, acquirers: dict[str, str], spares: int) -> None:
         self.folder = folder
         self.cell_folder = folder / CELL
-        self.acquirer_url = acquirer_url
+        self.acquirers = acquirers
         self._spares = spares
         self._secret = secrets.token_bytes(32)
         self._mark = secrets.token_hex(16)
@@ -124,7 +124,7 @@ class CellProcess:
             "folder": str(self.cell_folder),
             "place": {"store": "sqlite", "folder": str(self.cell_folder)},
             "spares": self._spares,
-            "acquirer_url": self.acquirer_url,
+            "acquirers": self.acquirers,
             "log_file": None,
             "logs_folder": str(self.folder / "logs"),
             "fault_injection": False,
@@ -274,12 +274,12 @@ class CellProcess:
                 process.poll()
 
 
-def start_cell(folder: Path, acquirer_url: str, spares: int = 1) -> CellProcess:
+def start_cell(folder: Path, acquirer_url: str, spares: int = 1, **others: str) -> CellProcess:
     """Start a cell over the books in `folder` (made where there are none) and wait until it listens.
 
-    Raises RuntimeError, with what it printed, where it doesn't.
+    `others`: further acquirers by name. Raises RuntimeError, with what it printed, where it doesn't.
     """
-    cell = CellProcess(folder, acquirer_url, spares)
+    cell = CellProcess(folder, {"main": acquirer_url, **others}, spares)
     try:
         cell.start_ray()
         cell.start_door()

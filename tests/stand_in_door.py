@@ -129,7 +129,13 @@ class Installation:
         publisher = Publisher(registry, self.folder, self.addresses, routers=())
         pepper = self.folder.pepper_file.read_bytes()
         partners = Partners(
-            registry, client, publisher, pepper, require_room=lambda _: None, monotonic=lambda: self.now
+            registry,
+            client,
+            publisher,
+            pepper,
+            acquirers=("main", "second"),
+            require_room=lambda _: None,
+            monotonic=lambda: self.now,
         )
         return partners, registry, client, publisher
 

@@ -3,6 +3,7 @@
 from typing import Final
 
 from actors import limits as actor_limits
+from actors.profile import MAIN_ACQUIRER as _MAIN
 
 FRAME_BYTES_MAX: Final = 1_048_576
 # What of a frame is left to an answer's body.
@@ -85,9 +86,13 @@ WORKER_RECONCILES_AT_ONCE_MAX: Final = 1
 HEARTBEAT_CONNECTIONS_MAX: Final = 8
 METRICS_TIMEOUT_MS: Final = 1_000
 
-# The acquirer's answers, and a worker process's connections to it: ACQUIRER_SLOTS for each of 64 partners sharing it.
+# The acquirer's answers, and a worker process's connections to one host: ACQUIRER_SLOTS for each of 64 partners sharing
+# it. Each host has its own, so that one that hangs takes none of another's.
 ACQUIRER_ANSWER_BYTES_MAX: Final = 16_384
 ACQUIRER_NAME_CHARACTERS_MAX: Final = actor_limits.ACQUIRER_NAME_CHARACTERS_MAX
+MAIN_ACQUIRER: Final = _MAIN
+ACQUIRERS_MAX: Final = actor_limits.ACQUIRERS_MAX
+ACQUIRER_KEY_CHARACTERS_MAX: Final = actor_limits.ACQUIRER_KEY_CHARACTERS_MAX
 ACQUIRER_TIME_MS_MAX: Final = actor_limits.ACQUIRER_TIME_MS_MAX
 CHALLENGE_URL_CHARACTERS_MAX: Final = actor_limits.CHALLENGE_URL_CHARACTERS_MAX
 ACQUIRER_CONNECTIONS_MAX: Final = 64 * actor_limits.ACQUIRER_SLOTS

@@ -12,6 +12,8 @@ from actors.profile import Profile
 from actors.refusals import Refusal, RefusalCode
 from actors.values import dataclass
 from cells.api.limits import (
+    ACQUIRER_KEY_CHARACTERS_MAX,
+    ACQUIRERS_MAX,
     COMMAND_ID_BYTES_MAX,
     PARTNER_AUTHORIZATION_VALIDITY_MS_MAX,
     PARTNER_IN_FLIGHT_MAX,
@@ -82,7 +84,7 @@ class Method:
     RELEASE_PARTNER = "release_partner"  # {to_pool: bool}: take back what its deaths led to
     CELL_STATUS = "cell_status"  # {}
     # Of a worker, by its door.
-    ASSIGN = "assign"  # {profile, door_epoch, book}: own this partner
+    ASSIGN = "assign"  # {profile, door_epoch, acquirers: {name: url}}: own this partner
     RELEASE = "release"  # {partner_id}: give it up
     WORKER_STATUS = "worker_status"  # {}
     METRICS = "metrics"  # {}
@@ -231,16 +233,20 @@ def decode_profile(fields: Any) -> Profile:
     if not isinstance(fields, dict):
         raise MessageError("a profile is a map")
     try:
-        for name, kind in _PROFILE_TYPES.items():
-            if name in fields:
-                _require_exactly(name, fields[name], kind)
-        return Profile(**{name: fields[name] for name in _PROFILE_TYPES if name in fields})
+        known = {name: fields[name] for name in _PROFILE_TYPES if name in fields}
+        if isinstance(known.get("acquirers"), list):
+            known["acquirers"] = tuple(known["acquirers"])  # msgpack has no tuples
+        for name, value in known.items():
+            _require_exactly(name, value, _PROFILE_TYPES[name])
+        return Profile(**known)
     except (TypeError, ValueError) as error:
         raise MessageError(f"a profile can't be read: {error}") from error
 
 
 def _require_exactly(name: str, value: Any, kind: Any) -> None:
-    if type(value) is not kind:  # True is an int to isinstance
+    if name == "acquirers":
+        _require_acquirers(value)
+    elif type(value) is not kind:  # True is an int to isinstance
         raise TypeError(f"{name}: {value!r:.80} is no {kind}")
     if name in _PROFILE_WORDS and value not in _PROFILE_WORDS[name]:
         raise ValueError(f"{name}: {value!r:.80} is not known")
@@ -250,6 +256,13 @@ def _require_exactly(name: str, value: Any, kind: Any) -> None:
         raise ValueError(f"version: {value} is not from 0 to 2**63 - 1")
     if kind is str and len(value) > PROFILE_TEXT_CHARACTERS_MAX:
         raise ValueError(f"{name}: more than {PROFILE_TEXT_CHARACTERS_MAX} characters")
+
+
+def _require_acquirers(names: Any) -> None:
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"acquirers: {names!r:.80} are no names")
+    if len(names) > ACQUIRERS_MAX or any(not 1 <= len(name) <= ACQUIRER_KEY_CHARACTERS_MAX for name in names):
+        raise ValueError(f"acquirers: {names!r:.80} are too many, or too long")
 
 
 def _require(value: object, kind: Any) -> None:

@@ -14,8 +14,11 @@ def make_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
     """Give what starts a gateway of so many cells, on SQLite or another store, and waits until it is ready."""
     made: list[Gateway] = []
 
-    def make(cells: int, store: StoreChoice = SQLITE, up_arguments: Sequence[str] = ()) -> Gateway:
-        gateway = Gateway(tmp_path / f"gateway-{len(made)}", cells=cells, store=store, up_arguments=up_arguments)
+    def make(
+        cells: int, store: StoreChoice = SQLITE, up_arguments: Sequence[str] = (), *, second_acquirer: bool = False
+    ) -> Gateway:
+        root = tmp_path / f"gateway-{len(made)}"
+        gateway = Gateway(root, cells=cells, store=store, second_acquirer=second_acquirer, up_arguments=up_arguments)
         made.append(gateway)
         gateway.start()
         gateway.wait_ready()

@@ -28,7 +28,7 @@ from actors.commands import (
 )
 from actors.fees import FeeSchedule
 from actors.partner import PartnerActor
-from actors.profile import Profile
+from actors.profile import MAIN_ACQUIRER, Profile
 from actors.store import Clear, Mutation, Put, Range
 from cells.http_acquirer import HttpAcquirer
 from cells.http_client import HttpClient
@@ -72,7 +72,9 @@ async def make_books(folder: Path, url: str) -> None:
             path = folder / "partners" / f"{name}.sqlite"
             await SqliteStore.create(path)
             actor = PartnerActor(
-                Profile(name, 1, rate_burst=1_000), await SqliteStore.open(path), HttpAcquirer(client, url, name)
+                Profile(name, 1, rate_burst=1_000),
+                await SqliteStore.open(path),
+                {MAIN_ACQUIRER: HttpAcquirer(client, url, name)},
             )
             await actor.start(1)
             await make_payments(actor, name)
@@ -271,7 +273,9 @@ async def settle(folder: Path, name: str, acquirer: AcquirerProcess, *, gross_le
             if row["charged"] and row["kind"] in {"purchase", "capture", "refund"}
         )
         path = folder / "partners" / f"{name}.sqlite"
-        actor = PartnerActor(Profile(name, 1), await SqliteStore.open(path), HttpAcquirer(session, acquirer.url, name))
+        actor = PartnerActor(
+            Profile(name, 1), await SqliteStore.open(path), {MAIN_ACQUIRER: HttpAcquirer(session, acquirer.url, name)}
+        )
         await actor.start(1)
         command = ReconcileOperations("f" * 64, "2026-11-21", "ann", fees, rows)
         answer = await actor.ask("reconcile_operations", Envelope("settle", "r", command), 8_000)
@@ -402,7 +406,7 @@ async def test_a_book_that_is_written_to_meanwhile_agrees(
         actor = PartnerActor(
             Profile("alpha", 1, rate_per_second=5_000, rate_burst=5_000, in_flight_max=5_000),
             await SqliteStore.open(path),
-            HttpAcquirer(client, other.url, "alpha"),
+            {MAIN_ACQUIRER: HttpAcquirer(client, other.url, "alpha")},
         )
         await actor.start(1)
 

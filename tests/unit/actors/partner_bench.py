@@ -14,6 +14,7 @@ import orjson
 from actors import codec, keyspace, ledger, limits, queries
 from actors.acquirer import Approved, Declined, NeverPerformed
 from actors.answers import Answer, Refused
+from actors.breaker import Breaker
 from actors.commands import (
     CapturePayment,
     Command,
@@ -32,7 +33,7 @@ from actors.ledger import Account, Balances
 from actors.mailbox import Result
 from actors.partner import PartnerActor
 from actors.payment import OPEN_STATES, DisputeStatus, OperationKind, OperationState, Payment, PaymentStatus
-from actors.profile import Profile
+from actors.profile import MAIN_ACQUIRER, Profile
 from actors.records import JournalEntry
 from actors.refusals import RefusalCode
 from actors.rules import Standing
@@ -132,8 +133,8 @@ class Bench:
         self.acquirer = acquirer or ScriptedAcquirer(self.record)
         self.actor = PartnerActor(
             self.profile,
-            MemoryStore(self.book),
-            self.acquirer,
+            self.store(),
+            {MAIN_ACQUIRER: self.acquirer},
             clock=self.clock,
             executing=executing or (lambda _: None),
             on_stopped=self.stopped.append,
@@ -141,6 +142,15 @@ class Bench:
         self.owners.append(self.actor)
         await self.actor.start(door_epoch)
         return self.actor
+
+    @property
+    def breaker(self) -> Breaker:
+        """The newest owner's breaker towards the main acquirer."""
+        return self.actor.acquirers.way(MAIN_ACQUIRER).breaker
+
+    def store(self) -> MemoryStore:
+        """Open the book."""
+        return MemoryStore(self.book)
 
     async def stop(self) -> None:
         """Stop all owners."""

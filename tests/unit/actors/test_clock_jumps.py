@@ -138,7 +138,7 @@ async def test_deadlines_go_by_the_monotonic_clock() -> None:
 @in_virtual_time
 async def test_the_breaker_goes_by_the_monotonic_clock() -> None:
     async with Bench() as bench:
-        breaker = bench.actor.breaker
+        breaker = bench.breaker
         for _ in range(limits.BREAKER_FAILURES_TO_OPEN):
             breaker.begin(bench.actor.monotonic_ms())
             breaker.fail(bench.actor.monotonic_ms())

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import msgpack
@@ -169,9 +170,18 @@ def test_payments_of_before_are_read_and_still_written_as_they_were() -> None:
     data = codec.encode_payment(lost)
     assert data.hex() == VERSION_1
     assert codec.decode_payment(bytes.fromhex(VERSION_1)) == lost
-    assert msgpack.unpackb(codec.encode_payment(Story().create().challenge().payment))[0] == codec.PAYMENT_VERSION
+    assert msgpack.unpackb(codec.encode_payment(Story().create().challenge().payment))[0] == 2
     disputed = Story().create(manual=False).approve().dispute().payment
-    assert msgpack.unpackb(codec.encode_payment(disputed))[0] == codec.PAYMENT_VERSION
+    assert msgpack.unpackb(codec.encode_payment(disputed))[0] == 2
+
+
+def test_a_payment_at_another_acquirer_than_the_main_one_says_so_and_only_it() -> None:
+    routed = dataclasses.replace(Story().create().challenge().payment, acquirer="second")
+    data = codec.encode_payment(routed)
+    assert msgpack.unpackb(data)[0] == codec.PAYMENT_VERSION == 3
+    assert codec.decode_payment(data) == routed
+    elsewhere = dataclasses.replace(Story().create().lose().payment, acquirer="second")
+    assert codec.decode_payment(codec.encode_payment(elsewhere)) == elsewhere
 
 
 def test_every_event_has_a_tag_of_its_own_for_ever() -> None:
@@ -191,6 +201,7 @@ def test_every_event_has_a_tag_of_its_own_for_ever() -> None:
         "DisputeOpened": 12,
         "DisputeClosed": 13,
         "AcquirerContradicted": 14,
+        "PaymentRouted": 15,
         "OperationReconciled": 20,
     }
     assert set(codec._EVENT_TAGS) == set(Event.__args__)

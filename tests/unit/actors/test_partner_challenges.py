@@ -481,7 +481,7 @@ async def test_ids_of_notifications_are_forgotten_with_the_rest() -> None:
     async with Bench() as bench:
         operation_id = await accepted(bench)
         await bench.ask(told_truly(bench, operation_id))
-        key = keyspace.notification("msg_1")
+        key = keyspace.notification("main", "msg_1")
         assert key in (await read_books(bench.book)).rows
         await asyncio.sleep(limits.IDEMPOTENCY_KEPT_MS / 1_000 + 600)
         assert key not in (await read_books(bench.book)).rows

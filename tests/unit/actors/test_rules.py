@@ -18,6 +18,7 @@ from actors.events import (
     PaymentCreated,
 )
 from actors.payment import Payment
+from actors.profile import MAIN_ACQUIRER
 from actors.refusals import Refusal, RefusalCode
 from actors.rules import Decision, Standing
 from tests.unit.actors.story import DAY_MS, NOW_MS, PROFILE, Story, ids
@@ -208,7 +209,7 @@ def decide(
         command,
         now_ms,
         ids(9),
-        acquirer_available=available,
+        acquirer=MAIN_ACQUIRER if available else None,
     )
 
 

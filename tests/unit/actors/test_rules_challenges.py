@@ -22,6 +22,7 @@ from actors.events import (
 )
 from actors.ledger import Account
 from actors.payment import Payment, PaymentStatus
+from actors.profile import MAIN_ACQUIRER
 from actors.refusals import Refusal, RefusalCode
 from actors.rules import Decision, Standing
 from tests.unit.actors.story import CHALLENGE_MS, CHALLENGE_URL, NOW_MS, PROFILE, Story, ids
@@ -84,7 +85,9 @@ def test_a_confirmation_is_bounded_as_any_command_is() -> None:
         (PROFILE, Standing(open_operations=10_000), True, RefusalCode.TOO_MANY_IN_FLIGHT),
         (PROFILE, Standing(), False, RefusalCode.ACQUIRER_UNAVAILABLE),
     ):
-        decision = rules.decide(profile, standing, story.payment, CONFIRM, NOW_MS, ids(2), acquirer_available=available)
+        decision = rules.decide(
+            profile, standing, story.payment, CONFIRM, NOW_MS, ids(2), acquirer=MAIN_ACQUIRER if available else None
+        )
         assert isinstance(decision, Refusal)
         assert decision.code is code
 

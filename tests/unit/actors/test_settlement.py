@@ -12,6 +12,7 @@ from actors import limits
 from actors.acquirer import Instruction, NeverPerformed
 from actors.answers import Answer, Refused
 from actors.commands import CapturePayment, RefundPayment, ResolveOperation, VoidPayment
+from actors.profile import MAIN_ACQUIRER
 from actors.refusals import RefusalCode
 from tests.unit.actors.partner_bench import Bench, authorization, body, code, purchase, read_books, settle_down
 from tests.unit.actors.scripted_acquirer import (
@@ -187,7 +188,7 @@ async def test_the_breaker_opens_refuses_what_is_new_at_once_and_closes_again() 
         assert asyncio.get_running_loop().time() - began < 0.01
         bench.acquirer.otherwise = lambda _: Step()
         await bench.until(lambda: not bench.actor.opens)
-        assert bench.actor.breaker.state(bench.actor.monotonic_ms()) == "closed"
+        assert bench.breaker.state(bench.actor.monotonic_ms()) == "closed"
         assert body(await bench.ask(purchase()))["status"] == "captured"
         answers = [await task for task in asks]
         assert {body(answer)["status"] for answer in answers} == {"captured"}
@@ -202,7 +203,7 @@ async def test_what_waited_for_a_slot_does_not_go_past_an_open_breaker(monkeypat
         bench.acquirer.otherwise = lambda _: TIMEOUT_NOT_CHARGED
         asks = await open_unknown(bench, 5 * limits.BREAKER_FAILURES_TO_OPEN)
         await asyncio.sleep(limits.ACQUIRER_TIMEOUT_MS / 1_000 + 0.01)
-        assert bench.actor.breaker.state(bench.actor.monotonic_ms()) == "open"
+        assert bench.breaker.state(bench.actor.monotonic_ms()) == "open"
         assert len(bench.acquirer.calls) == limits.BREAKER_FAILURES_TO_OPEN
         for task in asks:
             task.cancel()
@@ -213,7 +214,7 @@ async def test_probes_that_a_person_ends_do_not_shut_the_breaker_for_ever() -> N
     async with Bench() as bench:
         bench.acquirer.otherwise = lambda _: REFUSED
         asks = await open_unknown(bench, limits.BREAKER_FAILURES_TO_OPEN)
-        await bench.until(lambda: not bench.actor.breaker.allows(bench.actor.monotonic_ms()))
+        await bench.until(lambda: not bench.breaker.allows(bench.actor.monotonic_ms()))
         bench.acquirer.otherwise = lambda _: TIMEOUT_NOT_CHARGED
         await bench.until(lambda: bench.acquirer.in_flight == limits.BREAKER_PROBES)
         probed = {key for _, key in bench.acquirer.calls[-limits.BREAKER_PROBES :]}
@@ -224,7 +225,7 @@ async def test_probes_that_a_person_ends_do_not_shut_the_breaker_for_ever() -> N
         await settle_down()
         assert bench.acquirer.in_flight == 0
         bench.acquirer.otherwise = lambda _: Step()
-        await bench.until(lambda: bench.actor.breaker.allows(bench.actor.monotonic_ms()), within_s=60)
+        await bench.until(lambda: bench.breaker.allows(bench.actor.monotonic_ms()), within_s=60)
         assert body(await bench.ask(purchase()))["status"] == "captured"
         # The others are as old, and were not asked for again.
         assert len(bench.actor.opens) == limits.BREAKER_FAILURES_TO_OPEN - limits.BREAKER_PROBES
@@ -297,7 +298,7 @@ async def test_past_the_retention_of_keys_nobody_asks_any_more_and_a_person_deci
         await bench.start()
         await asyncio.sleep(HOUR_S)
         assert not bench.acquirer.calls
-        assert len(bench.owners[0]._settlement._acquirer.calls) == calls  # type: ignore[attr-defined]
+        assert len(bench.owners[0].acquirers.way(MAIN_ACQUIRER).port.calls) == calls  # type: ignore[attr-defined]
         resolved = await bench.ask(ResolveOperation(operation_id, True, "ann", "seen on the statement"))
         assert body(resolved)["status"] == "captured"
         books = await bench.audit()

@@ -165,6 +165,7 @@ def test_an_unknown_operation_as_operators_see_it() -> None:
         "age_ms": 500,
         "attempts": 3,
         "needs_person": True,
+        "acquirer": "main",
     }
 
 

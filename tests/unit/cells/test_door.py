@@ -54,7 +54,12 @@ class OpenCell:
     async def open(self, spares: int) -> None:
         self._book = await open_book(self._shelf)
         self.door = Door(
-            "cell-0", self._shelf, self._book, ACQUIRER_URL, self.superseded.set, bulkheads_off=self.bulkheads_off
+            "cell-0",
+            self._shelf,
+            self._book,
+            {"main": ACQUIRER_URL},
+            self.superseded.set,
+            bulkheads_off=self.bulkheads_off,
         )
         await self.door.open()
         (self.folder / "secret").write_bytes(SECRET)

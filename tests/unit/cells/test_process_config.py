@@ -27,7 +27,7 @@ def config(folder: Path, **changes: Any) -> dict[str, Any]:
         "folder": str(folder / "cell"),
         "place": {"store": "sqlite", "folder": str(folder / "cell")},
         "spares": 1,
-        "acquirer_url": "http://127.0.0.1:4",
+        "acquirers": {"main": "http://127.0.0.1:4"},
         "log_file": None,
         "logs_folder": str(folder / "logs"),
         "fault_injection": False,

@@ -125,6 +125,7 @@ async def test_unknown_operations_are_listed_over_all_partners(
         "age_ms": 61_000,
         "attempts": 3,
         "needs_person": True,
+        "acquirer": "",
     }
     for door in installation.doors.values():
         door.unknown = [operation]

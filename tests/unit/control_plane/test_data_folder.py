@@ -45,12 +45,12 @@ def test_a_folder_of_before_there_were_notifications_gets_their_key(tmp_path: Pa
     root = tmp_path / "data"
     folder = DataFolder(root)
     first_start(root)
-    before = folder.acquirer_secret_file.read_bytes()
-    folder.acquirer_secret_file.unlink()
+    before = folder.acquirer_secret_file("main").read_bytes()
+    folder.acquirer_secret_file("main").unlink()
     first_start(root)
-    assert len(folder.acquirer_secret_file.read_bytes()) == 32
-    assert folder.acquirer_secret_file.read_bytes() != before
-    assert stat.S_IMODE(folder.acquirer_secret_file.stat().st_mode) == 0o600
+    assert len(folder.acquirer_secret_file("main").read_bytes()) == 32
+    assert folder.acquirer_secret_file("main").read_bytes() != before
+    assert stat.S_IMODE(folder.acquirer_secret_file("main").stat().st_mode) == 0o600
 
 
 def test_another_number_of_cells_on_old_data_is_refused(tmp_path: Path) -> None:

@@ -17,10 +17,13 @@ from control_plane.errors import (
     RefusedError,
     RegistryError,
     RegistryLostError,
+    SettingsError,
 )
 from control_plane.partners import NewPartner
 from control_plane.publishing import Publisher
 from control_plane.registry import Registry
+from control_plane.settings import Settings
+from control_plane.up import require_acquirers
 from router import directory, directory_file
 from stores.contract import StoreUnavailableError
 from stores.sqlite_store import SqliteStore
@@ -363,3 +366,24 @@ async def test_isolation_is_a_profile_s_and_to_be_pooled_ends_being_kept_apart(i
     assert door.released[2:] == [("acme", False)]
     changes = [change.what for change in await registry.changes("acme")]
     assert changes[:3] == ["partner_released", "partner_dedicated", "partner_pooled"]
+
+
+async def test_acquirers_reach_the_door_with_a_newer_profile_and_unknown_ones_are_refused(
+    installation: Installation,
+) -> None:
+    control, registry, _, _ = await installation.control_plane()
+    await control.create(wanted(), "ann")
+    await control.set_acquirers("acme", ("main", "second"), "ann")
+    assert registry.partner("acme").profile_version == 2
+    assert home(installation).profiles["acme"].acquirers == ("main", "second")
+    await control.set_acquirers("acme", ("main", "second"), "ann")
+    assert registry.partner("acme").profile_version == 2
+    for names in (("main", "third"), ("main", "main")):
+        with pytest.raises(RefusedError) as refused:
+            await control.set_acquirers("acme", names, "ann")
+        assert "main, second" in refused.value.hint
+    with pytest.raises(RefusedError):
+        await control.create(wanted("other", acquirers=("third",)), "ann")
+    with pytest.raises(SettingsError, match=r"acme.*second"):
+        require_acquirers(Settings(), registry.partners())
+    require_acquirers(Settings(second_acquirer_port=8091), registry.partners())

@@ -33,13 +33,25 @@ def test_every_process_of_an_installation_is_planned(tmp_path: Path) -> None:
         "router-1": 8081,
     }
     assert specs["cell-1.door"].config["ray_address"] == "127.0.0.1:8302"
-    assert specs["cell-1.door"].config["acquirer_url"] == "http://127.0.0.1:8090"
+    assert specs["cell-1.door"].config["acquirers"] == {"main": "http://127.0.0.1:8090"}
 
 
 def test_a_real_acquirer_is_not_simulated(tmp_path: Path) -> None:
     specs = planned(tmp_path, acquirer_url="https://bank.example")
     assert "acquirer" not in specs
-    assert specs["cell-0.door"].config["acquirer_url"] == "https://bank.example"
+    assert specs["cell-0.door"].config["acquirers"] == {"main": "https://bank.example"}
+
+
+def test_a_second_simulator_has_its_own_port_record_and_key(tmp_path: Path) -> None:
+    specs = planned(tmp_path, second_acquirer_port=8091, acquirers={"bank": "https://bank.example"})
+    first, second = specs["acquirer"].config, specs["acquirer-second"].config
+    assert (specs["acquirer-second"].port, second["port"]) == (8091, 8091)
+    for name in ("record_file", "log_file", "notify_secret_file", "notify_urls"):
+        assert first[name] != second[name]
+    assert second["notify_urls"][0].endswith("/v1/acquirers/second/notifications")
+    urls = {"main": "http://127.0.0.1:8090", "bank": "https://bank.example", "second": "http://127.0.0.1:8091"}
+    assert specs["cell-0.door"].config["acquirers"] == urls
+    assert specs["router-0"].config["acquirer_key_files"].keys() == urls.keys()
 
 
 def test_each_process_carries_the_marker_and_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:

@@ -62,6 +62,12 @@ def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ("cells = 'many'\n", "cells: .*integer"),
         ("cells = \n", "not TOML"),
         ("acquirer_url = 'ftp://bank'\n", "acquirer_url: must be an http"),
+        ("[acquirers]\nbank = 'ftp://bank'\n", "acquirers: bank must be name=URL"),
+        ("[acquirers]\nmain = 'https://bank'\n", "acquirers: main is what acquirer_url sets"),
+        ("[acquirers]\n'Bank 1' = 'https://bank'\n", "acquirers: .*pattern"),
+        ("acquirers = 'a=https://b,a=https://c'\n", "acquirers: one name stands there twice"),
+        ("second_acquirer_port = 8091\n[acquirers]\nsecond = 'https://b'\n", "second_acquirer_port: "),
+        ("second_acquirer_port = 8080\n", "second_acquirer_port and http_port both want port 8080"),
         ("http_port = 8101\n", "door_port and http_port both want port 8101"),
         ("routers = 11\n", "acquirer_port and http_port both want port 8090"),
         ("[acquirer_fees]\nbasis_points = 10001\n", "acquirer_fees: .*10000"),
@@ -173,3 +179,16 @@ def test_bulkheads_are_switched_off_in_test_installations_only() -> None:
         settings.load(None, {"bulkheads_off": "poison"})
     with pytest.raises(SettingsError, match="bulkheads_off"):
         settings.load(None, {"fault_injection": True, "bulkheads_off": "moat"})
+
+
+def test_acquirers_have_names_and_main_is_the_first() -> None:
+    found = settings.load(
+        None, {"acquirers": "bank=https://bank.example/,other=http://o", "second_acquirer_port": 8091}
+    )
+    assert found.acquirer_urls == {
+        "main": "http://127.0.0.1:8090",
+        "bank": "https://bank.example",
+        "other": "http://o",
+        "second": "http://127.0.0.1:8091",
+    }
+    assert settings.Settings(**found.model_dump(mode="json")).acquirer_urls == found.acquirer_urls

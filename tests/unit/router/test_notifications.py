@@ -22,7 +22,7 @@ from router.metrics import Metrics
 from router.notifications import Notifications
 
 KEY = b"k" * 32
-URL = "/v1/acquirers/default/notifications"
+URL = "/v1/acquirers/main/notifications"
 OPERATION = "op_01JD8Z6V3H4K5M6N7P8Q9R0S1T"
 REFUND = "re_01JD8Z6V3H4K5M6N7P8Q9R0S1T"
 CARD = "4242424242424242"
@@ -95,7 +95,7 @@ class Endpoint:
         notifications = Notifications(
             self.watcher,  # type: ignore[arg-type]
             self.cells,  # type: ignore[arg-type]
-            {"default": KEY},
+            {"main": KEY},
             budget,
         )
         app = FastAPI(openapi_url=None)
@@ -148,6 +148,7 @@ async def test_a_result_becomes_a_command_and_the_cell_s_answer_is_given(endpoin
         "result": "approved",
         "reference": "acq_1",
         "expires_ms": None,
+        "acquirer": "main",
     }
     assert command.idempotency_key is None
     assert len(command.fingerprint) == 32
@@ -164,6 +165,7 @@ async def test_a_refund_s_decline_names_its_original(endpoint: Endpoint) -> None
         "result": "declined",
         "code": "stolen_card",
         "retryable": False,
+        "acquirer": "main",
     }
 
 
