@@ -59,6 +59,8 @@ ALWAYS: Final[tuple[Code, ...]] = (
 OF_CELLS: Final[tuple[Code, ...]] = (
     RefusalCode.PARTNER_MOVED,
     RefusalCode.MAILBOX_FULL,
+    RefusalCode.CELL_OVERLOADED,
+    RefusalCode.WORKER_OVERLOADED,
     RefusalCode.PARTNER_UNAVAILABLE,
 )
 OF_WRITES: Final[tuple[Code, ...]] = (

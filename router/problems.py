@@ -85,6 +85,8 @@ KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
     RefusalCode.RATE_LIMITED: Kind(429, "Too many requests"),
     RefusalCode.TOO_MANY_IN_FLIGHT: Kind(429, "Too many requests at once"),
     RefusalCode.MAILBOX_FULL: Kind(429, "Too many requests are waiting"),
+    RefusalCode.CELL_OVERLOADED: Kind(503, "The partner's cell has too much to do"),
+    RefusalCode.WORKER_OVERLOADED: Kind(503, "The partner's worker has too much to do"),
     RefusalCode.ACQUIRER_UNAVAILABLE: Kind(503, "The acquirer does not answer"),
     RefusalCode.COMMAND_TOO_LARGE: Kind(413, "The request is too large to be kept"),
     RefusalCode.COMMAND_QUARANTINED: Kind(500, "The request was set aside"),
