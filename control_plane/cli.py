@@ -119,6 +119,9 @@ def start(  # noqa: PLR0913 - one for each option
     ray_port: Annotated[int | None, typer.Option(help="Port of the first cell's Ray.")] = None,
     acquirer_port: Annotated[int | None, typer.Option(help="Port of the acquirer simulator.")] = None,
     acquirer_url: Annotated[str | None, typer.Option(help="An acquirer; the simulator isn't started then.")] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="Redis, by which routers share 429s: redis://…, or none.")
+    ] = None,
     store: Annotated[str | None, typer.Option(help="Where the money is: sqlite or fdb (FoundationDB).")] = None,
     cluster_files: Annotated[
         str | None,

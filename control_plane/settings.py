@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     metrics_port: Port = 8201
     ray_port: Port = 8301
     acquirer_url: str = ""  # empty: `up` starts the simulator and uses that
+    redis_url: str = "none"  # spreads remembered 429s among routers; "none": each learns by itself
     acquirer_fees: AcquirerFees = AcquirerFees()
     store: Literal["sqlite", "fdb"] = "sqlite"
     # FoundationDB's cluster files, where the store is fdb: one that all cells share, or one a cell in their order.
@@ -101,6 +102,15 @@ class Settings(BaseSettings):
             if parts.scheme not in {"http", "https"} or not parts.hostname:
                 raise ValueError("must be an http:// or https:// URL, or empty for the simulator")
         return url.rstrip("/")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: str) -> str:
+        if url != "none":
+            parts = urlsplit(url)
+            if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+                raise ValueError('must be a redis:// or rediss:// URL, or "none"')
+        return url
 
     @field_validator("cluster_files", mode="before")
     @classmethod
@@ -274,7 +284,9 @@ def _explain(error: ValidationError, file: Path | None, given: set[str], in_file
             whats.append(f"{name}: there is no such setting")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            whats.append(f"{name}: {message} (it is {problem['input']!r})" if name else message)
+            # A URL of Redis has its password in it.
+            given_as = "" if name == "redis_url" else f" (it is {problem['input']!r})"
+            whats.append(f"{name}: {message}{given_as}" if name else message)
         if name in given:
             wheres.append(f"option --{name.replace('_', '-')}")
         elif (PREFIX + name).upper() in {variable.upper() for variable in os.environ}:

@@ -50,6 +50,7 @@ ALWAYS: Final[tuple[Code, ...]] = (
     EdgeCode.NOT_READY,
     EdgeCode.AUTHORIZATION_MALFORMED,
     EdgeCode.UNAUTHORIZED,
+    EdgeCode.TOO_MANY_FAILED_AUTHENTICATIONS,
     RefusalCode.TOO_MANY_IN_FLIGHT,
     EdgeCode.OVERLOADED,
     EdgeCode.VALIDATION_FAILED,
