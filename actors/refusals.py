@@ -35,6 +35,9 @@ class RefusalCode(StrEnum):
     RATE_LIMITED = "rate_limited"
     TOO_MANY_IN_FLIGHT = "too_many_in_flight"
     MAILBOX_FULL = "mailbox_full"
+    # How much there is to do: shed before anything was looked at.
+    CELL_OVERLOADED = "cell_overloaded"
+    WORKER_OVERLOADED = "worker_overloaded"
     # What is broken; nothing was written.
     ACQUIRER_UNAVAILABLE = "acquirer_unavailable"
     COMMAND_TOO_LARGE = "command_too_large"

@@ -27,6 +27,7 @@ from actors.errors import StoreError, StoreExistsError
 from actors.limits import COMMAND_DEADLINE_MS
 from actors.store import Put, Store
 from cells import door_answers, door_metrics, process_config
+from cells import limits as cell_limits
 from cells.api import frames, limits, logs, messages
 from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
@@ -36,6 +37,7 @@ from cells.ownership import Ownership
 from cells.poison import Mark, Suspects
 from cells.remote import Cluster
 from cells.seats import Seat
+from cells.shedding import WORK, LoadShedder
 from cells.workforce import Link, Workforce
 from stores.shelf import Shelf, open_shelf
 
@@ -93,6 +95,7 @@ class Door:
         self._book = CellBook(book, on_superseded)
         self._seats: dict[str, Seat] = {}
         self._suspects = Suspects()
+        self._shedder = LoadShedder(cell_limits.DOOR_COMMANDS_MAX)
         self._started_ms = int(time.time() * 1_000)
         self._onboarding = asyncio.Lock()
         self._confirming: asyncio.Task[None] | None = None
@@ -179,12 +182,15 @@ class Door:
                 f"The partner has {seat.in_flight} requests under way, more are not taken.",
                 retry_after_ms=1_000,
             )
+        if not self._enter(request):
+            return door_answers.overloaded()
         seat.in_flight += 1
         began = time.monotonic()
         try:
             return await self._deliver(seat, request)
         finally:
             seat.in_flight -= 1
+            self._leave(request)
             seat.count(request.method, time.monotonic() - began)
 
     async def _notify(self, request: Request) -> bytes:
@@ -200,12 +206,28 @@ class Door:
             door_metrics.REFUSED.labels(request.partner_id).inc()
             detail = f"{seat.notifying} notifications to the partner are under way, more are not taken."
             return door_answers.refused(RefusalCode.MAILBOX_FULL, detail, retry_after_ms=1_000)
+        if not self._enter(request):
+            return door_answers.overloaded()
         seat.notifying += 1
         try:
             return await self._deliver(seat, request)
         finally:
             seat.notifying -= 1
+            self._leave(request)
             door_metrics.COMMANDS.labels(request.partner_id, request.method).inc()
+
+    def _enter(self, request: Request) -> bool:
+        """Take a command into the cell's room, or shed it; a cell short of room says so before it sends anything."""
+        work = WORK[request.method]
+        if not self._shedder.enter(request.partner_id, work):
+            door_metrics.SHED.labels(work).inc()
+            return False
+        door_metrics.UNDER_WAY.set(self._shedder.under_way)
+        return True
+
+    def _leave(self, request: Request) -> None:
+        self._shedder.leave(request.partner_id)
+        door_metrics.UNDER_WAY.set(self._shedder.under_way)
 
     async def _deliver(self, seat: Seat, request: Request) -> bytes:
         budget_ms = max(min(request.budget_ms, COMMAND_DEADLINE_MS), 0)
@@ -226,6 +248,8 @@ class Door:
             try:
                 body = await link.connection.request(request.method, request.partner_id, request.body, budget_ms)
             except PeerUnavailableError:
+                if link.connection.is_open and sends:
+                    return door_answers.outcome_unknown()
                 if link.connection.is_open:
                     return door_answers.refused(
                         RefusalCode.MAILBOX_FULL, "The worker takes no more.", retry_after_ms=1_000
@@ -251,7 +275,7 @@ class Door:
                 self._ownership.given_up(seat, link)
                 continue
             is_tried = sends or handed_over
-            return door_answers.outcome_unknown() if is_tried and door_answers.says_unavailable(body) else body
+            return door_answers.outcome_unknown() if is_tried and door_answers.says_nothing_done(body) else body
 
     async def _wait_active(self, seat: Seat, deadline: float) -> Link | None:
         while not seat.is_ready:

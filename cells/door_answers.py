@@ -86,10 +86,16 @@ def quarantined() -> bytes:
     return refused(RefusalCode.COMMAND_QUARANTINED, "This command ended its worker twice; it is not tried again.")
 
 
-def says_unavailable(body: bytes) -> bool:
+def overloaded() -> bytes:
+    """Shed a command."""
+    detail = "The partner's cell has too much to do, so this was not looked at. Its idempotency key is free: try again."
+    return refused(RefusalCode.CELL_OVERLOADED, detail, limits.SHED_RETRY_AFTER_MS)
+
+
+def says_nothing_done(body: bytes) -> bool:
     """Say whether a worker wrote nothing: true of its own try, and not known of the one that was lost before."""
     answer = messages.decode_answer(body)
-    return isinstance(answer, Refused) and answer.refusal.code is RefusalCode.PARTNER_UNAVAILABLE
+    return isinstance(answer, Refused) and answer.refusal.code in messages.UNTOUCHED
 
 
 def outcome_unknown() -> bytes:

@@ -8,6 +8,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from cells import limits as cell_limits
 from cells.api import limits
 from cells.api.connection import PeerError
 from cells.api.messages import Method
@@ -33,6 +34,14 @@ COMMAND_SECONDS: Final = Histogram(
 )
 REFUSED: Final = Counter(
     "bulkhead_door_refused", "Commands past a partner's share of the door.", ["partner"], registry=_REGISTRY
+)
+SHED: Final = Counter(
+    "bulkhead_door_shed", "Commands shed for want of the cell's room, by class of work.", ["work"], registry=_REGISTRY
+)
+UNDER_WAY: Final = Gauge(
+    "bulkhead_door_commands_under_way",
+    f"What is used of the cell's room of {cell_limits.DOOR_COMMANDS_MAX} commands.",
+    registry=_REGISTRY,
 )
 SENT_AGAIN: Final = Counter("bulkhead_door_sent_again", "Commands whose worker died under them.", registry=_REGISTRY)
 TAKEOVERS: Final = Counter(

@@ -22,6 +22,28 @@ WORKER_RESIDENT_BYTES_MAX: Final = 512 * 1_048_576
 # The most megabytes or milliseconds that a command orders where faults are injected.
 FAULT_AMOUNT_MAX: Final = 100_000
 
+# Load shedding (cells/shedding.py): commands under way in a door and in a worker, past which even captures are shed.
+DOOR_COMMANDS_MAX: Final = 1_024
+WORKER_COMMANDS_MAX: Final = 640
+# Of these, in parts: where reads, new payments and follow-ups are shed of partners above their fair share; then of all.
+SHED_PARTS: Final = 16
+SHED_ABOVE_SHARE: Final = (8, 10, 12)
+SHED_WITHIN_SHARE: Final = (14, 15, 16)
+# A worker whose event loop is late by so much, twice in a row, sheds reads, and then new payments.
+SHED_READS_LATE_MS: Final = 500
+SHED_PAYMENTS_LATE_MS: Final = 1_000
+SHED_RETRY_AFTER_MS: Final = 1_000
+
+_PARTNER_MAX = wire_limits.DOOR_PARTNER_COMMANDS_MAX + wire_limits.DOOR_PARTNER_NOTIFICATIONS_MAX
+assert list(SHED_ABOVE_SHARE + SHED_WITHIN_SHARE) == sorted(set(SHED_ABOVE_SHARE + SHED_WITHIN_SHARE)), (
+    "reads before new payments before follow-ups, and partners above their share before the others"
+)
+assert SHED_WITHIN_SHARE[-1] == SHED_PARTS, "follow-ups have all the room"
+assert min(DOOR_COMMANDS_MAX, WORKER_COMMANDS_MAX) * SHED_ABOVE_SHARE[0] // SHED_PARTS >= _PARTNER_MAX, (
+    "one partner alone, with all that its door lets in, makes nobody be shed"
+)
+assert SHED_READS_LATE_MS < SHED_PAYMENTS_LATE_MS < wire_limits.WORKER_LOOP_LAG_MS_MAX, "it sheds before it is killed"
+
 assert store_limits.FDB_STATUS_TIMEOUT_MS < SHELF_HEALTH_DELAY_MS
 
 POOL_PARTNERS_MAX: Final = wire_limits.POOL_PARTNERS_MAX

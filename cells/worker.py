@@ -10,12 +10,12 @@ import weakref
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import orjson
 import structlog
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Counter, Gauge
 
 from actors import commands, metrics
 from actors.answers import Answer, Refused
@@ -26,6 +26,7 @@ from actors.payment import OperationState
 from actors.profile import MAIN_ACQUIRER
 from actors.queries import query
 from actors.refusals import Refusal, RefusalCode
+from cells import limits as cell_limits
 from cells import worker_metrics
 from cells.api import frames, limits, messages
 from cells.api.connection import FrameServer, Request
@@ -38,9 +39,16 @@ from cells.http_acquirer import HttpAcquirer
 from cells.http_client import HttpClient
 from cells.poison import Marker
 from cells.process_config import read_secret
+from cells.shedding import WORK, LoadShedder
 from stores.shelf import open_shelf
 
 log = structlog.get_logger()
+
+_SHED: Final = Counter("bulkhead_worker_shed", "Commands shed by workers, by class of work.", ["work"])
+_UNDER_WAY: Final = Gauge(
+    "bulkhead_worker_commands_under_way_max",
+    f"What the fullest worker has under way, of its room of {cell_limits.WORKER_COMMANDS_MAX} commands.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,7 @@ class Worker:
         self._server = FrameServer({"door": key}, self._handle)
         self._heartbeat = HeartbeatThread(key, config.host)
         self._saturation = Saturation("worker", REGISTRY, self._turned)
+        self._shedder = LoadShedder(cell_limits.WORKER_COMMANDS_MAX, lambda: self._saturation.late_ms)
         self._marker = Marker(Path(config.mark_file))
         self._faults = FaultInjector(self._marker.executing) if config.fault_injection else None
         self._executing = self._marker.executing if self._faults is None else self._faults.executing
@@ -148,6 +157,11 @@ class Worker:
         actor = self._actors.get(request.partner_id)
         if actor is None:
             return NOT_MINE
+        work = WORK[request.method]
+        if not self._shedder.enter(request.partner_id, work):
+            _SHED.labels(work).inc()
+            detail = "The partner's worker has too much to do, so this was not looked at. Its idempotency key is free."
+            return _refused(RefusalCode.WORKER_OVERLOADED, detail)
         try:
             return _fitting(await self._ask(actor, request))
         except ActorStoppedError:
@@ -156,6 +170,8 @@ class Worker:
             # It is answered, because a worker that answers too little is taken for broken and killed.
             self._budget.warning("command_failed", partner=request.partner_id, method=request.method, exc_info=True)
             return _refused(RefusalCode.INTERNAL_ERROR, f"The cell failed at this command: {type(error).__name__}.")
+        finally:
+            self._shedder.leave(request.partner_id)
 
     async def _ask(self, actor: PartnerActor, request: Request) -> Answer | Refused:
         try:
@@ -266,6 +282,7 @@ class Worker:
         """Bring the gauges up to date."""
         actors = list(self._actors.values())
         ages_ms = [age_ms for actor in actors for age_ms in self._unknown_ages_ms(actor)]
+        _UNDER_WAY.set(self._shedder.under_way)
         metrics.MAILBOX_DEPTH.set(sum(actor.mailbox_depth for actor in actors))
         metrics.OPEN_OPERATIONS.set(sum(len(actor.opens) for actor in actors))
         metrics.UNKNOWN_OPERATIONS.set(len(ages_ms))

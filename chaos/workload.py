@@ -31,6 +31,8 @@ _CODES_THAT_MEAN_AGAIN: Final = frozenset(
         "rate_limited",
         "too_many_in_flight",
         "mailbox_full",
+        "cell_overloaded",
+        "worker_overloaded",
         "acquirer_unavailable",
         "partner_unavailable",
         "partner_moved",

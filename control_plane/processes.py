@@ -211,6 +211,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "pepper_file": str(folder.pepper_file),
         "cell_key_files": {cell: str(folder.router_key_file(cell)) for cell in settings.cell_names},
         "acquirer_key_files": {name: str(folder.acquirer_secret_file(name)) for name in settings.acquirer_urls},
+        "redis_url": "" if settings.redis_url == "none" else settings.redis_url,
         "log_file": str(folder.log_file(name)),
         "bulkheads_off": sorted(settings.bulkheads_off),
     }

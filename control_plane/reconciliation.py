@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
 from cells.api import limits as wire_limits
-from cells.api.messages import RefusalCode
+from cells.api.messages import UNTOUCHED, RefusalCode
 from control_plane import limits, settlement_file
 from control_plane.data_folder import DataFolder
 from control_plane.doors import Doors, SettlementBatch, cell_addresses
@@ -29,7 +29,7 @@ from control_plane.settlement_file import DAY_MS, Groups, Row, SettlementFile
 T = TypeVar("T")
 
 # Refusals that may end by themselves: the partner is being taken over, or has too much to do.
-_PASSING: Final = frozenset({RefusalCode.PARTNER_UNAVAILABLE, RefusalCode.OUTCOME_UNKNOWN, RefusalCode.MAILBOX_FULL})
+_PASSING: Final = UNTOUCHED | {RefusalCode.OUTCOME_UNKNOWN}
 _VERDICTS: Final = ("extra", "missing", "differing")
 # Rows that prove a charge, or a payment, of which our books know nothing: shown first.
 _GRAVE: Final = frozenset(

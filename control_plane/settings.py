@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     )
     # Where a second simulator listens, as the acquirer `second`; unset: none is started.
     second_acquirer_port: Port | None = None
+    redis_url: str = "none"  # spreads remembered 429s among routers; "none": each learns by itself
     acquirer_fees: AcquirerFees = AcquirerFees()
     store: Literal["sqlite", "fdb"] = "sqlite"
     # FoundationDB's cluster files, where the store is fdb: one that all cells share, or one a cell in their order.
@@ -142,6 +143,15 @@ class Settings(BaseSettings):
                 f"second_acquirer_port: an acquirer is called {SECOND_ACQUIRER} already; call it otherwise"
             )
         return self
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: str) -> str:
+        if url != "none":
+            parts = urlsplit(url)
+            if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+                raise ValueError('must be a redis:// or rediss:// URL, or "none"')
+        return url
 
     @field_validator("cluster_files", mode="before")
     @classmethod
@@ -341,7 +351,9 @@ def _explain(error: ValidationError, file: Path | None, given: set[str], in_file
             whats.append(f"{name}: there is no such setting")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            whats.append(f"{name}: {message} (it is {problem['input']!r})" if name else message)
+            # A URL of Redis has its password in it.
+            given_as = "" if name == "redis_url" else f" (it is {problem['input']!r})"
+            whats.append(f"{name}: {message}{given_as}" if name else message)
         if name in given:
             wheres.append(f"option --{name.replace('_', '-')}")
         elif (PREFIX + name).upper() in {variable.upper() for variable in os.environ}:

@@ -26,6 +26,7 @@ from router.gateway import Gateway
 from router.metrics import Metrics
 from router.notifications import Notifications
 from router.settings import Settings, read_secret
+from router.spreading import Spreading
 
 log = structlog.get_logger()
 
@@ -50,10 +51,19 @@ def create_app(settings: Settings) -> Edge:
     keys = {name: read_secret(path) for name, path in settings.acquirer_key_files.items()}
     notifications = Notifications(watcher, cells, keys, budget)
 
+    def is_partner(partner_id: str) -> bool:
+        held = watcher.current
+        return held is not None and partner_id in held.partners
+
+    if settings.redis_url:
+        gateway.spreading = Spreading(settings.redis_url, gateway.remembered, is_partner)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await watcher.load()
         tasks = [asyncio.create_task(watcher.watch()), asyncio.create_task(_measure_lateness(metrics))]
+        if gateway.spreading is not None:
+            tasks.append(asyncio.create_task(gateway.spreading.run()))
         for task in tasks:
             task.add_done_callback(_end_if_failed)
         # What lives until the end is not looked through at each collection.
@@ -139,6 +149,11 @@ def _add_own_pages(
         metrics.directory_rejected.set(watcher.rejected)
         metrics.remembered.set(len(gateway.remembered))
         metrics.resent.set(cells.resent)
+        spreading = gateway.spreading
+        if spreading is not None:
+            metrics.redis_connected.set(spreading.connected)
+            for what in ("told", "heard", "left_out", "garbage"):
+                metrics.news.labels(what).set(getattr(spreading, what))
         for name, is_up in cells.connected().items():
             metrics.cell_connected.labels(name).set(is_up)
         return Response(await metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -12,6 +12,7 @@ import structlog
 from cells.api import limits as wire
 from cells.api.connection import Peer, PeerLostError, PeerTimeoutError, PeerUnavailableError
 from cells.api.messages import (
+    UNTOUCHED,
     Answer,
     Command,
     MessageError,
@@ -94,7 +95,10 @@ class CellsClient:
             if sends > 1:
                 self.resent += 1
             try:
-                return decode_answer(await link.peer.request(method, partner_id, body, budget_ms))
+                answer = decode_answer(await link.peer.request(method, partner_id, body, budget_ms))
+                if sends > 1 and isinstance(answer, Refused) and answer.refusal.code in UNTOUCHED:
+                    break  # nothing was done this time; the time before, nobody knows
+                return answer  # noqa: TRY300 - all that may fail is in the line above
             except PeerLostError:
                 continue
             except PeerUnavailableError:

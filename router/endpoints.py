@@ -50,6 +50,7 @@ ALWAYS: Final[tuple[Code, ...]] = (
     EdgeCode.NOT_READY,
     EdgeCode.AUTHORIZATION_MALFORMED,
     EdgeCode.UNAUTHORIZED,
+    EdgeCode.TOO_MANY_FAILED_AUTHENTICATIONS,
     RefusalCode.TOO_MANY_IN_FLIGHT,
     EdgeCode.OVERLOADED,
     EdgeCode.VALIDATION_FAILED,
@@ -60,6 +61,8 @@ OF_CELLS: Final[tuple[Code, ...]] = (
     RefusalCode.PARTNER_MOVED,
     RefusalCode.PARTNER_QUARANTINED,
     RefusalCode.MAILBOX_FULL,
+    RefusalCode.CELL_OVERLOADED,
+    RefusalCode.WORKER_OVERLOADED,
     RefusalCode.PARTNER_UNAVAILABLE,
 )
 OF_WRITES: Final[tuple[Code, ...]] = (

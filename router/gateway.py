@@ -22,9 +22,11 @@ from router.directory import Directory, Partner
 from router.directory_file import DirectoryWatcher
 from router.edge import KEY, Exchange, respond
 from router.endpoints import Endpoint
+from router.failed_authentications import FailedAuthentications
 from router.metrics import Metrics
-from router.problems import EdgeCode, ProblemError
+from router.problems import EdgeCode, Problem, ProblemError
 from router.remembered import RememberedRefusals
+from router.spreading import Spreading
 
 _JSON: Final = "application/json"
 
@@ -48,6 +50,8 @@ class Gateway:
         self._budget = budget
         self.admission = Admission(bulkheads_off)
         self.remembered = RememberedRefusals()
+        self.failed_authentications = FailedAuthentications()
+        self.spreading: Spreading | None = None
 
     async def serve(self, endpoint: Endpoint, request: Request) -> Response:
         """Answer one request."""
@@ -56,13 +60,20 @@ class Gateway:
             return await self._serve(endpoint, request, exchange)
         except ProblemError as error:
             if isinstance(error, keys.UnauthorizedError):
+                address = (request.scope.get("client") or ("unknown",))[0]
                 self._budget.warning(
                     "authentication_failed",
                     reason=error.reason,
                     partner=error.partner_id,
                     request_id=exchange.request_id,
-                    client=(request.scope.get("client") or ("unknown",))[0],
+                    client=address,
                 )
+                wait_ms = self.failed_authentications.note(address)
+                if wait_ms is not None:
+                    self._metrics.guesses_limited.inc()
+                    detail = "Too many API keys that are not valid came from this address. A valid one is still served."
+                    code = EdgeCode.TOO_MANY_FAILED_AUTHENTICATIONS
+                    return respond(Problem(code, detail, retry_after_ms=wait_ms), exchange)
             return respond(error.problem, exchange)
 
     async def _serve(self, endpoint: Endpoint, request: Request, exchange: Exchange) -> Response:
@@ -89,6 +100,8 @@ class Gateway:
         if isinstance(outcome, Refused):
             if endpoint.command == Method.CREATE_PAYMENT:
                 self.remembered.remember(partner_id, partner.profile_version, outcome)
+                if self.spreading is not None:
+                    self.spreading.tell(partner_id, partner.profile_version, outcome)
             raise ProblemError(problems.of_refused(outcome))
         return _answer(outcome)
 

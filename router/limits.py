@@ -46,6 +46,19 @@ ASK_AGAIN_MS: Final = 700
 ASK_AGAIN_BUDGET_MS: Final = 200
 RETRY_AFTER_DEFAULT_MS: Final = 1_000
 REMEMBERED_PARTNERS_MAX: Final = 10_000
+# Failed authentications of one client address in one window; and addresses that are remembered at once.
+FAILED_AUTHENTICATIONS_MAX: Final = 100
+FAILED_AUTHENTICATIONS_WINDOW_MS: Final = 10_000
+FAILED_AUTHENTICATION_ADDRESSES_MAX: Final = 10_000
+
+# Redis, which spreads remembered 429s.
+NEWS_BYTES_MAX: Final = 2_048
+NEWS_WAITING_MAX: Final = 1_000
+REDIS_TIMEOUT_MS: Final = 1_000
+# A connection on which nothing happens is tried so often.
+REDIS_LOOK_MS: Final = 500
+REDIS_RETRY_DELAY_MS_MIN: Final = 100
+REDIS_RETRY_DELAY_MS_MAX: Final = 2_000
 
 # The directory.
 DIRECTORY_BYTES_MAX: Final = 64 * 1_048_576

@@ -51,6 +51,20 @@ class Metrics:
         self.answered_from_memory = Counter(
             "bulkhead_router_remembered_429_answers", "New payments answered by a remembered 429.", registry=registry
         )
+        self.guesses_limited = Counter(
+            "bulkhead_router_failed_authentications_limited",
+            "Failed authentications of an address past its bound.",
+            registry=registry,
+        )
+        self.redis_connected = Gauge(
+            "bulkhead_router_redis_connected", "Whether remembered 429s are spread by Redis now.", registry=registry
+        )
+        self.news = Gauge(
+            "bulkhead_router_redis_news",
+            "News of 429s by what became of them: told, heard, left_out, garbage.",
+            ["what"],
+            registry=registry,
+        )
         self.cell_connected = Gauge(
             "bulkhead_router_cell_connected", "Whether the cell can be asked now.", ["cell"], registry=registry
         )

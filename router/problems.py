@@ -29,6 +29,7 @@ class EdgeCode(StrEnum):
     NOT_READY = "not_ready"
     AUTHORIZATION_MALFORMED = "authorization_malformed"
     UNAUTHORIZED = "unauthorized"
+    TOO_MANY_FAILED_AUTHENTICATIONS = "too_many_failed_authentications"
     SIGNATURE_INVALID = "signature_invalid"
     OVERLOADED = "overloaded"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
@@ -57,6 +58,7 @@ KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
     EdgeCode.NOT_READY: Kind(503, "The gateway is starting"),
     EdgeCode.AUTHORIZATION_MALFORMED: Kind(400, "The Authorization header can't be read"),
     EdgeCode.UNAUTHORIZED: Kind(401, "A valid API key is needed"),
+    EdgeCode.TOO_MANY_FAILED_AUTHENTICATIONS: Kind(429, "Too many API keys that are not valid"),
     EdgeCode.SIGNATURE_INVALID: Kind(401, "A valid signature is needed"),
     EdgeCode.OVERLOADED: Kind(503, "The gateway has too much to do"),
     EdgeCode.UNSUPPORTED_MEDIA_TYPE: Kind(415, "The body is not application/json"),
@@ -86,6 +88,8 @@ KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
     RefusalCode.RATE_LIMITED: Kind(429, "Too many requests"),
     RefusalCode.TOO_MANY_IN_FLIGHT: Kind(429, "Too many requests at once"),
     RefusalCode.MAILBOX_FULL: Kind(429, "Too many requests are waiting"),
+    RefusalCode.CELL_OVERLOADED: Kind(503, "The partner's cell has too much to do"),
+    RefusalCode.WORKER_OVERLOADED: Kind(503, "The partner's worker has too much to do"),
     RefusalCode.ACQUIRER_UNAVAILABLE: Kind(503, "The acquirer does not answer"),
     RefusalCode.COMMAND_TOO_LARGE: Kind(413, "The request is too large to be kept"),
     RefusalCode.COMMAND_QUARANTINED: Kind(500, "The request was set aside"),

@@ -27,6 +27,7 @@ class Settings(BaseModel):
     pepper_file: Path
     cell_key_files: dict[str, Path]
     acquirer_key_files: dict[str, Path] = {}
+    redis_url: str = ""  # empty: each router learns of 429s by itself
     log_file: str | None = None
     bulkheads_off: frozenset[Bulkhead] = ALL_ON
 

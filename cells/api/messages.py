@@ -26,6 +26,7 @@ __all__ = [
     "NOTIFICATIONS",
     "NOT_MINE",
     "READS",
+    "UNTOUCHED",
     "WRITES",
     "Answer",
     "Command",
@@ -104,6 +105,15 @@ WRITES = frozenset(
     }
 )
 NOTIFICATIONS = frozenset({Method.NOTIFY_RESULT, Method.NOTIFY_DISPUTE})
+# Refusals without a look at what is written: said of a command that was sent before, too, they say nothing of that.
+UNTOUCHED = frozenset(
+    {
+        RefusalCode.MAILBOX_FULL,
+        RefusalCode.CELL_OVERLOADED,
+        RefusalCode.WORKER_OVERLOADED,
+        RefusalCode.PARTNER_UNAVAILABLE,
+    }
+)
 READS = frozenset(
     {
         Method.GET_PAYMENT,

@@ -29,6 +29,8 @@ class Saturation:
         )
         self._turned = turned
         self._worst_seconds = 0.0
+        self._last_seconds = 0.0
+        self.late_ms = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._looked = time.monotonic()
@@ -47,7 +49,11 @@ class Saturation:
     def _look(self) -> None:
         now = time.monotonic()
         self._turned(now)
-        self._worst_seconds = max(self._worst_seconds, now - self._due)
+        late_seconds = now - self._due
+        self._worst_seconds = max(self._worst_seconds, late_seconds)
+        # What lasted over two looks: one pause (a stopped process, a collection of garbage) is over when it is seen.
+        self.late_ms = min(self._last_seconds, late_seconds) * 1_000
+        self._last_seconds = late_seconds
         if now - self._looked >= 1:
             self._lag.set(self._worst_seconds)
             self._worst_seconds = 0.0

@@ -113,6 +113,7 @@ class Installation:
         self.log_file = folder / "router.log"
         self.process: asyncio.subprocess.Process | None = None
         self.environment: dict[str, str] = {}
+        self.more_settings: dict[str, str] = {}
 
     @property
     def door(self) -> ScriptedDoor:
@@ -164,7 +165,7 @@ class Installation:
             "pepper_file": str(self.folder / "pepper"),
             "cell_key_files": {name: str(self.folder / f"{name}.key") for name in self.doors},
             "log_file": str(self.log_file),
-        }
+        } | self.more_settings
         (self.folder / "router.json").write_text(json.dumps(config))
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -24,6 +24,7 @@ from cells.api.connection import Connection, PeerLostError, Request
 from cells.api.messages import Answer, Command, Method, Profile, RefusalCode, Refused
 from cells.cell_book import open_book
 from cells.door import Door
+from cells.shedding import Work, bounds
 from cells.workforce import Link, Workforce
 from stores.sqlite_shelf import SqliteShelf
 from stores.sqlite_store import SqliteStore
@@ -780,3 +781,23 @@ async def test_a_leaking_worker_is_ended_and_its_partner_taken_over(
         await cell.serves("alpha")
         assert time.monotonic() - began < 1
         assert (await cell.partner("beta"))["takeovers"] == 0
+
+
+async def test_a_full_cell_sheds_reads_then_payments_then_the_rest_before_anything_is_sent(cell: OpenCell) -> None:
+    await cell.onboard("acme")
+    shedder = cell.door._shedder
+    shed = RefusalCode.CELL_OVERLOADED
+    for work, refused in zip(Work, ({"read"}, {"read", "new"}, {"read", "new", "capture"}), strict=True):
+        while shedder.under_way < bounds(cell_limits.DOOR_COMMANDS_MAX)[work].within_share:
+            assert shedder.enter(f"other{shedder.under_way}", Work.FOLLOW_UP)
+        asked = {
+            "read": await cell.ask(Method.GET_BALANCE, "acme"),
+            "new": await cell.ask(Method.CREATE_PAYMENT, "acme", command_id=f"new-{work}"),
+            "capture": await cell.write("acme", f"capture-{work}"),
+        }
+        found = {
+            name
+            for name, answer in asked.items()
+            if isinstance(answer, Refused) and answer.refusal.code is shed and answer.refusal.retry_after_ms
+        }
+        assert found == refused

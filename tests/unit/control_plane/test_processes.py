@@ -76,6 +76,12 @@ def test_routers_know_no_secret_of_a_cell(tmp_path: Path) -> None:
     assert set(router.config["cell_key_files"]) == {"cell-0", "cell-1", "cell-2", "cell-3"}
 
 
+def test_routers_are_told_of_redis_where_there_is_one(tmp_path: Path) -> None:
+    assert planned(tmp_path)["router-0"].config["redis_url"] == ""
+    url = "redis://127.0.0.1:6379/0"
+    assert planned(tmp_path, redis_url=url)["router-0"].config["redis_url"] == url
+
+
 def test_sockets_of_ray_fit_into_a_unix_sockets_name(tmp_path: Path) -> None:
     specs = planned(tmp_path / ("deep" * 20), cells=64, door_port=9000, metrics_port=9100, ray_port=9200)
     longest = max(len(str(spec.scratch)) for spec in specs.values() if spec.scratch is not None)
