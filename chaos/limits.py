@@ -139,6 +139,11 @@ TOXIC_TIME_MS_MAX: Final = 3_600_000
 TOXIC_BYTES_MAX: Final = 1 << 40
 TOXIC_RATE_KB_MAX: Final = 1 << 30
 
+# The search for an order of one payment's answers.
+LINEARIZABILITY_STEPS_MAX: Final = 20_000
+# How much faster than ours the gateway's clock may run, as a share: NTP slews by half of it at most.
+CLOCK_RATE_DIFFERENCE_MAX: Final = 0.001
+
 assert FAULT_PROXY_READ_BYTES <= FAULT_PROXY_BUFFER_BYTES
 assert POLL_INTERVAL_MS * 10 < START_TIMEOUT_MS
 assert JOURNEYS_END_MS_MAX > 5 * CLIENT_DEADLINE_MS

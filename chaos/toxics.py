@@ -127,7 +127,7 @@ def read_toxic(raw: bytes) -> Toxic:
         kind = TYPES.get(request.type)
         if kind is None:
             raise ToxicError(f"type: there is no toxic {request.type!r}; there are {', '.join(TYPES)}")
-        shared = {"name": request.name, "stream": request.stream, "toxicity": request.toxicity}
+        shared: dict[str, Any] = {"name": request.name, "stream": request.stream, "toxicity": request.toxicity}
         twice = shared.keys() & request.attributes.keys()
         if twice:
             raise ToxicError(f"attributes: {', '.join(sorted(twice))} stand beside them, not among them")
