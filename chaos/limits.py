@@ -139,6 +139,11 @@ TOXIC_TIME_MS_MAX: Final = 3_600_000
 TOXIC_BYTES_MAX: Final = 1 << 40
 TOXIC_RATE_KB_MAX: Final = 1 << 30
 
+# System calls that are made slow or fail. A tracer ends by itself after so long.
+SYNC_DELAY_MS_MAX: Final = 60_000
+TRACED_S_MAX: Final = 600
+TRACER_START_TIMEOUT_MS: Final = 5_000
+TRACER_END_TIMEOUT_MS: Final = 3_000
 # The search for an order of one payment's answers.
 LINEARIZABILITY_STEPS_MAX: Final = 20_000
 # How much faster than ours the gateway's clock may run, as a share: NTP slews by half of it at most.
