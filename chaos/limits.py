@@ -139,6 +139,7 @@ TOXIC_TIME_MS_MAX: Final = 3_600_000
 TOXIC_BYTES_MAX: Final = 1 << 40
 TOXIC_RATE_KB_MAX: Final = 1 << 30
 
+CLOCK_OFFSET_S_MAX: Final = 10 * 366 * 86_400
 # System calls that are made slow or fail. A tracer ends by itself after so long.
 SYNC_DELAY_MS_MAX: Final = 60_000
 TRACED_S_MAX: Final = 600
