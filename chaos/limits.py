@@ -126,6 +126,31 @@ FDB_SERVER_STOPPED_MS: Final = 5_000
 # From when the server is back: it recovers, is found to answer again, and each partner is taken over anew.
 GOAL_FDB_SERVER_BACK_MS: Final = 4_000
 
+# The fault proxy. What a direction of a connection reads ahead, and how much at once.
+FAULT_PROXY_BUFFER_BYTES: Final = 256 * 1_024
+FAULT_PROXY_READ_BYTES: Final = 64 * 1_024
+FAULT_PROXY_CONNECTIONS_MAX: Final = 1_024
+FAULT_PROXY_BACKLOG: Final = 256
+FAULT_PROXY_CONNECT_TIMEOUT_MS: Final = 5_000
+FAULT_PROXY_CLOSE_TIMEOUT_MS: Final = 5_000
+FAULT_PROXY_REQUEST_BYTES_MAX: Final = 64 * 1_024
+TOXICS_MAX: Final = 32
+TOXIC_TIME_MS_MAX: Final = 3_600_000
+TOXIC_BYTES_MAX: Final = 1 << 40
+TOXIC_RATE_KB_MAX: Final = 1 << 30
+
+CLOCK_OFFSET_S_MAX: Final = 10 * 366 * 86_400
+# System calls that are made slow or fail. A tracer ends by itself after so long.
+SYNC_DELAY_MS_MAX: Final = 60_000
+TRACED_S_MAX: Final = 600
+TRACER_START_TIMEOUT_MS: Final = 5_000
+TRACER_END_TIMEOUT_MS: Final = 3_000
+# The search for an order of one payment's answers.
+LINEARIZABILITY_STEPS_MAX: Final = 20_000
+# How much faster than ours the gateway's clock may run, as a share: NTP slews by half of it at most.
+CLOCK_RATE_DIFFERENCE_MAX: Final = 0.001
+
+assert FAULT_PROXY_READ_BYTES <= FAULT_PROXY_BUFFER_BYTES
 assert POLL_INTERVAL_MS * 10 < START_TIMEOUT_MS
 assert JOURNEYS_END_MS_MAX > 5 * CLIENT_DEADLINE_MS
 assert KILL_LOOK_MS > KILLED_DELAY_MS_MAX

@@ -116,6 +116,9 @@ def start(  # noqa: PLR0913 - one for each option
     http_host: Annotated[str | None, typer.Option(help="Where routers listen.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Port of the first router.")] = None,
     door_port: Annotated[int | None, typer.Option(help="Port of the first cell's door.")] = None,
+    door_advertised_port: Annotated[
+        int | None, typer.Option(help="That port as routers are told it, where a proxy or NAT stands between.")
+    ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of the first door's metrics.")] = None,
     ray_port: Annotated[int | None, typer.Option(help="Port of the first cell's Ray.")] = None,
     acquirer_port: Annotated[int | None, typer.Option(help="Port of the acquirer simulator.")] = None,

@@ -279,7 +279,16 @@ class Doors:
 
 def cell_addresses(settings: Settings) -> list[CellAddress]:
     """Give where each cell's door listens."""
-    return [CellAddress(name, LOOPBACK, settings.door_port + index) for index, name in enumerate(settings.cell_names)]
+    return _addresses(settings, settings.door_port)
+
+
+def advertised_addresses(settings: Settings) -> list[CellAddress]:
+    """Give where routers are told that each cell's door listens."""
+    return _addresses(settings, settings.door_advertised_port or settings.door_port)
+
+
+def _addresses(settings: Settings, first_port: int) -> list[CellAddress]:
+    return [CellAddress(name, LOOPBACK, first_port + index) for index, name in enumerate(settings.cell_names)]
 
 
 def _unrefused(cell: str, answer: Answer | Refused) -> Answer:

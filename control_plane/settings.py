@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     http_port: Port = 8080
     acquirer_port: Port = 8090
     door_port: Port = 8101
+    # The port of the first cell's door as routers are told it, where that is another one: a proxy or NAT between them.
+    door_advertised_port: Port | None = None
     metrics_port: Port = 8201
     ray_port: Port = 8301
     acquirer_url: str = ""  # the acquirer `main`; empty: `up` starts the simulator and uses that
@@ -203,6 +205,13 @@ class Settings(BaseSettings):
                 if port in taken:
                     raise ValueError(f"{name} and {taken[port]} both want port {port}: move one of them")
                 taken[port] = name
+        return self
+
+    @model_validator(mode="after")
+    def _check_advertised_row(self) -> "Settings":
+        # No row of ours: somebody else listens there, or nobody does on this machine.
+        if self.door_advertised_port is not None and self.door_advertised_port + self.cells - 1 > 65_535:
+            raise ValueError(f"door_advertised_port: {self.cells} ports from there on go past 65535")
         return self
 
     @property

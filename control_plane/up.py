@@ -17,7 +17,7 @@ import uvloop
 from cells.api import logs
 from control_plane import admin, data_folder, limits, memory, opening, status
 from control_plane.data_folder import DataFolder, Instance
-from control_plane.doors import Doors, cell_addresses
+from control_plane.doors import Doors, advertised_addresses, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
 from control_plane.partners import Partners
 from control_plane.processes import ProcessSpec, plan
@@ -128,10 +128,10 @@ class _Up:
         self._require_memory()
         self._require_test_partners()
         require_acquirers(self._settings, self._registry.partners())
-        addresses = cell_addresses(self._settings)
-        publisher = Publisher(self._registry, self._folder, addresses, self._settings.router_names)
+        told = advertised_addresses(self._settings)
+        publisher = Publisher(self._registry, self._folder, told, self._settings.router_names)
         await publisher.publish()
-        doors = await Doors.connect(addresses, self._folder)
+        doors = await Doors.connect(cell_addresses(self._settings), self._folder)
         try:
             supervisor = Supervisor(self._plan(), self._folder, self._instance.id, _probe, self._console.tell_process)
             _require_free_ports(await supervisor.take_over())

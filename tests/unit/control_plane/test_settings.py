@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane import settings
+from control_plane import doors, settings
 from control_plane.errors import SettingsError
 
 
@@ -83,6 +83,8 @@ def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ("[acquirer_fees]\nfixed = [1, 2]\n", "acquirer_fees: "),
         ("[acquirer_fees]\npercent = 1\n", "acquirer_fees: "),
         ("ray_port = 65534\n", "ray_port: 4 ports from 65534 on go past 65535"),
+        ("door_advertised_port = 65534\n", "door_advertised_port: 4 ports from there on go past 65535"),
+        ("door_advertised_port = 0\n", "door_advertised_port: .*greater than or equal to 1"),
         ("cells = true\n", "cells: should be a number"),
         ("cells = 1.5\n", "cells: .*integer"),
         ("cells = nan\n", "cells: .*finite"),
@@ -201,3 +203,12 @@ def test_acquirers_have_names_and_main_is_the_first() -> None:
         "second": "http://127.0.0.1:8091",
     }
     assert settings.Settings(**found.model_dump(mode="json")).acquirer_urls == found.acquirer_urls
+
+
+def test_routers_are_told_the_advertised_ports_and_the_control_plane_asks_the_doors_own() -> None:
+    found = settings.load(None, {"cells": 2, "door_port": 9000})
+    assert doors.advertised_addresses(found) == doors.cell_addresses(found)
+    found = settings.load(None, {"cells": 2, "door_port": 9000, "door_advertised_port": 9500})
+    assert [address.port for address in doors.cell_addresses(found)] == [9000, 9001]
+    assert [address.port for address in doors.advertised_addresses(found)] == [9500, 9501]
+    assert [address.name for address in doors.advertised_addresses(found)] == ["cell-0", "cell-1"]
