@@ -7,12 +7,12 @@ from typing import Any
 
 from chaos import limits
 from chaos.checker import Judgement, judge_money
-from chaos.gateway import Gateway
 from chaos.history import Call
+from chaos.installation import Installation
 from chaos.workload import PartnerLoad, Plan, read_book, repeat_unanswered
 
 
-async def onboard(gateway: Gateway, partners: Sequence[str], **limits_: int) -> dict[str, str]:
+async def onboard(gateway: Installation, partners: Sequence[str], **limits_: int) -> dict[str, str]:
     """Create partners, some at once; give their API keys."""
     slots = asyncio.Semaphore(limits.PARTNERS_CREATED_AT_ONCE_MAX)
 
@@ -25,7 +25,7 @@ async def onboard(gateway: Gateway, partners: Sequence[str], **limits_: int) -> 
 
 
 def plan_for(  # noqa: PLR0913 - one call, by name
-    gateway: Gateway,
+    gateway: Installation,
     api_keys: dict[str, str],
     *,
     run: str,
@@ -43,7 +43,7 @@ def plan_for(  # noqa: PLR0913 - one call, by name
     return Plan(run, gateway.base_url, seed, begin_s, seconds, partners, mix, first_amount)
 
 
-async def bring_to_rest(gateway: Gateway, api_keys: dict[str, str], calls: list[Call]) -> list[Call]:
+async def bring_to_rest(gateway: Installation, api_keys: dict[str, str], calls: list[Call]) -> list[Call]:
     """Repeat what was not answered, under the same keys, and wait until nothing is open; give the repeats.
 
     What is still open after SETTLE_TIMEOUT_MS is left so: the checker then says "unknown".
@@ -54,7 +54,7 @@ async def bring_to_rest(gateway: Gateway, api_keys: dict[str, str], calls: list[
 
 
 async def judge_at_rest(
-    gateway: Gateway, api_keys: dict[str, str], calls: list[Call]
+    gateway: Installation, api_keys: dict[str, str], calls: list[Call]
 ) -> tuple[Judgement, dict[str, Any]]:
     """Read books, acquirer and audit, and judge all calls, repeats included; give the judgement and the audit."""
     books = {partner: await read_book(gateway.base_url, key) for partner, key in api_keys.items()}
