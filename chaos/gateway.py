@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 
 from chaos import limits
-from chaos.installation import GatewayError, Installation, environment, wait_for
+from chaos.installation import GatewayError, Installation, environment, is_alive, wait_for
 from chaos.ports import HOST, NoPortsError, free_block
 from chaos.store_choice import SQLITE, StoreChoice
 from control_plane import data_folder
 from control_plane.data_folder import DataFolder
 from control_plane.errors import NotRunningError
-from control_plane.process_table import find_marked, read_marker
+from control_plane.process_table import read_marker
 from control_plane.processes import ray_folder
 
 
@@ -134,16 +134,9 @@ class Gateway(Installation):
 
     def processes(self) -> list[psutil.Process]:
         """Give all living processes that carry this gateway's marker, and their descendants; not `up` itself."""
-        instance = data_folder.read_instance(self.folder)
-        if instance is None:
-            return []
-        found: set[psutil.Process] = set()
-        for handle in find_marked(instance.id):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found.add(psutil.Process(handle.pid))
-            handle.close()
-        self._seen |= found
-        return [process for process in found if is_alive(process)]
+        found = super().processes()
+        self._seen |= set(found)
+        return found
 
     def kill_control_plane(self) -> None:
         """SIGKILL `up` alone; what it started goes on. `start` continues from there."""
@@ -198,11 +191,3 @@ def free_ports(cells: int) -> Ports:
         raise GatewayError(str(error)) from error
     row = first + 2
     return Ports(first, first + 1, row, row + cells, row + 2 * cells)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Say whether a process runs; one that ended and that its parent did not take note of does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +17,10 @@ import httpx
 import psutil
 
 from chaos import limits
-from control_plane import client
+from control_plane import client, data_folder
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError, DoorError, NotRunningError
+from control_plane.process_table import find_marked
 from control_plane.settings import Settings
 
 T = TypeVar("T")
@@ -76,6 +77,21 @@ class Installation:
         """Run `bulkhead audit --json`."""
         return self.run_json("audit")
 
+    def is_well(self, partners: Collection[str]) -> bool:
+        """Say whether every process is ready, each cell has its spare, and these partners are served. Raises as status."""
+        status = self.status()
+        rows = [row for row in status["partners"] if row["partner"] in partners]
+        return (
+            bool(status["ready"])
+            and all(cell["answers"] and cell["spares"] for cell in status["cells"])
+            and len(rows) == len(partners)
+            and all(row["state"] == "active" and row["breaker"] == "closed" for row in rows)
+        )
+
+    def wait_well(self, partners: Collection[str], timeout_ms: int = limits.START_TIMEOUT_MS) -> None:
+        """Wait until all is well. Raises GatewayError."""
+        wait_for(lambda: self.is_well(partners) or None, "all is well", timeout_ms)
+
     def wait_spares(self, timeout_ms: int = limits.START_TIMEOUT_MS) -> None:
         """Wait until every cell has a warm spare again. Raises GatewayError."""
 
@@ -103,43 +119,48 @@ class Installation:
                 return psutil.Process(process["pid"])
         raise GatewayError(f"status shows no worker of {partner}")
 
-    def wait_settled(self, timeout_ms: int = limits.SETTLE_TIMEOUT_MS) -> int:
-        """Wait until no operation is open or unknown; give how many are, after that time, still."""
+    def wait_settled(self, timeout_ms: int = limits.SETTLE_TIMEOUT_MS, partners: Collection[str] | None = None) -> int:
+        """Wait until no operation is open or unknown; give how many are, after that time, still.
+
+        `partners`: of these only, where others go on meanwhile.
+        """
 
         def look() -> int | None:
             self._require_running()
-            return 0 if self.open_operations() == 0 else None
+            return 0 if self.open_operations(partners) == 0 else None
 
         with contextlib.suppress(GatewayError):
             wait_for(look, "all operations are settled", timeout_ms)
-        return self.open_operations()
+        return self.open_operations(partners)
 
-    def open_operations(self) -> int:
+    def open_operations(self, partners: Collection[str] | None = None) -> int:
         """Count the operations whose outcome is to come; -1 where not all partners can be asked."""
         with contextlib.suppress(ControlPlaneError):
-            partners = self.status()["partners"]
-            if all(partner["state"] == "active" for partner in partners):
-                return sum(partner["in_flight"] for partner in partners)
+            rows = [row for row in self.status()["partners"] if partners is None or row["partner"] in partners]
+            if all(row["state"] == "active" for row in rows):
+                return sum(row["in_flight"] for row in rows)
         return -1
 
     # The acquirer
 
-    def set_fault(self, partner: str, mode: str) -> None:
-        """Let the acquirer hang or refuse for one partner."""
-        answer = httpx.put(f"{self.acquirer_url}/faults/{partner}", json={"mode": mode}, trust_env=False)
+    def set_fault(self, partner: str, mode: str, **more: int) -> None:
+        """Let the acquirer hang, refuse or worse for one partner; `delay_ms` where it is to be slow."""
+        answer = httpx.put(f"{self.acquirer_url}/faults/{partner}", json={"mode": mode, **more}, trust_env=False)
         answer.raise_for_status()
 
     def clear_fault(self, partner: str) -> None:
         """Let the acquirer serve that partner again."""
         httpx.delete(f"{self.acquirer_url}/faults/{partner}", trust_env=False).raise_for_status()
 
-    def acquirer_record(self) -> list[dict[str, Any]]:
-        """Read all that the acquirer was asked and did."""
+    def acquirer_record(self, partner: str | None = None) -> list[dict[str, Any]]:
+        """Read all that the acquirer was asked and did, or that for one partner."""
         operations: list[dict[str, Any]] = []
         after = "0"
         with httpx.Client(base_url=self.acquirer_url, trust_env=False, timeout=30) as session:
             for _ in range(limits.RECORD_PAGES_MAX):
-                page = session.get("/operations", params={"after": after, "limit": limits.RECORD_PAGE_ROWS})
+                page = session.get(
+                    "/operations", params={"partner": partner or "", "after": after, "limit": limits.RECORD_PAGE_ROWS}
+                )
                 page.raise_for_status()
                 found = page.json()
                 operations += found["operations"]
@@ -147,6 +168,16 @@ class Installation:
                     return operations
                 after = found["next"]
         raise GatewayError(f"the acquirer's record has more than {limits.RECORD_PAGES_MAX} pages")
+
+    def processes(self) -> list[psutil.Process]:
+        """Give all living processes that carry this gateway's marker; not `up` itself."""
+        instance = data_folder.read_instance(self.folder)
+        found: list[psutil.Process] = []
+        for handle in [] if instance is None else find_marked(instance.id):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(handle.pid))
+            handle.close()
+        return [process for process in found if is_alive(process)]
 
     def command(self, *arguments: object) -> list[str]:
         """Give a `bulkhead` command on this data folder, to be run."""
@@ -195,6 +226,14 @@ def wait_for(look: Callable[[], T | None], what: str, timeout_ms: int) -> T:
         if time.monotonic() > until:
             raise GatewayError(f"waited {timeout_ms} ms in vain until {what}")
         time.sleep(limits.POLL_INTERVAL_MS / 1_000)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Say whether a process runs; one that ended and that its parent did not take note of does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def environment() -> dict[str, str]:

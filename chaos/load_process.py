@@ -52,6 +52,10 @@ class LoadProcess:
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
 
+    def has_ended(self) -> bool:
+        """Whether it has ended, by itself or otherwise."""
+        return self._process is not None and self._process.poll() is not None
+
     def wait(self) -> list[Call]:
         """Wait for its end; give its history. Raises LoadError."""
         assert self._process is not None, "it was not started"

@@ -30,10 +30,10 @@ from chaos.command_line import Parser, add_store_options, store_chosen
 from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
 from chaos.faults import Blow, Blows, Fault, Target
 from chaos.fdb_server import FdbServer, FdbServerError, missing_programs
-from chaos.gateway import Gateway, is_alive
+from chaos.gateway import Gateway
 from chaos.history import Call, save
 from chaos.impact import Happened, impact_json, impacts_of, is_disturbed, line_of, verdict_of
-from chaos.installation import GatewayError
+from chaos.installation import GatewayError, is_alive
 from chaos.interruption import interruptible
 from chaos.screen import make_console
 from chaos.store_choice import StoreChoice
