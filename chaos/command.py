@@ -198,7 +198,7 @@ def run_one(experiment: Experiment, document: dict[str, Any], wanted: Wanted) ->
     with _quiet() as log_lines, _progress(out, began_s):
         runner = Runner(Strategy.CONTINUOUS, Schedule(continuous_hypothesis_frequency=limits.CHAOS_WATCH_MS / 1_000))
         settings = {"runtime": {"rollbacks": {"strategy": "always"}}}
-        journal = runner.run(document, settings=settings, experiment_vars=(wanted.configuration, {}))
+        journal = runner.run(document, settings=settings, experiment_vars=(dict(wanted.configuration), {}))
     found: dict[str, Any] = journal.get("bulkhead", {})
     if "exit_code" not in found:
         why = log_lines[-1] if log_lines else "it was interrupted"
@@ -262,7 +262,7 @@ def _show_plan(experiment: Experiment, settings: RunSettings) -> None:
     allowed = {group.value: in_words(experiment.excuses(group)) for group in Group}
     lines = [
         f"on {where}; {experiment.scope} is struck: {target}",
-        f"{limits.CHAOS_PARTNERS_PER_CELL} test partners in each cell pay, {settings.load_per_second:g} requests a second",
+        f"{limits.CHAOS_PARTNERS_PER_CELL} test partners in each cell, {settings.load_per_second:g} requests a second",
         f"calm for {settings.calm_s:g} s, the fault for {settings.duration_s:g} s, then until all is as ever",
         *(f"allowed for {group}: {words}" for group, words in allowed.items()),
         f"ended at once where others meet more than {limits.CHAOS_ERRORS_OUTSIDE_MAX} errors",
@@ -289,7 +289,7 @@ def _show_verdict(out: Console, found: Mapping[str, Any]) -> None:
         )
         out.print(f"  noticed by: {hit}; detected: {detected}; recovered: {recovered}", markup=False, soft_wrap=True)
         out.print(f"  again: {found['command']}", markup=False, soft_wrap=True)
-    if found.get("folder"):
+    if verdict is not None:
         out.print(f"  report: {found['folder']}/report.html", markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""What an experiment's fault did to whom, and whether it was contained, from the clients' history. Pure; asks nobody."""
+"""What a fault did to whom, and whether it was contained, from the clients' history. Pure; asks nobody."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,7 +87,7 @@ class Impact:
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What else counts for the verdict. `aborted`: why a safeguard ended it; `others_cores`: of other programs, by phase."""
+    """What else counts. `aborted`: why a safeguard ended it; `others_cores`: of other programs, by phase."""
 
     aborted: str | None = None
     others_cores: Mapping[str, float] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Circumstances:
 def impact_of(
     experiment: Experiment, target: Target, moments: Moments, calls: Iterable[Call], patience: float = 1.0
 ) -> Impact:
-    """Sum up all first attempts. A call that met the fault is held against what its group is allowed, others against 0."""
+    """Sum up all first attempts. What met the fault is held against what its group is allowed, the rest is to be right."""
     groups = target.groups(experiment.scope)
     figures = {
         group: GroupFigures(group, sorted(partner for partner, its in groups.items() if its is group))
@@ -248,7 +248,7 @@ def offence_json(offence: Offence, begin_s: float) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One group over time: for each step its errors (also excused ones) and the p99 of its usual calls, None: no call."""
+    """One group over time: in each step its errors (excused ones, too) and the p99 of usual calls, None: no call."""
 
     group: Group
     at_s: list[float]

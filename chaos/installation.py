@@ -78,7 +78,7 @@ class Installation:
         return self.run_json("audit")
 
     def is_well(self, partners: Collection[str]) -> bool:
-        """Say whether every process is ready, each cell has its spare, and these partners are served. Raises as status."""
+        """Say whether all processes are ready, each cell has its spare, and these partners are served."""
         status = self.status()
         rows = [row for row in status["partners"] if row["partner"] in partners]
         return (

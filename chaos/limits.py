@@ -152,9 +152,12 @@ CHAOS_ERRORS_OUTSIDE_MAX: Final = 2
 CHAOS_CELL_SILENT_MS_MAX: Final = CLIENT_DEADLINE_MS
 # Beside the fault's duration; a load is planned for longer than its run takes, and told when to end.
 CHAOS_LOAD_MORE_S: Final = CHAOS_WARM_UP_S + CHAOS_CALM_S_MAX + CHAOS_CALM_AGAIN_S + 2 * CHAOS_RECOVERY_MS_MAX / 1_000
-CHAOS_RATE_PER_SECOND: Final = 10
-CHAOS_RATE_BURST: Final = 20
+# The partner that floods is limited to this; more than 50 times that one client can't send here.
+CHAOS_RATE_PER_SECOND: Final = 5
+CHAOS_RATE_BURST: Final = 10
 CHAOS_FLOOD_FACTOR: Final = 50
+# Until the flood's client is there.
+CHAOS_FLOOD_START_MS: Final = 1_500
 CHAOS_FLOOD_FIRST_AMOUNT: Final = 100_000_000
 CHAOS_BAD_KEYS_PER_SECOND: Final = 300
 # Slow, and within the time that the gateway waits for an acquirer.

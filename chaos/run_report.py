@@ -1,10 +1,9 @@
-"""What is left of a run in its folder: the verdict in Chaos Toolkit's journal, the history, the page. Judges nothing."""
+"""What is left of a run in its folder: Chaos Toolkit's journal with the verdict, the history, the page."""
 
 import json
 import sys
-from typing import Any
+from typing import Any, Final
 
-import orjson
 from chaoslib.types import Journal
 
 from chaos import history, limits, machine
@@ -22,8 +21,8 @@ from chaos.containment import (
 )
 from chaos.session import Session
 
-JOURNAL: str = "journal.json"
-PAGE: str = "report.html"
+JOURNAL: Final = "journal.json"
+PAGE: Final = "report.html"
 
 
 def conclude(run: Session, journal: Journal) -> None:
@@ -131,4 +130,3 @@ def _write_page(run: Session, found: dict[str, Any], series: list[Series]) -> No
         sys.stderr.write(f"no page is written: {error.name} is missing (pip install 'bulkhead-gateway[chaos]')\n")
         return
     (run.folder / PAGE).write_text(page.render(found, series))
-    (run.folder / "figures.json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))

@@ -1,4 +1,4 @@
-"""When an experiment has to end at once: its damage left the target. Pure; looks at the loads' figures, once a second."""
+"""When an experiment has to end at once: its damage left the target. Pure; looks at the load's figures."""
 
 from collections.abc import Mapping
 

@@ -27,7 +27,7 @@ from chaos.fdb_server import FdbServer
 from chaos.gateway import Gateway
 from chaos.history import Call
 from chaos.installation import Attached, GatewayError, Installation
-from chaos.load_process import LoadProcess
+from chaos.load_process import LoadError, LoadProcess
 from chaos.own_gateway import ROOT, OwnGateway
 from chaos.run_settings import RunSettings
 from chaos.signs import Seen, Watcher, first_sign
@@ -139,6 +139,7 @@ class Session:
             seed=self.settings.seed,
             requests_per_second=per_second,
             seconds=self.settings.duration_s,
+            begin_s=time.monotonic() + limits.CHAOS_FLOOD_START_MS / 1_000,
             mix=mix,
             first_amount=limits.CHAOS_FLOOD_FIRST_AMOUNT,
         )
@@ -147,9 +148,12 @@ class Session:
         self._flood.start()
 
     def _end_flood(self) -> None:
-        if self._flood is not None:
-            self.flood_calls += self._flood.finish()
-            self._flood = None
+        flood, self._flood = self._flood, None
+        if flood is not None:
+            try:
+                self.flood_calls += flood.finish()
+            except LoadError as error:
+                self.failure = str(error)  # there was no flood, or not the one that was meant
 
     # Phases
 

@@ -1,4 +1,4 @@
-"""When the gateway itself first showed a fault: in a log, in a metric of the routers, or in its status. Sets no faults."""
+"""When the gateway itself first showed a fault: in a log, a metric of the routers, or its status. Changes nothing."""
 
 import fnmatch
 import time
