@@ -210,7 +210,10 @@ def run_one(experiment: Experiment, document: dict[str, Any], wanted: Wanted) ->
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Keep what Chaos Toolkit logs from the screen; give its complaints. SIGHUP ends a run as Ctrl-C does."""
+    """Keep what Chaos Toolkit logs from the screen; give its complaints.
+
+    SIGHUP ends a run as Ctrl-C does; and Ctrl-C does also where whoever started us had it ignored (`… &` in a script).
+    """
     logger = logging.getLogger("chaostoolkit")
     lines: list[str] = []
 
@@ -225,11 +228,15 @@ def _quiet() -> Iterator[list[str]]:
     def hang_up(*_: object) -> None:
         raise InterruptExecution("SIGHUP")
 
-    before = signal.signal(signal.SIGHUP, hang_up)
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in ((signal.SIGHUP, hang_up), (signal.SIGINT, signal.default_int_handler))
+    }
     try:
         yield lines
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
         logger.removeHandler(handler)
         logger.propagate = True
 

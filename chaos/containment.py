@@ -95,18 +95,20 @@ class Circumstances:
     leftovers: Sequence[str] = ()
     not_undone: Sequence[str] = ()
     patience: float = 1.0
+    cores: int = 1
+    ended_early: bool = False  # interrupted, or something could not be done
 
     @property
     def is_noisy(self) -> bool:
-        """Whether other programs took so much more of the machine that times can't be compared."""
-        cores = self.others_cores
-        return cores.get("fault", 0.0) - cores.get("calm", 0.0) > limits.OTHERS_CORES_MORE_MAX
+        """Whether other programs took so much of the machine, or so much more, that times can't be compared."""
+        calm, fault = (self.others_cores.get(phase, 0.0) for phase in ("calm", "fault"))
+        return fault - calm > limits.OTHERS_CORES_MORE_MAX or fault > limits.OTHERS_SHARE_MAX * self.cores
 
 
 def impact_of(
     experiment: Experiment, target: Target, moments: Moments, calls: Iterable[Call], patience: float = 1.0
 ) -> Impact:
-    """Sum up all first attempts. What met the fault is held against what its group is allowed, the rest is to be right."""
+    """Sum up all first attempts. What met the fault may be what its group is allowed, the rest has to be right."""
     groups = target.groups(experiment.scope)
     figures = {
         group: GroupFigures(group, sorted(partner for partner, its in groups.items() if its is group))
@@ -205,7 +207,9 @@ def _judge_recovery(
         verdict.unknown.append("nothing was struck")
         return
     if moments.calm_s is None:
-        if around.aborted is None:
+        if around.ended_early:
+            verdict.unknown.append("it ended before all was as ever")
+        elif around.aborted is None:
             verdict.broken.append(f"not as ever within {limits.CHAOS_RECOVERY_MS_MAX / 1_000:g} s")
         return
     took_ms = recovery_ms(experiment, impact, moments)

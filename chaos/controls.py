@@ -7,7 +7,7 @@ import logging
 from typing import Any, Final
 
 from chaoslib.exceptions import InterruptExecution
-from chaoslib.types import Configuration, Dry, Experiment, Journal
+from chaoslib.types import Activity, Configuration, Dry, Experiment, Journal, Run
 
 from chaos import catalogue, run_report, session
 from chaos.actions import FAILURES
@@ -40,6 +40,16 @@ def before_experiment_control(
     configuration["cell"], configuration["partner"] = run.target.cell, run.target.partner
 
 
+def after_activity_control(context: Activity, state: Run, **_: Any) -> None:
+    """End the experiment where an action failed, once: Chaos Toolkit itself would go on with the next one."""
+    if context["type"] != "action" or state is None or state.get("status") != "failed":
+        return
+    run = session.current()
+    if not run.ends_early:
+        run.ends_early = True
+        raise InterruptExecution(run.aborted or run.failure or f"{context['name']} was interrupted")
+
+
 def after_experiment_control(context: Experiment, state: Journal, **_: Any) -> None:
     """End: rest, checkers, audit, verdict, report. The journal is given the verdict."""
     del context
@@ -51,6 +61,9 @@ def after_experiment_control(context: Experiment, state: Journal, **_: Any) -> N
         if run.calls or run.moments.begin_s:
             run.stop_load()
             run_report.conclude(run, state)
+    except InterruptExecution:
+        state["status"] = "interrupted"
+        raise
     except FAILURES as error:
         log.exception("the experiment could not be judged")
         run.failure = run.failure or f"it could not be judged: {error}"

@@ -53,6 +53,8 @@ LATENCIES_FOR_P99_MIN: Final = 500
 
 # Where other programs use this many cores more in trouble than in calm, latencies can't be compared.
 OTHERS_CORES_MORE_MAX: Final = 0.4
+# Nor where they use more than this share of it: what then is late may be late for their sake.
+OTHERS_SHARE_MAX: Final = 0.5
 
 # The demo.
 DEMO_CELLS: Final = 4

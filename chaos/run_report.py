@@ -29,7 +29,7 @@ def conclude(run: Session, journal: Journal) -> None:
     """Judge a run whose load has ended, and put what was found into the journal. Stops a gateway of its own first."""
     money, audit, repeats = run.judge()
     run.end()  # what can't be ended belongs to the verdict
-    around = run.circumstances()
+    around = run.circumstances(interrupted=journal["status"] == "interrupted")
     patience = run.settings.patience
     impact = impact_of(run.experiment, run.target, run.moments, [*run.calls, *run.flood_calls], patience)
     verdict = verdict_of(run.experiment, impact, run.moments, money, bool(audit["ok"]), around)

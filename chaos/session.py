@@ -61,6 +61,7 @@ class Session:
         self.phase = "preparing"
         self.aborted: str | None = None
         self.failure: str | None = None
+        self.ends_early = False
         self.calls: list[Call] = []
         self.flood_calls: list[Call] = []
         self.leftovers: list[str] = []
@@ -250,7 +251,7 @@ class Session:
         rows = [row if row["partner"] in self.keys else {**row, "in_doubt": 0} for row in audit["partners"]]
         return judge_money([*calls, *repeats], books, record, {**audit, "partners": rows}), audit, repeats
 
-    def circumstances(self) -> Circumstances:
+    def circumstances(self, *, interrupted: bool) -> Circumstances:
         """Sum up what else counts for the verdict."""
         cores: dict[str, float] = {}
         for name, begin, end in (("calm", "calm", "fault"), ("fault", "fault", "recovered")):
@@ -263,6 +264,8 @@ class Session:
             self.leftovers,
             self.undo.failed,
             self.settings.patience,
+            psutil.cpu_count() or 1,
+            self.aborted is None and (interrupted or self.failure is not None),
         )
 
     def end(self) -> None:
@@ -352,7 +355,7 @@ class Session:
                 return
             why = self._guards.look(load.counts, time.monotonic())
             if why is None and load.has_ended():
-                why = "the load ended by itself"
+                why = self.failure = "the load ended by itself"
             if why is not None and self.aborted is None:
                 self.aborted = why
                 self.undo.all()

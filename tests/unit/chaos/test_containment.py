@@ -134,6 +134,8 @@ def test_a_bystander_s_tail_outside_the_calm_range_is_not_contained_and_unknown_
     assert "other cells: tail 390 ms while the fault lasted" in verdict.broken[0]
     noisy, _ = judged(*slow, others_cores={"calm": 0.1, "fault": 0.9})
     assert noisy.word == "unknown"
+    assert judged(*slow, others_cores={"calm": 1.7, "fault": 1.6}, cores=2)[0].word == "unknown"
+    assert judged(*slow, others_cores={"calm": 0.7, "fault": 0.6}, cores=2)[0].word == "not contained"
 
 
 def test_too_few_calls_are_unknown() -> None:
@@ -156,6 +158,7 @@ def test_what_a_checker_can_t_tell_and_a_fault_that_nothing_shows_are_unknown() 
     assert judged(money=Judgement(unknowns=["ann: op_1 is unknown"]))[0].word == "unknown"
     assert judged(first_sign=None)[0].unknown == ["the gateway showed no sign of the fault: it may not have struck"]
     assert judged(moments=replace_moments(struck_s=None))[0].word == "unknown"
+    assert judged(moments=replace_moments(calm_s=None), ended_early=True)[0].word == "unknown"
 
 
 def replace_moments(**changed: Any) -> Moments:
