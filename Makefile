@@ -13,7 +13,7 @@ SECONDS_EACH = $(or $(SECONDS),10)
 # STORE=fdb CLUSTER_FILE=… runs demo, soak, benchmarks and kill-rounds on FoundationDB.
 ON_STORE = $(if $(STORE),--store $(STORE)) $(if $(CLUSTER_FILE),--cluster-file '$(CLUSTER_FILE)')
 
-.PHONY: help demo up test check bench bench-stores bench-history kill-rounds soak fuzz format clean
+.PHONY: help demo up test check bench bench-stores bench-history kill-rounds soak chaos fuzz format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -58,6 +58,9 @@ MINUTES ?= 10
 soak: $(READY) ## Everything is killed and stopped under load, for MINUTES=10; SEED= repeats a run
 	$(BIN)/python -m chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ON_STORE)
 
+chaos: $(READY) ## Experiments on a gateway of their own: make chaos NAME=worker-killed; all of them without NAME
+	$(BIN)/bulkhead chaos run --own $(or $(NAME),--all) $(if $(SECONDS),--duration $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
 fuzz: $(READY) ## Fuzz what reads bytes of others, each target for so long: make fuzz SECONDS=60
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz || echo "atheris can't be installed here"
 	for target in frames messages records requests directories; do \
@@ -68,5 +71,5 @@ format: $(READY) ## Put all files into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## Remove the virtual environment, the demo's data and the soak's
-	rm -rf $(VENV) .demo .soak *.egg-info
+clean: ## Remove the virtual environment, the data of demo, soak and chaos
+	rm -rf $(VENV) .demo .soak .chaos *.egg-info

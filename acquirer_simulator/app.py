@@ -8,7 +8,7 @@
     GET    /challenges/{key}                 where a customer is sent: a page that says what the token does
     GET    /disputes?partner=&after=&limit=  a partner's disputes as they stand
     GET    /notifications?partner=           a partner's notifications and how far they got
-    PUT    /faults/{partner}                 {"mode": "hang" | "refuse" | "slow", "delay_ms": for slow}
+    PUT    /faults/{partner}                 {"mode": hang, refuse, garbage, silent or slow, "delay_ms": for slow}
     DELETE /faults/{partner}                 all is well again (a request that hangs goes on hanging)
     GET    /settlements/{YYYY-MM-DD}.csv?partner=&preliminary=true   a day's settlement file (settlements.py)
     PUT    /settlement-extras/{key}          {"date", "partner", "kind", "amount", "currency", "original_key"}: a row
@@ -144,7 +144,15 @@ class Faults:
             raise await self._waits.hang(receive)
         if fault.mode == "refuse":
             raise _EndedError(HTTPStatus.SERVICE_UNAVAILABLE, "refused", "a fault refuses this partner's operations")
-        await self._waits.pause(fault.delay_ms)
+        if fault.mode == "slow":
+            await self._waits.pause(fault.delay_ms)
+
+    async def spoil(self, partner: str, answer: bytes, receive: Receive) -> bytes:
+        """Return what is answered once it is done: the answer, or garbage. Raises _EndedError if nothing is."""
+        fault = self._by_partner.get(partner)
+        if fault is not None and fault.mode == "silent":
+            raise await self._waits.hang(receive)
+        return _GARBAGE if fault is not None and fault.mode == "garbage" else answer
 
     async def put(self, request: Request) -> Response:
         """PUT /faults/{partner}."""
@@ -186,6 +194,7 @@ class PerformEndpoint:
             operation = read_operation(_key_of(scope), await _read_body(receive))
             await self._faults.suffer(operation.partner, receive)
             status, body = await self._perform(operation, receive)
+            body = await self._faults.spoil(operation.partner, body, receive)
         except Exception as error:  # noqa: BLE001 - _ended raises again what it doesn't know
             status, body = _ended(error)
         await _send(send, status, body)
@@ -221,7 +230,10 @@ class RecordEndpoints:
         behaviour = tokens.behaviour(operation.payment_method, operation.kind)
         row = await self._record.confirm(operation, behaviour)
         _OPERATIONS.labels(operation.kind, row.result).inc()
-        return _json(_told(row, behaviour, self._base_url))
+        told = orjson.dumps(_told(row, behaviour, self._base_url))
+        return Response(
+            await self._faults.spoil(operation.partner, told, request.receive), media_type="application/json"
+        )
 
     async def challenge(self, request: Request) -> Response:
         """GET /challenges/{key}: what a customer's browser would show."""
@@ -257,7 +269,10 @@ class RecordEndpoints:
             await self._faults.suffer(partner, request.receive)
         row = await self._record.close_key(key, operation)
         _CLOSES.labels(row.result).inc()
-        return _json(row.answer())
+        told = orjson.dumps(row.answer())
+        if partner is not None:
+            told = await self._faults.spoil(partner, told, request.receive)
+        return Response(told, media_type="application/json")
 
     async def show(self, request: Request) -> Response:
         """GET /operations/{key}."""

@@ -16,6 +16,7 @@ _EXTRA_FIELDS: Final = frozenset({"date", "partner", "kind", "amount", "currency
 _KEY: Final = re.compile(rf"[A-Za-z0-9._:~-]{{1,{limits.KEY_CHARACTERS_MAX}}}", re.ASCII)
 _PARTNER: Final = re.compile(rf"[a-z0-9_]{{1,{limits.PARTNER_CHARACTERS_MAX}}}", re.ASCII)
 _CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
+_FAULTS_WITHOUT_DELAY: Final = frozenset({"hang", "refuse", "garbage", "silent"})
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _MANY_DIGITS: Final = re.compile(rf"[0-9](?:[ -]?[0-9]){{{limits.DIGITS_IN_A_TOKEN_MAX},}}", re.ASCII)
 # What is written down in place of something that looks like a card number (PCI DSS 3.4). No token has this name.
@@ -27,7 +28,10 @@ class InvalidRequestError(Exception):
 
 
 class Fault(NamedTuple):
-    """What is wrong with the acquirer for one partner: `hang`, `refuse`, or `slow` by `delay_ms`."""
+    """What is wrong with the acquirer for one partner: `hang`, `refuse`, or `slow` by `delay_ms`.
+
+    `garbage`, `silent`: it does what it is asked, and its answer can't be read, or does not come.
+    """
 
     mode: str
     delay_ms: int
@@ -87,11 +91,11 @@ def read_fault(body: bytes) -> Fault:
     """Return the fault that `body` (JSON) sets. Raises InvalidRequestError."""
     fields = _read_object(body)
     mode = fields.get("mode")
-    if mode in {"hang", "refuse"} and fields.keys() <= {"mode", "delay_ms"}:
+    if mode in _FAULTS_WITHOUT_DELAY and fields.keys() <= {"mode", "delay_ms"}:
         return Fault(mode, 0)
     if mode == "slow" and fields.keys() == {"mode", "delay_ms"}:
         return Fault(mode, _read_whole(fields["delay_ms"], "delay_ms", limits.DELAY_MS_MAX))
-    raise InvalidRequestError("a fault is hang, refuse, or slow with its delay_ms")
+    raise InvalidRequestError("a fault is hang, refuse, garbage, silent, or slow with its delay_ms")
 
 
 def read_extra(key: str, body: bytes) -> Movement:

@@ -27,7 +27,8 @@ from actors.errors import StoreError
 from bench import machine
 from bench.load import LoadPlan, LoadResults
 from chaos.command_line import Parser, add_store_options, check_store, store_chosen
-from chaos.gateway import Gateway, GatewayError
+from chaos.gateway import Gateway
+from chaos.installation import GatewayError
 from chaos.store_choice import NO_DISK_FIGURE, StoreChoice
 from control_plane.errors import ControlPlaneError
 from stores.shelf import KINDS

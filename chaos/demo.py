@@ -22,18 +22,20 @@ import psutil
 from rich.console import Console
 
 from actors.errors import StoreError
-from chaos import drama, history, limits, machine, report, screen
+from chaos import drama, limits, machine, report, screen
 from chaos.checker import Judgement, Role
 from chaos.command_line import Parser, add_store_options, store_chosen
 from chaos.drama import Cast, Timeline
 from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
-from chaos.gateway import Gateway, GatewayError
+from chaos.gateway import Gateway
 from chaos.history import Call
+from chaos.installation import GatewayError
 from chaos.interruption import interruptible
+from chaos.load_process import LoadError, LoadProcess
 from chaos.report import Moments, Row
 from chaos.screen import Screen
 from chaos.store_choice import StoreChoice
-from chaos.workload import Plan, is_left_open, plan_json
+from chaos.workload import is_left_open
 from control_plane import client, data_folder
 from control_plane.errors import ControlPlaneError
 
@@ -71,45 +73,6 @@ class Seen:
     others_cores: dict[str, float] = field(default_factory=dict)
 
 
-class LoadProcess:
-    """A load in a process of its own, so that neither the screen nor another load delays it."""
-
-    def __init__(self, root: Path, plan: Plan) -> None:
-        self._plan_file = root / f"{plan.run}.plan.json"
-        self._history_file = root / f"{plan.run}.history.jsonl"
-        self._plan_file.touch(mode=0o600)  # it holds keys
-        self._plan_file.write_bytes(plan_json(plan))
-        self._process: asyncio.subprocess.Process | None = None
-        self.counts: dict[str, dict[str, float]] = {}
-
-    @property
-    def pid(self) -> int | None:
-        """Its process, once it has one."""
-        return None if self._process is None else self._process.pid
-
-    async def run(self) -> list[Call]:
-        """Run it to its end; give its history. Raises DemoError. Cancelled, it is ended."""
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "chaos.workload"),
-            *("--plan", str(self._plan_file), "--history", str(self._history_file)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        try:
-            assert self._process.stdout is not None
-            async for line in self._process.stdout:
-                self.counts = orjson.loads(line)
-            code = await self._process.wait()
-        finally:
-            if self._process.returncode is None:
-                self._process.kill()
-                await self._process.wait()
-        if code != 0:
-            raise DemoError(f"the load {self._plan_file.name} ended with exit code {code}")
-        return history.load(self._history_file)
-
-
 class Demo:
     """One run."""
 
@@ -124,7 +87,7 @@ class Demo:
         self._readings: dict[str, machine.Reading] = {}
 
     async def run(self) -> int:
-        """Run it all; give the exit code. Raises DemoError, GatewayError, ControlPlaneError, StoreError."""
+        """Run it all; give the exit code. Raises DemoError, LoadError, GatewayError, ControlPlaneError, StoreError."""
         options, gateway = self._options, self._gateway
         self._console.print(f"Bulkhead demo, seed {options.seed}", style="bold")
         self._durability = await options.store.durability()
@@ -162,7 +125,7 @@ class Demo:
         self._loads = self._plan_loads(cast, timeline, begin_s)
         try:
             async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(load.run()) for load in self._loads]
+                running = [tasks.create_task(_run(load)) for load in self._loads]
                 await _sleep_until(begin_s)
                 self._screen.open(cast, timeline, begin_s)
                 drawing = tasks.create_task(self._draw())
@@ -380,6 +343,15 @@ def _stop(gateway: Gateway, shown: Screen) -> list[str]:
     return leftovers
 
 
+async def _run(load: LoadProcess) -> list[Call]:
+    """Run a load to its end; give its history. Raises LoadError. Cancelled, it is ended."""
+    load.start()
+    try:
+        return await asyncio.to_thread(load.wait)
+    finally:
+        load.kill()
+
+
 async def _sleep_until(at_s: float) -> None:
     await asyncio.sleep(max(at_s - time.monotonic(), 0))
 
@@ -445,7 +417,7 @@ def main() -> int:
     console = screen.make_console()
     try:
         return asyncio.run(_main(options, console))
-    except (DemoError, GatewayError, ControlPlaneError, StoreError) as error:
+    except (DemoError, LoadError, GatewayError, ControlPlaneError, StoreError) as error:
         console.print(f"the demo could not be run: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except asyncio.CancelledError:

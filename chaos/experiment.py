@@ -7,12 +7,12 @@ from typing import Any
 
 from chaos import limits
 from chaos.checker import Judgement, judge_money
-from chaos.gateway import Gateway
 from chaos.history import Call
+from chaos.installation import Installation
 from chaos.workload import PartnerLoad, Plan, read_book, repeat_unanswered
 
 
-async def onboard(gateway: Gateway, partners: Sequence[str], **limits_: int) -> dict[str, str]:
+async def onboard(gateway: Installation, partners: Sequence[str], **limits_: int) -> dict[str, str]:
     """Create partners, some at once; give their API keys."""
     slots = asyncio.Semaphore(limits.PARTNERS_CREATED_AT_ONCE_MAX)
 
@@ -25,7 +25,7 @@ async def onboard(gateway: Gateway, partners: Sequence[str], **limits_: int) -> 
 
 
 def plan_for(  # noqa: PLR0913 - one call, by name
-    gateway: Gateway,
+    gateway: Installation,
     api_keys: dict[str, str],
     *,
     run: str,
@@ -35,26 +35,30 @@ def plan_for(  # noqa: PLR0913 - one call, by name
     begin_s: float | None = None,
     first_amount: int = 1_000,
     mix: str = "mixed",
+    series: str = "",
 ) -> Plan:
     """Plan a load that all these partners share alike. It begins now where no moment is given."""
     share = requests_per_second / len(api_keys)
     partners = tuple(PartnerLoad(partner, key, share) for partner, key in api_keys.items())
     begin_s = time.monotonic() if begin_s is None else begin_s
-    return Plan(run, gateway.base_url, seed, begin_s, seconds, partners, mix, first_amount)
+    return Plan(run, gateway.base_url, seed, begin_s, seconds, partners, mix, first_amount, series)
 
 
-async def bring_to_rest(gateway: Gateway, api_keys: dict[str, str], calls: list[Call]) -> list[Call]:
+async def bring_to_rest(
+    gateway: Installation, api_keys: dict[str, str], calls: list[Call], partners: Sequence[str] | None = None
+) -> list[Call]:
     """Repeat what was not answered, under the same keys, and wait until nothing is open; give the repeats.
 
-    What is still open after SETTLE_TIMEOUT_MS is left so: the checker then says "unknown".
+    What is still open after SETTLE_TIMEOUT_MS is left so: the checker then says "unknown". `partners`: only theirs is
+    waited for.
     """
     repeats = await repeat_unanswered(calls, gateway.base_url, api_keys)
-    await asyncio.to_thread(gateway.wait_settled)
+    await asyncio.to_thread(gateway.wait_settled, partners=partners)
     return repeats
 
 
 async def judge_at_rest(
-    gateway: Gateway, api_keys: dict[str, str], calls: list[Call]
+    gateway: Installation, api_keys: dict[str, str], calls: list[Call]
 ) -> tuple[Judgement, dict[str, Any]]:
     """Read books, acquirer and audit, and judge all calls, repeats included; give the judgement and the audit."""
     books = {partner: await read_book(gateway.base_url, key) for partner, key in api_keys.items()}

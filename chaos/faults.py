@@ -44,6 +44,7 @@ class Excuse(StrEnum):
     REFUSED = "a delay; past its deadline 202, or 503 with Retry-After"
     CUT_OFF = "no answer, or no connection"
     PENDING = "202, or 503, 429, 409 for the acquirer's sake"
+    LIMITED = "429 for what is past its own limits"
 
 
 _REFUSED: Final = frozenset(
@@ -56,11 +57,15 @@ _PENDING: Final = frozenset(
         Outcome(409, "payment_processing"),
     }
 )
+_LIMITED: Final = frozenset(
+    {Outcome(429, "rate_limited"), Outcome(429, "too_many_in_flight"), Outcome(429, "mailbox_full")}
+)
 EXCUSED_OUTCOMES: Final = {
     Excuse.OVERDUE: _REFUSED,
     Excuse.REFUSED: _REFUSED,
     Excuse.CUT_OFF: frozenset[Outcome](),
     Excuse.PENDING: _PENDING,
+    Excuse.LIMITED: _LIMITED,
 }
 
 Excuses = frozenset[Excuse]
@@ -69,6 +74,7 @@ DELAYED: Final[Excuses] = frozenset({Excuse.OVERDUE})
 MAY_REFUSE: Final[Excuses] = frozenset({Excuse.REFUSED})
 MAY_CUT_OFF: Final[Excuses] = frozenset({Excuse.REFUSED, Excuse.CUT_OFF})
 MAY_PEND: Final[Excuses] = frozenset({Excuse.PENDING})
+IS_LIMITED: Final[Excuses] = frozenset({Excuse.LIMITED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +272,11 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for kind in KINDS:
-        cells = [_in_words(excuses) for excuses in (kind.own, kind.cell, kind.others)]
+        cells = [in_words(excuses) for excuses in (kind.own, kind.cell, kind.others)]
         lines.append(f"| {kind.name} | {' | '.join(cells)} | {kind.goal_ms / 1_000:g} s |")
     return "\n".join(lines)
 
 
-def _in_words(excuses: Excuses) -> str:
+def in_words(excuses: Excuses) -> str:
+    """Say what may be got beside what should be."""
     return "at most a delay" if not excuses else "; ".join(excuse.value for excuse in Excuse if excuse in excuses)

@@ -4,36 +4,27 @@ What belongs to it is found by the marker that all its processes carry in their 
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx
 import psutil
 
 from chaos import limits
+from chaos.installation import GatewayError, Installation, environment, is_alive, wait_for
 from chaos.ports import HOST, NoPortsError, free_block
 from chaos.store_choice import SQLITE, StoreChoice
-from control_plane import client, data_folder
+from control_plane import data_folder
 from control_plane.data_folder import DataFolder
-from control_plane.errors import ControlPlaneError, DoorError, NotRunningError
-from control_plane.process_table import find_marked, read_marker
+from control_plane.errors import NotRunningError
+from control_plane.process_table import read_marker
 from control_plane.processes import ray_folder
 from control_plane.settings import MAIN_ACQUIRER, SECOND_ACQUIRER
-
-T = TypeVar("T")
-
-
-class GatewayError(Exception):
-    """The gateway under test did not do what every experiment needs of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +39,7 @@ class Ports:
     second_acquirer: int
 
 
-class Gateway:
+class Gateway(Installation):
     """One installation below `root`: its data in `root/data`, what `up` prints in `root/up.out`."""
 
     def __init__(
@@ -60,13 +51,13 @@ class Gateway:
         second_acquirer: bool = False,
         up_arguments: Sequence[str] = (),
     ) -> None:
+        super().__init__(DataFolder(root / "data"), working_folder=root)
         self.root = root
         self.cells = cells
         self.store = store
         self.second_acquirer = second_acquirer
         self.up_arguments = up_arguments
         self.ports = free_ports(cells)
-        self.folder = DataFolder(root / "data")
         self.up: subprocess.Popen[bytes] | None = None
         self._seen: set[psutil.Process] = set()
 
@@ -106,11 +97,11 @@ class Gateway:
         arguments += ["--second-acquirer-port", ports.second_acquirer] if self.second_acquirer else []
         with (self.root / "up.out").open("ab") as output:
             self.up = subprocess.Popen(
-                self._command(*arguments),
+                self.command(*arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=environment(),
                 cwd=self.root,
                 start_new_session=True,  # a Ctrl-C at the experiment is the experiment's to handle
             )
@@ -163,16 +154,9 @@ class Gateway:
 
     def processes(self) -> list[psutil.Process]:
         """Give all living processes that carry this gateway's marker, and their descendants; not `up` itself."""
-        instance = data_folder.read_instance(self.folder)
-        if instance is None:
-            return []
-        found: set[psutil.Process] = set()
-        for handle in find_marked(instance.id):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found.add(psutil.Process(handle.pid))
-            handle.close()
-        self._seen |= found
-        return [process for process in found if is_alive(process)]
+        found = super().processes()
+        self._seen |= set(found)
+        return found
 
     def kill_control_plane(self) -> None:
         """SIGKILL `up` alone; what it started goes on. `start` continues from there."""
@@ -212,118 +196,6 @@ class Gateway:
         self.processes()
         return [process for process in self._seen if is_alive(process)]
 
-    # What an operator asks
-
-    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run one `bulkhead` command on this data folder."""
-        return subprocess.run(
-            self._command(*arguments),
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=limits.COMMAND_TIMEOUT_MS / 1_000,
-            env=_environment(),
-            cwd=self.root,
-        )
-
-    def run_json(self, *arguments: object) -> dict[str, Any]:
-        """Run one command with --json. Raises GatewayError where it prints no JSON object."""
-        done = self.run(*arguments, "--json")
-        try:
-            found = json.loads(done.stdout)
-        except json.JSONDecodeError as error:
-            raise GatewayError(f"`bulkhead {arguments}` ended with {done.returncode}: {done.stderr}") from error
-        assert isinstance(found, dict)
-        return found
-
-    def status(self) -> dict[str, Any]:
-        """Give what `bulkhead status --json` shows, without a process of its own. Raises ControlPlaneError."""
-        return client.ask(self.folder, "GET", "/status")
-
-    def audit(self) -> dict[str, Any]:
-        """Run `bulkhead audit --json`."""
-        return self.run_json("audit")
-
-    def wait_spares(self, timeout_ms: int = limits.START_TIMEOUT_MS) -> None:
-        """Wait until every cell has a warm spare again. Raises GatewayError."""
-
-        def look() -> bool | None:
-            self._require_running()
-            return True if all(cell["answers"] and cell["spares"] for cell in self.status()["cells"]) else None
-
-        wait_for(look, "every cell has a spare", timeout_ms)
-
-    def create_partner(self, partner: str, **limits_: Any) -> str:
-        """Onboard a partner; give its API key. Asked again where a door was not there yet. Raises ControlPlaneError."""
-        for attempt in range(3):
-            try:
-                found = client.ask(self.folder, "POST", "/partners", {"id": partner, **limits_})
-                return str(found["key"]["api_key"])
-            except DoorError:
-                if attempt == 2:
-                    raise
-        raise AssertionError("unreachable")
-
-    def worker_of(self, partner: str) -> psutil.Process:
-        """Find the process of a partner's worker. Raises GatewayError."""
-        for process in self.status()["processes"]:
-            if process["role"] == "worker" and process["partner"] == partner:
-                return psutil.Process(process["pid"])
-        raise GatewayError(f"status shows no worker of {partner}")
-
-    def wait_settled(self, timeout_ms: int = limits.SETTLE_TIMEOUT_MS) -> int:
-        """Wait until no operation is open or unknown; give how many are, after that time, still."""
-
-        def look() -> int | None:
-            self._require_running()
-            return 0 if self.open_operations() == 0 else None
-
-        with contextlib.suppress(GatewayError):
-            wait_for(look, "all operations are settled", timeout_ms)
-        return self.open_operations()
-
-    def open_operations(self) -> int:
-        """Count the operations whose outcome is to come; -1 where not all partners can be asked."""
-        with contextlib.suppress(ControlPlaneError):
-            partners = self.status()["partners"]
-            if all(partner["state"] == "active" for partner in partners):
-                return sum(partner["in_flight"] for partner in partners)
-        return -1
-
-    # The acquirer
-
-    def set_fault(self, partner: str, mode: str) -> None:
-        """Let the acquirer hang or refuse for one partner."""
-        answer = httpx.put(f"{self.acquirer_url}/faults/{partner}", json={"mode": mode}, trust_env=False)
-        answer.raise_for_status()
-
-    def clear_fault(self, partner: str) -> None:
-        """Let the acquirer serve that partner again."""
-        httpx.delete(f"{self.acquirer_url}/faults/{partner}", trust_env=False).raise_for_status()
-
-    def acquirer_record(self) -> list[dict[str, Any]]:
-        """Read all that every acquirer was asked and did; each row says whose it is."""
-        return [{**row, "acquirer": name} for name, url in self.acquirer_urls.items() for row in self._record_at(url)]
-
-    def _record_at(self, url: str) -> list[dict[str, Any]]:
-        operations: list[dict[str, Any]] = []
-        after = "0"
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as session:
-            for _ in range(limits.RECORD_PAGES_MAX):
-                page = session.get("/operations", params={"after": after, "limit": limits.RECORD_PAGE_ROWS})
-                page.raise_for_status()
-                found = page.json()
-                operations += found["operations"]
-                if found["next"] is None:
-                    return operations
-                after = found["next"]
-        raise GatewayError(f"the acquirer's record has more than {limits.RECORD_PAGES_MAX} pages")
-
-    def _command(self, *arguments: object) -> list[str]:
-        # The script that stands beside the interpreter, as a user would call it.
-        script = Path(sys.executable).with_name("bulkhead")
-        return [str(script), "--data-folder", str(self.folder.root), *map(str, arguments)]
-
     def _require_running(self) -> None:
         assert self.up is not None, "it was not started"
         code = self.up.poll()
@@ -339,28 +211,3 @@ def free_ports(cells: int) -> Ports:
         raise GatewayError(str(error)) from error
     row = first + 3
     return Ports(first, first + 1, row, row + cells, row + 2 * cells, second_acquirer=first + 2)
-
-
-def wait_for(look: Callable[[], T | None], what: str, timeout_ms: int) -> T:
-    """Look again and again until there is something; give it. Raises GatewayError after the time."""
-    until = time.monotonic() + timeout_ms / 1_000
-    while True:
-        found = look()
-        if found is not None:
-            return found
-        if time.monotonic() > until:
-            raise GatewayError(f"waited {timeout_ms} ms in vain until {what}")
-        time.sleep(limits.POLL_INTERVAL_MS / 1_000)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Say whether a process runs; one that ended and that its parent did not take note of does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _environment() -> dict[str, str]:
-    """Give our environment without settings of another installation."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")}

@@ -53,6 +53,8 @@ LATENCIES_FOR_P99_MIN: Final = 500
 
 # Where other programs use this many cores more in trouble than in calm, latencies can't be compared.
 OTHERS_CORES_MORE_MAX: Final = 0.4
+# Nor where they use more than this share of it: what then is late may be late for their sake.
+OTHERS_SHARE_MAX: Final = 0.5
 
 # The demo.
 DEMO_CELLS: Final = 4
@@ -151,8 +153,53 @@ LINEARIZABILITY_STEPS_MAX: Final = 20_000
 CLOCK_RATE_DIFFERENCE_MAX: Final = 0.001
 
 assert FAULT_PROXY_READ_BYTES <= FAULT_PROXY_BUFFER_BYTES
+# Chaos experiments. The load is that of all partners together.
+CHAOS_CELLS: Final = 3
+CHAOS_PARTNERS_PER_CELL: Final = 2
+CHAOS_DURATION_S: Final = 15.0
+CHAOS_DURATION_S_MIN: Final = 2.0
+CHAOS_DURATION_S_MAX: Final = 300.0
+CHAOS_LOAD_PER_SECOND: Final = 40.0
+CHAOS_LOAD_PER_SECOND_MIN: Final = 2.0
+CHAOS_LOAD_PER_SECOND_MAX: Final = 300.0
+CHAOS_PATIENCE_MAX: Final = 100.0
+CHAOS_WARM_UP_S: Final = 3.0
+# Calm lasts as long as the fault, within these bounds, so that both have as many calls.
+CHAOS_CALM_S_MIN: Final = 4.0
+CHAOS_CALM_S_MAX: Final = 30.0
+CHAOS_CALM_AGAIN_S: Final = 5.0
+CHAOS_LOOK_MS: Final = 200
+# Steady state and safeguards are looked at so often.
+CHAOS_WATCH_MS: Final = 1_000
+CHAOS_RECOVERY_MS_MAX: Final = SOAK_RECOVERY_MS_MAX
+CHAOS_QUIET_MS: Final = 1_500
+# More errors than this of those outside the target end an experiment.
+CHAOS_ERRORS_OUTSIDE_MAX: Final = 2
+# A cell outside the target whose partners got no answer for so long ends it as well: nobody's client waits longer.
+CHAOS_CELL_SILENT_MS_MAX: Final = CLIENT_DEADLINE_MS
+# Beside the fault's duration; a load is planned for longer than its run takes, and told when to end.
+CHAOS_LOAD_MORE_S: Final = CHAOS_WARM_UP_S + CHAOS_CALM_S_MAX + CHAOS_CALM_AGAIN_S + 2 * CHAOS_RECOVERY_MS_MAX / 1_000
+# The partner that floods is limited to this; more than 50 times that one client can't send here.
+CHAOS_RATE_PER_SECOND: Final = 5
+CHAOS_RATE_BURST: Final = 10
+CHAOS_FLOOD_FACTOR: Final = 50
+# Until the flood's client is there.
+CHAOS_FLOOD_START_MS: Final = 1_500
+CHAOS_FLOOD_FIRST_AMOUNT: Final = 100_000_000
+CHAOS_BAD_KEYS_PER_SECOND: Final = 300
+# Slow, and within the time that the gateway waits for an acquirer.
+ACQUIRER_SLOW_MS: Final = 2_000
+CHAOS_FINDINGS_SHOWN_MAX: Final = 50
+CHAOS_CHART_STEP_S: Final = 1.0
+
 assert POLL_INTERVAL_MS * 10 < START_TIMEOUT_MS
 assert JOURNEYS_END_MS_MAX > 5 * CLIENT_DEADLINE_MS
 assert KILL_LOOK_MS > KILLED_DELAY_MS_MAX
 assert 2 * FDB_CLI_TIMEOUT_MS < FDB_SERVER_START_TIMEOUT_MS
 assert FLOOD_RECOVERY_MS > FLOODER_RATE_BURST * 1_000 // FLOODER_RATE_PER_SECOND
+assert (CHAOS_DURATION_S_MAX + CHAOS_LOAD_MORE_S) * CHAOS_LOAD_PER_SECOND_MAX / 2 < JOURNEYS_PLANNED_MAX, (
+    "a journey makes two calls and more"
+)
+assert CHAOS_DURATION_S_MAX * CHAOS_RATE_PER_SECOND * CHAOS_FLOOD_FACTOR < JOURNEYS_PLANNED_MAX
+assert ACQUIRER_SLOW_MS < actor_limits.ACQUIRER_TIMEOUT_MS
+assert FLOOD_RECOVERY_MS > CHAOS_RATE_BURST * 1_000 // CHAOS_RATE_PER_SECOND

@@ -286,6 +286,11 @@ def flood(make: Maker) -> Journey:
     yield make.create()
 
 
+def bad_key(make: Maker) -> Journey:
+    """Try to pay with a key that is none."""
+    yield make.create("tok_approve", Outcome(401, "unauthorized"))
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A kind of journey, how often it is taken, and how many calls it makes when all goes well."""
@@ -321,7 +326,8 @@ MIXED: Final[dict[str, Scenario]] = {
     "reads": Scenario(reads, 6, 5),
 }
 FLOOD: Final[dict[str, Scenario]] = {"flood": Scenario(flood, 1, 1)}
-MIXES: Final[dict[str, dict[str, Scenario]]] = {"mixed": MIXED, "flood": FLOOD}
+BAD_KEYS: Final[dict[str, Scenario]] = {"bad_key": Scenario(bad_key, 1, 1)}
+MIXES: Final[dict[str, dict[str, Scenario]]] = {"mixed": MIXED, "flood": FLOOD, "bad_keys": BAD_KEYS}
 
 
 def calls_per_journey(mix: dict[str, Scenario]) -> float:

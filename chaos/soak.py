@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -25,14 +25,15 @@ import uvloop
 from rich.console import Console
 
 from actors.errors import StoreError
-from chaos import faults, limits, machine
+from chaos import faults, limits, machine, victims
 from chaos.command_line import Parser, add_store_options, store_chosen
 from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
 from chaos.faults import Blow, Blows, Fault, Target
 from chaos.fdb_server import FdbServer, FdbServerError, missing_programs
-from chaos.gateway import Gateway, GatewayError, is_alive
+from chaos.gateway import Gateway
 from chaos.history import Call, save
 from chaos.impact import Happened, impact_json, impacts_of, is_disturbed, line_of, verdict_of
+from chaos.installation import GatewayError, is_alive
 from chaos.interruption import interruptible
 from chaos.screen import make_console
 from chaos.store_choice import StoreChoice
@@ -233,16 +234,16 @@ class Soak:
 
     async def _strike(self, fault: Fault) -> Happened:
         """Carry out a fault; what was stopped goes on before this ends."""
-        victims = await asyncio.to_thread(self._find_victims, fault)
+        found = await asyncio.to_thread(self._find_victims, fault)
         happened = Happened(fault, time.monotonic())
-        happened.pids = {str(target): found[0].pid for target, found in victims.items() if found}
+        happened.pids = {str(target): process.pid for target, (process, *_) in found.items()}
         self._happened.append(happened)
         async with asyncio.TaskGroup() as tasks:
             for blow in fault.blows:
-                tasks.create_task(self._deal(blow, victims[blow.target], happened))
+                tasks.create_task(self._deal(blow, found[blow.target], happened))
         return happened
 
-    async def _deal(self, blow: Blows, victims: Sequence[psutil.Process], happened: Happened) -> None:
+    async def _deal(self, blow: Blows, struck: Sequence[psutil.Process], happened: Happened) -> None:
         await asyncio.sleep(blow.after_ms / 1_000)
         if blow.target is Target.CONTROL_PLANE and blow.blow is Blow.KILL:
             await asyncio.to_thread(self._gateway.kill_control_plane)
@@ -255,13 +256,13 @@ class Soak:
             await asyncio.sleep(limits.FDB_SERVER_AWAY_MS / 1_000)
             await asyncio.to_thread(self._server.start, wait=False)  # how soon it serves is the gateway's to find out
             return
-        for process in victims:
+        for process in struck:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(_SIGNALS[blow.blow])
         if blow.blow is Blow.KILL:
             return
         await asyncio.sleep(blow.stop_ms / 1_000)
-        for process in victims:
+        for process in struck:
             if is_alive(process):
                 if happened.fault.kind.replaces:
                     happened.not_replaced.append(f"{blow.target} {process.pid}")
@@ -270,34 +271,12 @@ class Soak:
 
     def _find_victims(self, fault: Fault) -> dict[Target, list[psutil.Process]]:
         """Find the processes to be struck, by their pids as `bulkhead status` tells them."""
-        gateway = self._gateway
-        assert gateway.up is not None
-        rows = gateway.status()["processes"]
-        found: dict[Target, list[psutil.Process]] = {}
-        for target in {blow.target for blow in fault.blows}:
-            match target:
-                case Target.WORKER:
-                    found[target] = [gateway.worker_of(fault.partner or "")]
-                case Target.CONTROL_PLANE:
-                    found[target] = [psutil.Process(gateway.up.pid)]
-                case Target.FDB_SERVER:
-                    assert self._server is not None
-                    assert self._server.pid is not None
-                    found[target] = [psutil.Process(self._server.pid)]
-                case Target.CELL:
-                    of_cell = list(_of_role(rows, {"ray", "door"}, fault.cell))
-                    below = [process for one in of_cell for process in one.children(recursive=True)]
-                    found[target] = [*of_cell, *below]
-                case Target.GCS | Target.RAYLET:
-                    (head,) = _of_role(rows, {"ray"}, fault.cell)
-                    name = {Target.GCS: "gcs_server", Target.RAYLET: "raylet"}[target]
-                    found[target] = [process for process in head.children() if process.name() == name]
-                case _:
-                    role = {Target.HEAD: "ray"}.get(target, target.value)
-                    found[target] = list(_of_role(rows, {role}, fault.cell))[:1]
-            if not found[target]:
-                raise SoakError(f"there is no {target} to strike for {fault.title}")
-        return found
+        pid_of_server = None if self._server is None else self._server.pid
+        status = self._gateway.status()
+        return {
+            target: victims.find(status, target, cell=fault.cell, partner=fault.partner, pid_of_server=pid_of_server)
+            for target in {blow.target for blow in fault.blows}
+        }
 
     async def _wait_calm(self, happened: Happened) -> None:
         """Wait until everything is as it was, for a while, and note when; `calm_s` stays None where it never is."""
@@ -395,13 +374,6 @@ def _under_way_since(calls: Sequence[Call], happened: Happened) -> Iterator[Call
     """Give those that may have been under way when a fault struck, or later, from the newest on."""
     since_s = happened.struck_s - 2 * limits.CLIENT_DEADLINE_MS / 1_000
     return takewhile(lambda call: call.due_s >= since_s, reversed(calls))
-
-
-def _of_role(rows: Sequence[Mapping[str, Any]], roles: set[str], cell: str | None) -> Iterator[psutil.Process]:
-    for row in rows:
-        if row["role"] in roles and row["pid"] and cell in {None, row["cell"]}:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                yield psutil.Process(row["pid"])
 
 
 def _difference(wanted: Counter[str], found: Counter[str]) -> str:

@@ -56,7 +56,8 @@ class PartnerLoad:
 class Plan:
     """A whole load. `run` names it in keys and references; each of its payments has an amount from `first_amount` on.
 
-    `begin_s` is a moment of the monotonic clock, `seconds` how long journeys begin.
+    `begin_s` is a moment of the monotonic clock, `seconds` how long journeys begin. `series`: what the schedule is
+    drawn for, where a run that has another name is to have the same one.
     """
 
     run: str
@@ -67,6 +68,12 @@ class Plan:
     partners: tuple[PartnerLoad, ...]
     mix: str = "mixed"
     first_amount: int = 1_000
+    series: str = ""
+
+    @property
+    def dice_name(self) -> str:
+        """What seeds its dice, beside the seed."""
+        return self.series or self.run
 
     @classmethod
     def read(cls, data: bytes) -> "Plan":
@@ -92,7 +99,7 @@ def schedule(plan: Plan) -> list[Arrival]:
     per_journey = calls_per_journey(mix)
     arrivals: list[Arrival] = []
     for load in plan.partners:
-        dice = random.Random(f"{plan.seed}/{plan.run}/{load.partner}")
+        dice = random.Random(f"{plan.seed}/{plan.dice_name}/{load.partner}")
         rate = load.requests_per_second / per_journey
         at_s = dice.expovariate(rate) if rate else plan.seconds
         number = 0
@@ -221,7 +228,7 @@ class Load:
     async def _travel(self, session: aiohttp.ClientSession, arrival: Arrival, due_s: float) -> None:
         plan = self.plan
         name = f"{plan.run}-{arrival.number}"
-        dice = random.Random(f"{plan.seed}/{plan.run}/{arrival.partner}/{arrival.number}")
+        dice = random.Random(f"{plan.seed}/{plan.dice_name}/{arrival.partner}/{arrival.number}")
         journey = self._mix[arrival.scenario].make(Maker(name, plan.first_amount + arrival.number, dice))
         try:
             step = next(journey)

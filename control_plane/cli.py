@@ -20,10 +20,12 @@ from control_plane import audit as audits
 from control_plane import client, limits, reconciliation, screen, settings, status, up
 from control_plane.data_folder import DataFolder
 from control_plane.errors import EXIT_FAILED, EXIT_OK, ControlPlaneError, NotRunningError, SettingsError
+from control_plane.plugins import PluginGroup
 from control_plane.settings import Settings
 
 app = typer.Typer(
     name="bulkhead",
+    cls=PluginGroup,
     help="A payment gateway in which no partner can sink another.",
     no_args_is_help=True,
     add_completion=False,

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chaos.gateway import Gateway, is_alive
+from chaos.gateway import Gateway
+from chaos.installation import is_alive
 from tests.store_choices import chosen, on_either_store
 
 ROOT = Path(__file__).parents[2]

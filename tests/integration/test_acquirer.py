@@ -404,6 +404,19 @@ async def test_slow(bank: Bank) -> None:
     assert time.monotonic() - began >= 0.25
 
 
+@pytest.mark.parametrize(("mode", "kind"), [("garbage", "malformed"), ("silent", "timeout")])
+async def test_it_is_done_and_not_told(bank: Bank, mode: str, kind: str) -> None:
+    operation = bank.operation()
+    await bank.set_fault(mode)
+
+    assert await bank.fails(operation, SHORT_MS) == kind
+    with pytest.raises(AcquirerUnknownError, match=kind):
+        await bank.port.close_key(operation, SHORT_MS)
+    assert (await bank.entry(operation))["charged"] is True
+    await bank.clear_fault()
+    assert isinstance(await bank.perform(operation), Approved)
+
+
 # HTTP.
 
 

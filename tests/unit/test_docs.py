@@ -16,6 +16,7 @@ PAGES = [
     "docs/settlement.md",
     "docs/performance.md",
     "docs/soak.md",
+    "docs/chaos.md",
     "docs/limits-and-errors.md",
     "docs/keyspace.md",
     "docs/foundationdb.md",

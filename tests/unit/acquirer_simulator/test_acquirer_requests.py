@@ -86,6 +86,8 @@ def test_what_looks_like_a_card_number_is_not_kept(method: str) -> None:
 def test_faults() -> None:
     assert read_fault(b'{"mode": "hang"}') == Fault("hang", 0)
     assert read_fault(b'{"mode": "refuse", "delay_ms": 5}') == Fault("refuse", 0)
+    assert read_fault(b'{"mode": "garbage"}') == Fault("garbage", 0)
+    assert read_fault(b'{"mode": "silent"}') == Fault("silent", 0)
     assert read_fault(b'{"mode": "slow", "delay_ms": 5}') == Fault("slow", 5)
 
 

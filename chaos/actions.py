@@ -1,0 +1,210 @@
+"""What experiments do: Chaos Toolkit's actions, as plain functions. Each first notes down how it is undone.
+
+One that can't be done ends the experiment: a fault that did not strike would show nothing.
+"""
+
+import functools
+import secrets
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, ParamSpec
+
+import httpx
+import psutil
+from chaoslib.exceptions import InterruptExecution
+
+from cells.api import limits as api_limits
+from chaos import limits, partners, session, victims
+from chaos.faults import Target
+from chaos.fdb_server import FdbServerError
+from chaos.gateway import Gateway
+from chaos.installation import GatewayError, is_alive
+from chaos.load_process import LoadError
+from chaos.session import NOBODY, AbortedError, Session
+from control_plane.errors import ControlPlaneError
+
+P = ParamSpec("P")
+
+FAILURES: Final = (
+    GatewayError,
+    FdbServerError,
+    LoadError,
+    ControlPlaneError,
+    httpx.HTTPError,
+    psutil.Error,
+    OSError,
+)
+
+
+def _ending(action: Callable[P, None]) -> Callable[P, None]:
+    """Have an action that can't be done end the experiment."""
+
+    @functools.wraps(action)
+    def act(*arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            action(*arguments, **named)
+        except AbortedError as error:
+            raise InterruptExecution(str(error)) from error
+        except FAILURES as error:
+            session.current().failure = f"{action.__name__}: {error}"
+            raise InterruptExecution(f"{action.__name__}: {error}") from error
+
+    return act
+
+
+@_ending
+def kill(target: str, cell: str, partner: str) -> None:
+    """SIGKILL the processes of a target (chaos.faults.Target). Who supervises them has to start them again."""
+    run = session.current()
+    found = _find(run, Target(target), cell, partner)
+    run.strike()
+    for process in found:
+        _signal(process, signal.SIGKILL)
+
+
+@_ending
+def stop(target: str, cell: str, partner: str) -> None:
+    """SIGSTOP the processes of a target; SIGCONT, where they are still there, undoes it."""
+    run = session.current()
+    found = _find(run, Target(target), cell, partner)
+    for process in found:
+        run.undo.add(f"SIGCONT to {target} {process.pid}", functools.partial(_signal, process, signal.SIGCONT))
+    run.strike()
+    for process in found:
+        _signal(process, signal.SIGSTOP)
+
+
+@_ending
+def set_acquirer_fault(partner: str, mode: str, delay_ms: int | None = None) -> None:
+    """Let the acquirer simulator hang, refuse, be slow, answer garbage or nothing for one partner."""
+    run = session.current()
+    gateway = run.require_gateway()
+    run.undo.add(f"clear {partner}'s fault at the acquirer", functools.partial(gateway.clear_fault, partner))
+    run.strike()
+    gateway.set_fault(partner, mode, **({} if delay_ms is None else {"delay_ms": delay_ms}))
+
+
+@_ending
+def start_flood(partner: str) -> None:
+    """Let a partner pay at 50 times its limit, beside its share of the load."""
+    run = session.current()
+    gateway = run.require_gateway()
+    run.undo.add(
+        f"give {partner} its limits back",
+        functools.partial(
+            partners.set_limits,
+            gateway,
+            partner,
+            api_limits.PARTNER_RATE_PER_SECOND_DEFAULT,
+            api_limits.PARTNER_RATE_BURST_DEFAULT,
+        ),
+    )
+    partners.set_limits(gateway, partner, limits.CHAOS_RATE_PER_SECOND, limits.CHAOS_RATE_BURST)
+    run.strike()
+    run.start_flood(
+        {partner: run.keys[partner]}, float(limits.CHAOS_RATE_PER_SECOND * limits.CHAOS_FLOOD_FACTOR), "flood"
+    )
+
+
+@_ending
+def start_flood_of_bad_keys() -> None:
+    """Let somebody flood with keys that look like keys, and are none."""
+    run = session.current()
+    run.strike()
+    key = f"sk_test_{NOBODY}_{secrets.token_urlsafe(32)}"
+    run.start_flood({NOBODY: key}, float(limits.CHAOS_BAD_KEYS_PER_SECOND), "bad_keys")
+
+
+@_ending
+def kill_control_plane() -> None:
+    """SIGKILL the control plane; to undo it, the same command is run again."""
+    run = session.current()
+    gateway = run.require_gateway()
+    if isinstance(gateway, Gateway):
+        run.undo.add("start the control plane again", functools.partial(_start_own, gateway))
+        run.strike()
+        gateway.kill_control_plane()
+        return
+    (process,) = _find(run, Target.CONTROL_PLANE, "", "")
+    command, folder, environment = process.cmdline(), process.cwd(), process.environ()
+    run.undo.add(
+        f"run again: {' '.join(command)}",
+        functools.partial(_start_again, command, Path(folder), environment, run.folder / "up.out", process),
+    )
+    run.strike()
+    _signal(process, signal.SIGKILL)
+
+
+@_ending
+def kill_fdb_server() -> None:
+    """SIGKILL the FoundationDB server; to undo it, it is started again on the same data."""
+    run = session.current()
+    server = run.require_server()
+    run.undo.add("start the FoundationDB server again", functools.partial(server.start, wait=False))
+    run.strike()
+    server.kill()
+
+
+@_ending
+def hold(seconds: float) -> None:
+    """Let the fault last; end early where a safeguard says so."""
+    run = session.current()
+    if run.moments.struck_s is None:
+        run.strike()  # an experiment without a fault
+    run.wait(float(seconds))
+
+
+@_ending
+def restore() -> None:
+    """Take away what is left of the fault; nothing where nothing is left."""
+    run = session.current()
+    run.undo.all()
+    run.end_fault()
+
+
+@_ending
+def recover() -> None:
+    """Wait until all is as ever."""
+    session.current().recover()
+
+
+@_ending
+def calm() -> None:
+    """Let all be calm for a while."""
+    session.current().be_calm()
+
+
+def _find(run: Session, target: Target, cell: str, partner: str) -> list[psutil.Process]:
+    server = run.own.server if run.own is not None else None
+    pid_of_server = None if server is None else server.pid
+    status = run.require_gateway().status()
+    return victims.find(status, target, cell=cell or None, partner=partner or None, pid_of_server=pid_of_server)
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    if is_alive(process):  # psutil sees to it that it is the same process still
+        process.send_signal(number)
+
+
+def _start_own(gateway: Gateway) -> None:
+    if gateway.up is None:
+        gateway.start()
+
+
+def _start_again(
+    command: list[str], folder: Path, environment: dict[str, str], output: Path, killed: psutil.Process
+) -> None:
+    if is_alive(killed):
+        return
+    with output.open("ab") as out:
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )

@@ -1,0 +1,415 @@
+"""The table of experiments: what each does to whom, what may be noticed of it, by what the gateway shows it. Pure.
+
+Each row becomes a Chaos Toolkit experiment in `chaos/experiments/`: `python -m chaos.catalogue` writes them anew, and a
+test holds them and the table in docs/chaos.md against the rows. What a row says beside the toolkit's own format stands
+in the file's `extensions`, and is read back from there, so an experiment may also be written by hand.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from chaos import limits
+from chaos.faults import DELAYED, IS_LIMITED, MAY_CUT_OFF, MAY_PEND, MAY_REFUSE, NO_ERROR, Excuse, Excuses, in_words
+
+FOLDER: Final = Path(__file__).parent / "experiments"
+EXTENSION: Final = "bulkhead"
+_TAG: Final = "bulkhead"
+
+
+class Scope(StrEnum):
+    """Whom an experiment strikes: its target. The others are those of the same cell, and those of other cells."""
+
+    NOBODY = "nobody"
+    PARTNER = "partner"
+    CELL = "cell"
+    ALL = "all"
+
+
+class CatalogueError(Exception):
+    """There is no such experiment, or its file can't be read as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """By what the gateway itself shows a fault: a line of a log, a metric of the routers that rises, or its status.
+
+    `kind`: log, metric, breaker or control_plane. `name`: the event, or the metric. `where`: fields of the line, or
+    labels. `${cell}` and `${partner}` stand for the target's. `log`: whose log file, as a pattern.
+    """
+
+    kind: str
+    name: str = ""
+    log: str = ""
+    where: tuple[tuple[str, str], ...] = ()
+
+    def of(self, cell: str, partner: str) -> "Sign":
+        """Give it for a certain target."""
+
+        def fill(text: str) -> str:
+            return text.replace("${cell}", cell).replace("${partner}", partner)
+
+        return Sign(self.kind, self.name, fill(self.log), tuple((name, fill(value)) for name, value in self.where))
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """A function of chaos.actions and its arguments."""
+
+    name: str
+    function: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A row of the table. `goal_ms`: so long after the fault's begin, or its end, everybody is served as ever.
+
+    `fdb_server`: it needs a FoundationDB server of its own. `begin`: what is done; `end`: what takes it away again,
+    None where it is over at once.
+    """
+
+    name: str
+    title: str
+    scope: Scope
+    own: Excuses
+    cell: Excuses
+    others: Excuses
+    goal_ms: int
+    begin: Activity | None = None
+    end: Activity | None = None
+    goal_from_end: bool = False
+    signs: tuple[Sign, ...] = ()
+    fdb_server: bool = False
+
+    def excuses(self, group: "Group") -> Excuses:
+        """Give what a group of partners may get while the fault lasts."""
+        return {Group.TARGET: self.own, Group.CELL: self.cell, Group.OTHERS: self.others}[group]
+
+
+class Group(StrEnum):
+    """Partners, as they stand to the target."""
+
+    TARGET = "target"
+    CELL = "same cell"
+    OTHERS = "other cells"
+
+
+def group_of(scope: Scope, partner: str, cell: str, target: str, target_cell: str) -> Group:
+    """Say how a partner stands to the target."""
+    if scope is Scope.ALL or (scope is Scope.PARTNER and partner == target):
+        return Group.TARGET
+    if scope is Scope.NOBODY or cell != target_cell:
+        return Group.OTHERS
+    return Group.TARGET if scope is Scope.CELL else Group.CELL
+
+
+def _act(name: str, function: str, **arguments: Any) -> Activity:
+    return Activity(name, function, tuple(arguments.items()))
+
+
+def _kill(what: str, target: str) -> Activity:
+    return _act(f"kill {what}", "kill", target=target, cell="${cell}", partner="${partner}")
+
+
+def _stop(what: str, target: str) -> tuple[Activity, Activity]:
+    return (
+        _act(f"stop {what}", "stop", target=target, cell="${cell}", partner="${partner}"),
+        _act(f"let {what} go on", "restore"),
+    )
+
+
+def _bank(mode: str, **more: Any) -> tuple[Activity, Activity]:
+    return (
+        _act(f"the acquirer: {mode}", "set_acquirer_fault", partner="${partner}", mode=mode, **more),
+        _act("the acquirer is well again", "restore"),
+    )
+
+
+def _ended(child: str) -> Sign:
+    return Sign("log", "process_ended", "control_plane", (("child", child),))
+
+
+_WORKER_DEAD: Final = Sign("log", "worker_dead", "${cell}.door")
+_NO_OUTCOME: Final = Sign("log", "acquirer_gave_no_outcome", "${cell}.worker-*", (("partner", "${partner}"),))
+_BREAKER: Final = Sign("breaker")
+_STORE_AWAY: Final = (
+    Sign("log", "partner_unavailable", "cell-*.door"),
+    Sign("log", "commit_failed", "cell-*.worker-*"),
+)
+_UP_MS: Final = limits.GOAL_CONTROL_PLANE_STARTS_MS
+_BANK_MS: Final = limits.GOAL_ACQUIRER_MS
+
+# fmt: off
+EXPERIMENTS: Final = (
+    Experiment("no-fault", "Nothing is done: what this machine's noise looks like", Scope.NOBODY,
+               NO_ERROR, NO_ERROR, NO_ERROR, 0),
+    # One partner.
+    Experiment("worker-killed", "A partner's worker is killed", Scope.PARTNER,
+               DELAYED, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_KILLED_MS,
+               _kill("the worker", "worker"), signs=(_WORKER_DEAD,)),
+    Experiment("worker-stopped", "A partner's worker is stopped, and goes on later", Scope.PARTNER,
+               DELAYED, NO_ERROR, NO_ERROR, limits.GOAL_SILENT_FOUND_MS + limits.GOAL_WORKER_KILLED_MS,
+               *_stop("the worker", "worker"), signs=(_WORKER_DEAD,)),
+    Experiment("flood", "A partner floods at 50 times its limit", Scope.PARTNER,
+               IS_LIMITED, NO_ERROR, NO_ERROR, limits.FLOOD_RECOVERY_MS,
+               _act("flood", "start_flood", partner="${partner}"), _act("the flood ends", "restore"),
+               goal_from_end=True,
+               signs=(Sign("metric", "bulkhead_router_partner_requests_total",
+                           where=(("partner", "${partner}"), ("outcome", "429"))),)),
+    Experiment("flood-bad-keys", "Somebody floods with keys that are none", Scope.NOBODY,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_KILLED_MS,
+               _act("flood with bad keys", "start_flood_of_bad_keys"), _act("the flood ends", "restore"),
+               goal_from_end=True,
+               signs=(Sign("metric", "bulkhead_router_requests_total", where=(("status", "401"),)),)),
+    Experiment("acquirer-hanging", "A partner's acquirer does not answer", Scope.PARTNER,
+               MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("hang"), goal_from_end=True,
+               signs=(_NO_OUTCOME, _BREAKER)),
+    Experiment("acquirer-slow", "A partner's acquirer takes two seconds for each answer", Scope.PARTNER,
+               MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS,
+               *_bank("slow", delay_ms=limits.ACQUIRER_SLOW_MS), goal_from_end=True),
+    Experiment("acquirer-failing", "A partner's acquirer fails", Scope.PARTNER,
+               MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("refuse"), goal_from_end=True,
+               signs=(_NO_OUTCOME, _BREAKER)),
+    Experiment("acquirer-garbage", "A partner's acquirer charges and answers garbage", Scope.PARTNER,
+               MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("garbage"), goal_from_end=True,
+               signs=(_NO_OUTCOME, _BREAKER)),
+    Experiment("acquirer-silent", "A partner's acquirer charges and does not answer", Scope.PARTNER,
+               MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("silent"), goal_from_end=True,
+               signs=(_NO_OUTCOME, _BREAKER)),
+    # One cell.
+    Experiment("door-killed", "A cell's door is killed", Scope.CELL,
+               DELAYED, DELAYED, NO_ERROR, limits.GOAL_DOOR_KILLED_MS,
+               _kill("the door", "door"), signs=(_ended("${cell}.door"),)),
+    Experiment("door-stopped", "A cell's door is stopped, and goes on later", Scope.CELL,
+               DELAYED, DELAYED, NO_ERROR, limits.GOAL_STOPPED_FOUND_MS + limits.GOAL_DOOR_KILLED_MS,
+               *_stop("the door", "door"), signs=(_ended("${cell}.door"),)),
+    Experiment("ray-head-killed", "A cell's Ray head is killed", Scope.CELL,
+               MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_CELL_KILLED_MS,
+               _kill("the Ray head", "Ray head"), signs=(_ended("${cell}.ray"),)),
+    Experiment("raylet-killed", "A cell's raylet is killed", Scope.CELL,
+               MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_CELL_KILLED_MS,
+               _kill("the raylet", "raylet"), signs=(_ended("${cell}.ray"),)),
+    Experiment("cell-killed", "All processes of a cell are killed at once", Scope.CELL,
+               MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_CELL_KILLED_MS,
+               _kill("the cell", "cell"), signs=(_ended("${cell}.door"), _ended("${cell}.ray"))),
+    # What all share.
+    Experiment("router-killed", "A router is killed", Scope.ALL,
+               MAY_CUT_OFF, MAY_CUT_OFF, MAY_CUT_OFF, limits.GOAL_ROUTER_KILLED_MS,
+               _kill("the router", "router"), signs=(_ended("router-0"),)),
+    Experiment("control-plane-killed", "The control plane is killed, and started again later", Scope.ALL,
+               NO_ERROR, NO_ERROR, NO_ERROR, _UP_MS,
+               _act("kill the control plane", "kill_control_plane"),
+               _act("start the control plane again", "restore"), goal_from_end=True, signs=(Sign("control_plane"),)),
+    Experiment("fdb-server-killed", "The only FoundationDB server is killed, and started again later", Scope.ALL,
+               MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.GOAL_FDB_SERVER_BACK_MS,
+               _act("kill the server", "kill_fdb_server"),
+               _act("start the server again", "restore"), goal_from_end=True, fdb_server=True,
+               signs=_STORE_AWAY),
+    Experiment("fdb-server-stopped", "The only FoundationDB server is stopped, and goes on later", Scope.ALL,
+               MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.GOAL_FDB_SERVER_BACK_MS,
+               *_stop("the server", "FoundationDB server"), goal_from_end=True, fdb_server=True,
+               signs=_STORE_AWAY),
+)
+# fmt: on
+
+
+# Chaos Toolkit's format: https://chaostoolkit.org/reference/api/experiment/
+
+_CONFIGURATION: Final[dict[str, tuple[str, str]]] = {
+    # name -> type, default
+    "data_folder": ("str", "data"),
+    "cell": ("str", ""),
+    "partner": ("str", ""),
+    "duration_s": ("float", f"{limits.CHAOS_DURATION_S:g}"),
+    "load_per_second": ("float", f"{limits.CHAOS_LOAD_PER_SECOND:g}"),
+    "seed": ("int", "1"),
+    "patience": ("float", "1"),
+    "own": ("bool", "false"),
+    "force": ("bool", "false"),
+    "runs_folder": ("str", "chaos-runs"),
+}
+
+
+def document(experiment: Experiment) -> dict[str, Any]:
+    """Write a row as a Chaos Toolkit experiment."""
+    steps = [experiment.begin] if experiment.begin is not None else []
+    steps += [_act("hold", "hold", seconds="${duration_s}")]
+    steps += [experiment.end] if experiment.end is not None else []
+    steps += [_act("wait until all is as ever", "recover"), _act("calm again", "calm")]
+    return {
+        "version": "1.0.0",
+        "title": experiment.title,
+        "description": _description(experiment),
+        "tags": [_TAG, f"scope:{experiment.scope}"],
+        "contributions": {"reliability": "high", "availability": "high"},
+        "configuration": {
+            name: {
+                "type": "env",
+                "key": f"BULKHEAD_CHAOS_{name.upper()}",
+                "env_var_type": kind,
+                "default": _typed(kind, default),
+            }
+            for name, (kind, default) in _CONFIGURATION.items()
+        },
+        "runtime": {"hypothesis": {"strategy": "continuously"}, "rollbacks": {"strategy": "always"}},
+        "extensions": [_extension(experiment)],
+        "controls": [{"name": "bulkhead", "provider": {"type": "python", "module": "chaos.controls"}}],
+        "steady-state-hypothesis": {
+            "title": "Who is not struck is served as ever",
+            "probes": [
+                _probe("every cell that is not struck answers", "cells_answer"),
+                _probe("no bystander has met an error", "bystanders_unharmed"),
+            ],
+        },
+        "method": [_action(step) for step in steps],
+        "rollbacks": [_action(_act("take away what is left of the fault", "restore"))],
+    }
+
+
+def _description(experiment: Experiment) -> str:
+    groups = ((Group.TARGET, "the target"), (Group.CELL, "others of its cell"), (Group.OTHERS, "other cells"))
+    said = [f"{words}: {in_words(experiment.excuses(group))}" for group, words in groups]
+    return f"Strikes {experiment.scope}. May be noticed by {'; by '.join(said)}."
+
+
+def _extension(experiment: Experiment) -> dict[str, Any]:
+    allows = {group.name.lower(): sorted(one.name for one in experiment.excuses(group)) for group in Group}
+    return {
+        "name": EXTENSION,
+        "experiment": experiment.name,
+        "scope": experiment.scope.value,
+        "allows": allows,
+        "goal_ms": experiment.goal_ms,
+        "goal_from_end": experiment.goal_from_end,
+        "fdb_server": experiment.fdb_server,
+        "signs": [
+            {"kind": sign.kind, "name": sign.name, "log": sign.log, "where": dict(sign.where)}
+            for sign in experiment.signs
+        ],
+    }
+
+
+def _typed(kind: str, text: str) -> Any:
+    match kind:
+        case "float":
+            return float(text)
+        case "int":
+            return int(text)
+        case "bool":
+            return text == "true"
+        case _:
+            return text
+
+
+def _action(activity: Activity) -> dict[str, Any]:
+    provider: dict[str, Any] = {"type": "python", "module": "chaos.actions", "func": activity.function}
+    if activity.arguments:
+        provider["arguments"] = dict(activity.arguments)
+    return {"type": "action", "name": activity.name, "provider": provider}
+
+
+def _probe(name: str, function: str) -> dict[str, Any]:
+    provider = {"type": "python", "module": "chaos.probes", "func": function}
+    return {"type": "probe", "name": name, "tolerance": True, "provider": provider}
+
+
+def read(found: Mapping[str, Any], where: str = "the experiment") -> Experiment:
+    """Read what an experiment's file says of what it strikes and what is allowed. Raises CatalogueError."""
+    for extension in found.get("extensions") or []:
+        if extension.get("name") == EXTENSION:
+            break
+    else:
+        raise CatalogueError(f"{where} has no extension {EXTENSION!r}: see docs/chaos.md")
+    try:
+        own, cell, others = (
+            frozenset(Excuse[name] for name in extension["allows"][group.name.lower()]) for group in Group
+        )
+        signs = [
+            Sign(str(sign["kind"]), str(sign["name"]), str(sign["log"]), tuple(dict(sign["where"]).items()))
+            for sign in extension["signs"]
+        ]
+        return Experiment(
+            name=str(extension["experiment"]),
+            title=str(found["title"]),
+            scope=Scope(extension["scope"]),
+            own=own,
+            cell=cell,
+            others=others,
+            goal_ms=int(extension["goal_ms"]),
+            goal_from_end=bool(extension["goal_from_end"]),
+            signs=tuple(signs),
+            fdb_server=bool(extension["fdb_server"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CatalogueError(f"{where}: its extension {EXTENSION!r} can't be read: {error!r}") from error
+
+
+def load(name: str) -> dict[str, Any]:
+    """Give an experiment's file. Raises CatalogueError."""
+    file = FOLDER / f"{name}.json"
+    if name not in names():
+        raise CatalogueError(f"there is no experiment {name!r}; there are {', '.join(names())}")
+    found = orjson.loads(file.read_bytes())
+    assert isinstance(found, dict)
+    return found
+
+
+def names() -> list[str]:
+    """Name all experiments: those of the table in its order, then what else has a file."""
+    there = {file.stem for file in FOLDER.glob("*.json")}
+    of_table = [experiment.name for experiment in EXPERIMENTS if experiment.name in there]
+    return [*of_table, *sorted(there.difference(of_table))]
+
+
+def files() -> Iterator[tuple[Path, bytes]]:
+    """Give each row's file and what is to stand in it."""
+    for experiment in EXPERIMENTS:
+        yield (
+            FOLDER / f"{experiment.name}.json",
+            orjson.dumps(document(experiment), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE),
+        )
+
+
+def table() -> str:
+    """Write the table as Markdown, for docs/chaos.md."""
+    heads = ("Experiment", "Does", "Target", "The target sees", "Others of its cell", "Other cells", "As ever within")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for experiment in EXPERIMENTS:
+        allowed = [in_words(experiment.excuses(group)) if _has(experiment, group) else "-" for group in Group]
+        after = " of its end" if experiment.goal_from_end else ""
+        goal = f"{experiment.goal_ms / 1_000:g} s{after}" if experiment.goal_ms else "-"
+        lines.append(
+            f"| `{experiment.name}` | {experiment.title} | {experiment.scope} | {' | '.join(allowed)} | {goal} |"
+        )
+    return "\n".join(lines)
+
+
+def _has(experiment: Experiment, group: Group) -> bool:
+    """Say whether there is anybody in this group."""
+    match experiment.scope:
+        case Scope.NOBODY:
+            return group is Group.OTHERS
+        case Scope.PARTNER:
+            return True
+        case Scope.CELL:
+            return group is not Group.CELL
+        case Scope.ALL:
+            return group is Group.TARGET
+
+
+def main() -> None:
+    """Write all files anew, and print the table for docs/chaos.md."""
+    FOLDER.mkdir(exist_ok=True)
+    for file, content in files():
+        file.write_bytes(content)
+    sys.stdout.write(table() + "\n")
+
+
+if __name__ == "__main__":
+    main()

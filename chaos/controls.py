@@ -1,0 +1,81 @@
+"""Chaos Toolkit's control of every experiment: the run's begin and its end, whatever happened in between.
+
+https://chaostoolkit.org/reference/api/experiment/#controls
+"""
+
+import logging
+from typing import Any, Final
+
+from chaoslib.exceptions import InterruptExecution
+from chaoslib.types import Activity, Configuration, Dry, Experiment, Journal, Run
+
+from chaos import catalogue, run_report, session
+from chaos.actions import FAILURES
+from chaos.catalogue import CatalogueError
+from chaos.run_settings import RunSettings, RunSettingsError
+from chaos.session import AbortedError, Session
+
+log: Final = logging.getLogger("chaostoolkit")
+
+
+def before_experiment_control(
+    context: Experiment, configuration: Configuration, experiment: Experiment, **_: Any
+) -> None:
+    """Begin: the gateway, partners, load, warm up, calm. Fills the target into the configuration."""
+    del context
+    if isinstance(experiment.get("dry"), Dry):
+        return  # nothing is to be done
+    try:
+        run = Session(catalogue.read(experiment), RunSettings.read(configuration), session.lent())
+    except (CatalogueError, RunSettingsError) as error:
+        raise InterruptExecution(str(error)) from error
+    session.hold(run)
+    try:
+        run.begin()
+    except AbortedError as error:
+        raise InterruptExecution(str(error)) from error
+    except FAILURES as error:
+        run.failure = str(error)
+        raise InterruptExecution(str(error)) from error
+    configuration["cell"], configuration["partner"] = run.target.cell, run.target.partner
+
+
+def after_activity_control(context: Activity, state: Run, **_: Any) -> None:
+    """End the experiment where an action failed, once: Chaos Toolkit itself would go on with the next one."""
+    if context["type"] != "action" or state is None or state.get("status") != "failed":
+        return
+    run = session.current()
+    if not run.ends_early:
+        run.ends_early = True
+        raise InterruptExecution(run.aborted or run.failure or f"{context['name']} was interrupted")
+
+
+def after_experiment_control(context: Experiment, state: Journal, **_: Any) -> None:
+    """End: rest, checkers, audit, verdict, report. The journal is given the verdict."""
+    del context
+    try:
+        run = session.current()
+    except FAILURES:
+        return  # it never began
+    try:
+        if run.calls or run.moments.begin_s:
+            run.stop_load()
+            run_report.conclude(run, state)
+    except InterruptExecution:
+        state["status"] = "interrupted"
+        raise
+    except FAILURES as error:
+        log.exception("the experiment could not be judged")
+        run.failure = run.failure or f"it could not be judged: {error}"
+    finally:
+        run.end()
+        run_report.write(run, state)
+
+
+def cleanup_control() -> None:
+    """Leave nothing behind, also where the end itself was interrupted."""
+    try:
+        session.current().end()
+    except FAILURES as error:
+        log.debug("nothing to clean up: %s", error)
+    session.hold(None)

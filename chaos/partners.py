@@ -1,0 +1,87 @@
+"""The partners that an experiment makes for itself: found again or onboarded, and suspended when it is over.
+
+On a gateway that others use, too, they are all that an experiment sends payments for. Sends no payments itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cells.api import limits as api_limits
+from chaos.catalogue import Scope
+from chaos.installation import GatewayError, Installation
+from chaos.run_settings import PARTNER_PREFIX
+from control_plane import client
+from router.directory import Cell, rendezvous
+
+
+def names_for(cells: Sequence[str], each: int, prefix: str = PARTNER_PREFIX) -> dict[str, str]:
+    """Name so many partners for each cell: partner -> cell. The gateway places a partner by its name."""
+    known = [Cell(name=cell, host="-", port=1) for cell in cells]
+    found: dict[str, str] = {}
+    left = dict.fromkeys(cells, each)
+    number = 0
+    while any(left.values()):
+        name = f"{prefix}{number}"
+        cell = rendezvous(name, known)
+        assert cell is not None
+        if left[cell]:
+            found[name] = cell
+            left[cell] -= 1
+        number += 1
+    return found
+
+
+def home_of(partner: str, cells: Sequence[str]) -> str:
+    """Say in which of these cells the gateway places a partner."""
+    home = rendezvous(partner, [Cell(name=cell, host="-", port=1) for cell in cells])
+    assert home is not None
+    return home
+
+
+def require_harmless(partners: Sequence[Mapping[str, Any]], scope: Scope, cell: str) -> None:
+    """See that no live partner would be hurt. Raises GatewayError."""
+    if scope in {Scope.NOBODY, Scope.PARTNER}:
+        return
+    live = [
+        str(row["id"])
+        for row in partners
+        if row["mode"] == "live" and row["status"] == "active" and (scope is Scope.ALL or row["cell"] == cell)
+    ]
+    if live:
+        where = "this gateway" if scope is Scope.ALL else cell
+        raise GatewayError(
+            f"{where} serves live partners ({', '.join(live[:5])}{', …' if len(live) > 5 else ''}), who would be hurt: "
+            "choose another cell with --cell, or say --force"
+        )
+
+
+def list_all(gateway: Installation) -> list[dict[str, Any]]:
+    """Give all partners as the registry has them. Raises ControlPlaneError."""
+    found = client.ask(gateway.folder, "GET", "/partners")["partners"]
+    assert isinstance(found, list)
+    return found
+
+
+def take(gateway: Installation, partner: str, there: Mapping[str, Mapping[str, Any]]) -> str:
+    """Make a partner, or let one of before in again; give its new key. Raises GatewayError, ControlPlaneError."""
+    if partner not in there:
+        return gateway.create_partner(partner)
+    if there[partner]["mode"] != "test":
+        raise GatewayError(f"{partner} is a live partner: nobody's but an experiment's may be called {PARTNER_PREFIX}…")
+    set_limits(gateway, partner, api_limits.PARTNER_RATE_PER_SECOND_DEFAULT, api_limits.PARTNER_RATE_BURST_DEFAULT)
+    if there[partner]["status"] == "suspended":
+        client.ask(gateway.folder, "POST", f"/partners/{partner}/resume")
+    key = client.ask(gateway.folder, "POST", f"/partners/{partner}/keys", {"grace_s": 0})
+    return str(key["key"]["api_key"])
+
+
+def set_limits(gateway: Installation, partner: str, rate_per_second: int, rate_burst: int) -> None:
+    """Change how much a partner may send. Raises ControlPlaneError."""
+    wanted = {"rate_per_second": rate_per_second, "rate_burst": rate_burst}
+    client.ask(gateway.folder, "PATCH", f"/partners/{partner}/limits", wanted)
+
+
+def suspend(gateway: Installation, partners: Sequence[str]) -> None:
+    """Turn their requests away from now on. Raises ControlPlaneError."""
+    for partner in partners:
+        client.ask(gateway.folder, "POST", f"/partners/{partner}/suspend")

@@ -1,0 +1,125 @@
+"""A short selection of experiments on one gateway that is up, as an operator runs them; and Ctrl-C in one of them.
+
+Money and errors are judged as strictly as ever. Times are stretched by PATIENCE, for a CI machine may be busy: where
+other programs take much of it, a run may say "unknown" of a tail, and of nothing else.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from chaos.gateway import Gateway
+from chaos.installation import wait_for
+
+CELLS = 2
+OPTIONS = ("--duration", "4", "--patience", "6", "--seed", "3", "--load", "30")
+BULKHEAD = Path(sys.executable).with_name("bulkhead")
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    made = Gateway(tmp_path_factory.mktemp("chaos"), cells=CELLS)
+    made.start()
+    made.wait_ready()
+    yield made
+    made.kill_everything()
+
+
+def start(gateway: Gateway, name: str, *options: str) -> "subprocess.Popen[str]":
+    command = [str(BULKHEAD), "--data-folder", str(gateway.folder.root), "chaos", "run", name, *OPTIONS, *options]
+    return subprocess.Popen(
+        command,
+        cwd=gateway.root,
+        env={name: value for name, value in os.environ.items() if not name.startswith("BULKHEAD_")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(gateway: Gateway, name: str) -> dict[str, Any]:
+    process = start(gateway, name, "--json")
+    out, errors = process.communicate(timeout=150)
+    print(out, errors)  # noqa: T201 - pytest shows it where the test fails
+    assert process.returncode in {0, 3}, out
+    (found,) = json.loads(out)["runs"]
+    assert found["exit_code"] == process.returncode
+    return dict(found)
+
+
+def require_contained(found: dict[str, Any]) -> None:
+    assert found["broken"] == []
+    assert found["audit"]["ok"]
+    assert found["checkers"]["verdict"] == "right"
+    of_time = ("while the fault lasted", "are promised")
+    assert all(any(words in what for words in of_time) for what in found["not_known"]), found["not_known"]
+    assert all(group["errors"] == 0 for group in found["groups"])
+
+
+@pytest.mark.timeout(240)
+def test_a_killed_worker_is_contained_and_told(gateway: Gateway) -> None:
+    found = run(gateway, "worker-killed")
+    require_contained(found)
+    assert found["detected_by"].endswith("worker_dead")
+    folder = Path(found["folder"])
+    assert {file.name for file in folder.iterdir()} == {"journal.json", "history.jsonl", "report.html"}
+    page = (folder / "report.html").read_text()
+    assert found["verdict"].capitalize() in page
+    assert "http://" not in page.replace("http://www.w3.org", ""), "the page needs no network"
+    journal = json.loads((folder / "journal.json").read_text())
+    assert journal["status"] == "completed"
+    assert journal["bulkhead"]["verdict"] == found["verdict"]
+    ours = [row for row in gateway.status()["partners"] if row["partner"].startswith("chaos_")]
+    assert len(ours) == 2 * CELLS
+    assert {row["status"] for row in ours} == {"suspended"}
+
+
+@pytest.mark.timeout(240)
+def test_a_hanging_acquirer_costs_its_partner_only(gateway: Gateway) -> None:
+    found = run(gateway, "acquirer-hanging")
+    require_contained(found)
+    target, *others = found["groups"]
+    assert target["group"] == "target"
+    assert target["hit"], "its own partner did notice"
+    assert not [other for other in others if other["excused"]]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_takes_its_fault_away(gateway: Gateway, number: signal.Signals) -> None:
+    process = start(gateway, "acquirer-hanging", "--duration", "60")
+    try:
+        wait_for(lambda: faults(gateway) or None, "the acquirer hangs", 120_000)
+        process.send_signal(number)
+        wait_for(lambda: not faults(gateway) or None, "it is well again", 10_000)
+        out, errors = process.communicate(timeout=150)
+        assert process.returncode == 130, out + errors
+        assert "Traceback" not in errors
+        assert "checkers and audit" in out, "it ends calm and with the audit"
+    finally:
+        process.kill()
+
+
+def faults(gateway: Gateway) -> dict[str, Any]:
+    return dict(httpx.get(f"{gateway.acquirer_url}/faults", trust_env=False).json()["faults"])
+
+
+def test_what_can_not_be_run_says_so_and_ends_with_2(gateway: Gateway, tmp_path: Path) -> None:
+    ask: Callable[..., subprocess.CompletedProcess[str]] = gateway.run
+    for arguments, told in (
+        (("chaos", "run", "no-such-thing"), "there is no experiment 'no-such-thing'"),
+        (("chaos", "run"), "name one experiment, or say --all"),
+        (("chaos", "run", "door-killed", "--cell", "cell-9", "--runs", tmp_path), "there is no cell 'cell-9'"),
+        (("chaos", "run", "fdb-server-killed", "--runs", tmp_path), "run it with --own"),
+    ):
+        done = ask(*arguments)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert told in done.stdout + done.stderr

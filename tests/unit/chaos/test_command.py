@@ -1,0 +1,61 @@
+"""`bulkhead chaos` lists what there is, says what it would do, and refuses in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from chaos import catalogue, run_report
+from control_plane import cli
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, ["--data-folder", "nowhere", "chaos", *arguments])
+
+
+def test_list() -> None:
+    found = json.loads(run("list", "--json").stdout)["experiments"]
+    assert [row["name"] for row in found] == catalogue.names()
+    assert found[1]["allows"]["other cells"] == "at most a delay"
+    assert "worker-killed" in run("list").stdout
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> None:
+    done = run("run", "door-killed", "--cell", "cell-1", "--dry-run", "--runs", str(tmp_path / "runs"))
+    assert done.exit_code == 0
+    assert "cell is struck: cell-1" in done.stdout
+    assert "Nothing was done." in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("run", "nonsense"), "there is no experiment 'nonsense'"),
+        (("run",), "name one experiment, or say --all"),
+        (("run", "no-fault", "--all"), "name one experiment, or say --all"),
+        (("run", "no-fault", "--duration", "0.1"), "duration_s is 0.1"),
+        (("run", "worker-killed", "--partner", "acme"), "'acme' is no partner of an experiment's"),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: tuple[str, ...], told: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "found", "aborted", "code"),
+    [
+        ("completed", {"verdict": "contained"}, False, 0),
+        ("completed", {"verdict": "not contained"}, False, 1),
+        ("completed", {"verdict": "unknown"}, False, 3),
+        ("interrupted", {"verdict": "unknown"}, False, 130),
+        ("interrupted", {"verdict": "not contained"}, True, 1),
+        ("interrupted", {"verdict": "contained", "failure": "no worker"}, False, 2),
+    ],
+)
+def test_exit_codes(status: str, found: dict[str, Any], aborted: bool, code: int) -> None:
+    assert run_report.exit_code({"status": status, "bulkhead": found}, aborted=aborted) == code
