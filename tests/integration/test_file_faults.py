@@ -6,7 +6,8 @@ import httpx
 import pytest
 
 from chaos.files import Damage, damage
-from chaos.gateway import Gateway, wait_for
+from chaos.gateway import Gateway
+from chaos.installation import wait_for
 
 BODY = {"amount": 100, "currency": "EUR", "payment_method": "tok_approve", "capture_method": "automatic"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.gateway import wait_for
+from chaos.installation import wait_for
 from chaos.syscalls import (
     CONTROL,
     DISK_FULL,

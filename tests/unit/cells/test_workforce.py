@@ -381,4 +381,4 @@ async def test_without_its_bulkhead_a_silent_worker_is_left_alone(
             await asyncio.sleep(2)
             assert watch.dead == []
         else:
-            await eventually(lambda: watch.dead == [(link.name, "silent", "")])
+            await eventually(lambda: watch.dead == [(link.name, "silent", None)])

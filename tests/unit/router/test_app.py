@@ -29,6 +29,7 @@ def test_the_router_loads_neither_ray_nor_an_actor_nor_a_store() -> None:
     # The wire's messages are made of a few of the actors' value types; no more of them comes along.
     assert {name for name in loaded if name.startswith("actors.")} == {
         "actors.answers",
+        "actors.bulkheads",
         "actors.limits",
         "actors.profile",
         "actors.refusals",
