@@ -5,7 +5,6 @@ import pytest
 from cells import door_answers
 from cells.api.messages import Answer, Refusal, RefusalCode, Refused, encode_answer
 
-
 # A command that a worker refused so was not looked at: whether an earlier try wrote it, nobody knows.
 UNSEEN = {
     RefusalCode.PARTNER_UNAVAILABLE,
