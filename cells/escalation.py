@@ -31,18 +31,34 @@ class Escalation:
 
 
 class Strikes:
-    """When each partner's strikes were, as far as they still count. Times are monotonic."""
+    """When each partner's strikes were, as far as they still count. Times are monotonic.
+
+    A worker that stopped answering may have been stopped by the machine. That befalls many at once, so stalls of two
+    partners shortly after each other are neither's fault, and neither counts. A death is nobody's fault but its own's.
+    """
 
     def __init__(self) -> None:
         self._at_ms: dict[str, deque[int]] = {}
+        self._last_stall: tuple[str, int] | None = None  # whose, and when
 
-    def add(self, partner_id: str, now_ms: int) -> int:
+    def add(self, partner_id: str, now_ms: int, *, is_stall: bool = False) -> int:
         """Count one; give how many count now."""
         kept = self._at_ms.setdefault(partner_id, deque(maxlen=limits.STRIKES_TO_QUARANTINE))
-        kept.append(now_ms)
-        while kept[0] <= now_ms - limits.STRIKES_WINDOW_MS:
+        while kept and kept[0] <= now_ms - limits.STRIKES_WINDOW_MS:
             kept.popleft()
+        if not (is_stall and self._is_in_company(partner_id, now_ms)):
+            kept.append(now_ms)
         return len(kept)
+
+    def _is_in_company(self, partner_id: str, now_ms: int) -> bool:
+        """Take note of a stall; say whether another partner's was just before, and take that one back."""
+        last, self._last_stall = self._last_stall, (partner_id, now_ms)
+        if last is None or last[0] == partner_id or now_ms - last[1] > limits.STALLS_TOGETHER_MS:
+            return False
+        others = self._at_ms.get(last[0])
+        if others and others[-1] == last[1]:
+            others.pop()
+        return True
 
     def forget(self, partner_id: str) -> None:
         """Begin anew with a partner."""

@@ -56,6 +56,8 @@ STRIKES_WINDOW_MS: Final = 600_000
 STRIKES_TO_DEDICATED: Final = 2
 # After so many it has none, until an operator releases it.
 STRIKES_TO_QUARANTINE: Final = 4
+# Workers of different partners that stop answering within this time were stopped by the machine: no strikes.
+STALLS_TOGETHER_MS: Final = 10_000
 QUARANTINE_RETRY_AFTER_MS: Final = 300_000
 
 # A partner that is handed over to another worker: what is under way has so long to end, and its actor to stop.

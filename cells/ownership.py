@@ -28,6 +28,8 @@ from cells.workforce import Link, Workforce
 log = structlog.get_logger()
 
 _KILL_WAIT_MS = 500
+# Causes of a worker's end that the machine may have brought about, too.
+_STALLS = frozenset({"silent", "loop_stuck", "unanswering", "activation_timeout"})
 
 
 class Ownership:
@@ -98,7 +100,8 @@ class Ownership:
         if not accused and cause == "unanswering" and len(link.partners) == 1:
             (accused,) = link.partners
         if accused in self._seats:
-            self.strike(self._seats[accused], f"its worker ended ({cause}) under its command")
+            is_stall = cause in _STALLS
+            self.strike(self._seats[accused], f"its worker ended ({cause}) under its command", is_stall=is_stall)
         lost = []
         for partner_id in sorted(link.partners, key=lambda name: -self._seats[name].under_way):
             seat = self._seats[partner_id]
@@ -127,15 +130,15 @@ class Ownership:
         """End a worker that left too many of a partner's commands unanswered; from a pool only the partner goes."""
         assert self.workforce is not None
         if link.is_pool and len(link.partners) > 1:
-            self.strike(seat, "its commands were not answered")
+            self.strike(seat, "its commands were not answered", is_stall=True)
             self._look.set()
         else:
             self.workforce.bury(link, "unanswering")
 
-    def strike(self, seat: Seat, why: str) -> None:
+    def strike(self, seat: Seat, why: str, *, is_stall: bool) -> None:
         """Count against a partner that a worker was lost under its command, and draw the conclusion."""
         now = time.monotonic()
-        count = self._strikes.add(seat.partner_id, int(now * 1_000))
+        count = self._strikes.add(seat.partner_id, int(now * 1_000), is_stall=is_stall)
         # From the first on: were it sent again into the pool, a second death would take its mates' last try.
         seat.apart_until = now + limits.STRIKES_WINDOW_MS / 1_000
         log.warning("partner_struck", partner=seat.partner_id, strikes=count, why=why)

@@ -19,6 +19,17 @@ def test_strikes_count_within_their_window_and_for_their_partner() -> None:
     assert strikes.add("alpha", 3 * WINDOW) == 1
 
 
+def test_stalls_of_different_partners_at_once_are_the_machine_s_and_count_for_none_of_them() -> None:
+    strikes = Strikes()
+    together = limits.STALLS_TOGETHER_MS
+    for round_ms in range(0, 10 * together, together):
+        counts = [strikes.add(name, round_ms, is_stall=True) for name in ("alpha", "beta", "gamma", "delta")]
+        assert max(counts) <= 1
+    later = 20 * together
+    assert [strikes.add("alpha", later + at, is_stall=True) for at in (0, 1, 2)] == [1, 2, 3]  # alone, it is its own
+    assert strikes.add("beta", later + 3) == 1  # a death counts, whatever stalls meanwhile
+
+
 @pytest.mark.parametrize(
     ("strikes", "isolation", "kind"),
     [
