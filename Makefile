@@ -13,7 +13,7 @@ SECONDS_EACH = $(or $(SECONDS),10)
 # STORE=fdb CLUSTER_FILE=… runs demo, soak, benchmarks and kill-rounds on FoundationDB.
 ON_STORE = $(if $(STORE),--store $(STORE)) $(if $(CLUSTER_FILE),--cluster-file '$(CLUSTER_FILE)')
 
-.PHONY: help demo up test check bench bench-stores bench-history kill-rounds soak chaos fuzz format clean
+.PHONY: help demo up test test-long check bench bench-stores bench-history kill-rounds soak chaos fuzz format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -37,7 +37,12 @@ check: $(READY) ## Format, lint, types, import contracts, unit tests: about a mi
 
 test: check ## Everything that is to pass before a change lands
 	tools/setup-tests
-	$(BIN)/pytest tests/integration tests/acceptance
+	$(BIN)/pytest -n 2 --dist loadfile tests/integration
+	$(BIN)/pytest -m 'not long' tests/acceptance
+
+test-long: $(READY) ## Tests that take too long for `make test`
+	tools/setup-tests
+	$(BIN)/pytest -m long tests/acceptance
 
 kill-rounds: $(READY) ## SIGKILL of everything at random moments, ten rounds
 	@[ '$(STORE)' != fdb ] || [ -f '$(CLUSTER_FILE)' ] || { echo 'STORE=fdb needs CLUSTER_FILE=…, an existing file'; exit 2; }

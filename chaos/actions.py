@@ -118,6 +118,17 @@ def start_flood_of_bad_keys() -> None:
 
 
 @_ending
+def order_fault(partner: str, fault: str) -> None:
+    """Send one payment of the partner's that has its worker crash, loop or leak as it is decided."""
+    run = session.current()
+    gateway = run.require_gateway()
+    if not gateway.status().get("fault_injection"):
+        raise GatewayError("this gateway obeys no such commands: start it with --fault-injection, or say --own")
+    run.strike()
+    run.order_fault(partner, fault)
+
+
+@_ending
 def kill_control_plane() -> None:
     """SIGKILL the control plane; to undo it, the same command is run again."""
     run = session.current()

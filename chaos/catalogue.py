@@ -144,6 +144,8 @@ _STORE_AWAY: Final = (
 )
 _UP_MS: Final = limits.GOAL_CONTROL_PLANE_STARTS_MS
 _BANK_MS: Final = limits.GOAL_ACQUIRER_MS
+# The second death of a worker finds the spare used up.
+_REPLACED_MS: Final = limits.GOAL_WORKER_KILLED_MS + limits.GOAL_WORKER_STARTS_MS
 
 # fmt: off
 EXPERIMENTS: Final = (
@@ -156,6 +158,16 @@ EXPERIMENTS: Final = (
     Experiment("worker-stopped", "A partner's worker is stopped, and goes on later", Scope.PARTNER,
                DELAYED, NO_ERROR, NO_ERROR, limits.GOAL_SILENT_FOUND_MS + limits.GOAL_WORKER_KILLED_MS,
                *_stop("the worker", "worker"), signs=(_WORKER_DEAD,)),
+    Experiment("poison-command", "A command of a partner ends whatever worker decides it", Scope.PARTNER,
+               MAY_REFUSE, NO_ERROR, NO_ERROR, _REPLACED_MS,
+               _act("a poison command", "order_fault", partner="${partner}", fault="crash"), signs=(_WORKER_DEAD,)),
+    Experiment("worker-looping", "A command of a partner keeps its worker on a CPU for ever", Scope.PARTNER,
+               MAY_REFUSE, NO_ERROR, NO_ERROR, 2 * limits.GOAL_SILENT_FOUND_MS + _REPLACED_MS,
+               _act("a command that loops", "order_fault", partner="${partner}", fault="loop"), signs=(_WORKER_DEAD,)),
+    Experiment("worker-leaking", "A command of a partner lets its worker take memory and keep it", Scope.PARTNER,
+               MAY_REFUSE, NO_ERROR, NO_ERROR, 2 * limits.GOAL_SILENT_FOUND_MS + _REPLACED_MS,
+               _act("a command that leaks", "order_fault", partner="${partner}", fault="leak:600"),
+               signs=(_WORKER_DEAD,)),
     Experiment("flood", "A partner floods at 50 times its limit", Scope.PARTNER,
                IS_LIMITED, NO_ERROR, NO_ERROR, limits.FLOOD_RECOVERY_MS,
                _act("flood", "start_flood", partner="${partner}"), _act("the flood ends", "restore"),
@@ -233,6 +245,7 @@ _CONFIGURATION: Final[dict[str, tuple[str, str]]] = {
     "own": ("bool", "false"),
     "force": ("bool", "false"),
     "runs_folder": ("str", "chaos-runs"),
+    "bulkheads_off": ("str", ""),
 }
 
 

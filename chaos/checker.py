@@ -62,6 +62,8 @@ class Fault(StrEnum):
     CHARGED_UNASKED = "the acquirer charged what no request asked for"
     NOT_CHARGED = "a success in the books is none at the acquirer"
     CHARGED_UNBOOKED = "the acquirer charged what the books don't have as a success"
+    NOT_LINEARIZABLE = "no order of events explains what clients were told of a payment"
+    LIMIT_EXCEEDED = "more was let in than the partner's limits allow"
     AUDIT = "the audit found a difference"
 
 

@@ -97,6 +97,9 @@ def run(  # noqa: PLR0913 - one for each option
     seed: Annotated[int, typer.Option(help="Of the load, and of the choice of the target.")] = 1,
     patience: Annotated[float, typer.Option(help="Stretches the promised times, for a busy machine.")] = 1.0,
     own: Annotated[bool, typer.Option("--own", help="Start a gateway for it (in ./.chaos), and stop it then.")] = False,
+    bulkheads_off: Annotated[
+        str, typer.Option(help="Go without these bulkheads, commas between, to see that it is noticed; with --own.")
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Also where live partners would be hurt.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")] = False,
     runs_folder: Annotated[Path, typer.Option("--runs", help="Where reports go.")] = Path("chaos-runs"),
@@ -131,6 +134,7 @@ def run(  # noqa: PLR0913 - one for each option
         "own": own,
         "force": force,
         "runs_folder": str(runs_folder),
+        "bulkheads_off": bulkheads_off,
     }
     try:
         settings = RunSettings.read(configuration)
@@ -164,7 +168,7 @@ def _run_all(experiments: list[tuple[Experiment, dict[str, Any]]], wanted: Wante
     codes: list[int] = []
     results: list[Mapping[str, Any]] = []
     share = wanted.own and len(experiments) > 1
-    with _shared_gateway() if share else contextlib.nullcontext() as shared:
+    with _shared_gateway(wanted.configuration["bulkheads_off"]) if share else contextlib.nullcontext() as shared:
         for one, found in experiments:
             session.lend(None if one.fdb_server else shared)
             result = run_one(one, found, wanted)
@@ -180,8 +184,8 @@ def _run_all(experiments: list[tuple[Experiment, dict[str, Any]]], wanted: Wante
 
 
 @contextlib.contextmanager
-def _shared_gateway() -> Iterator[OwnGateway]:
-    own = OwnGateway(ROOT)
+def _shared_gateway(bulkheads_off: str) -> Iterator[OwnGateway]:
+    own = OwnGateway(ROOT, bulkheads_off=bulkheads_off)
     try:
         own.start()
         yield own

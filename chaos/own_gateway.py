@@ -19,13 +19,19 @@ ROOT: Final = Path(".chaos")
 
 
 class OwnGateway:
-    """One gateway below `root`, and its FoundationDB server where it is to have one."""
+    """One gateway below `root`, and its FoundationDB server where it is to have one.
 
-    def __init__(self, root: Path, *, fdb_server: bool = False, cells: int = limits.CHAOS_CELLS) -> None:
+    Commands may order faults of it; `bulkheads_off`: bulkheads that it goes without, commas between.
+    """
+
+    def __init__(
+        self, root: Path, *, fdb_server: bool = False, cells: int = limits.CHAOS_CELLS, bulkheads_off: str = ""
+    ) -> None:
         self._root = root.absolute()
         self.server = FdbServer(self._root / "fdb") if fdb_server else None
         store = SQLITE if self.server is None else StoreChoice("fdb", self.server.cluster_file)
-        self.gateway = Gateway(self._root, cells=cells, store=store)
+        off = ("--bulkheads-off", bulkheads_off) if bulkheads_off else ()
+        self.gateway = Gateway(self._root, cells=cells, store=store, up_arguments=("--fault-injection", *off))
 
     def start(self) -> None:
         """Wipe what an earlier run left, and start it. Raises GatewayError, FdbServerError, ControlPlaneError."""

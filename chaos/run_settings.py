@@ -25,7 +25,7 @@ class RunSettings:
     """One run. `cell`, `partner`: empty where the run chooses its target. `load_per_second`: of all partners together.
 
     `own`: on a gateway of its own. `force`: also where live partners would be hurt. `patience` stretches the promised
-    times, for a busy machine.
+    times, for a busy machine. `bulkheads_off`: what the run's own gateway goes without, commas between.
     """
 
     data_folder: Path
@@ -38,6 +38,7 @@ class RunSettings:
     own: bool
     force: bool
     runs_folder: Path
+    bulkheads_off: str
 
     @classmethod
     def read(cls, configuration: Mapping[str, Any]) -> "RunSettings":
@@ -54,12 +55,15 @@ class RunSettings:
                 own=_is_true(configuration["own"]),
                 force=_is_true(configuration["force"]),
                 runs_folder=Path(str(configuration["runs_folder"])).expanduser().absolute(),
+                bulkheads_off=str(configuration["bulkheads_off"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunSettingsError(f"the experiment's configuration can't be read: {error!r}") from error
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(settings, name) <= high:
                 raise RunSettingsError(f"{name} is {getattr(settings, name):g}: it is from {low:g} to {high:g}")
+        if settings.bulkheads_off and not settings.own:
+            raise RunSettingsError("bulkheads are switched off on a gateway of the run's own only: say --own")
         if settings.partner and not settings.partner.startswith(PARTNER_PREFIX):
             raise RunSettingsError(
                 f"{settings.partner!r} is no partner of an experiment's: these begin with {PARTNER_PREFIX!r}"

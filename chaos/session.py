@@ -15,24 +15,27 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import orjson
 import psutil
 
-from chaos import limits, machine, partners, safeguards
+from cells.api import limits as api_limits
+from cells.fault_injection import METADATA_KEY
+from chaos import limits, limits_checker, linearizability, machine, partners, safeguards
 from chaos.catalogue import Experiment, Sign
-from chaos.checker import Judgement, judge_money
+from chaos.checker import Fault, Judgement, judge_money
 from chaos.containment import Circumstances, Moments, Target
 from chaos.experiment import bring_to_rest, plan_for
 from chaos.faults import NO_ERROR
 from chaos.fdb_server import FdbServer
 from chaos.gateway import Gateway
-from chaos.history import Call
+from chaos.history import Call, Outcome
 from chaos.installation import Attached, GatewayError, Installation
 from chaos.load_process import LoadError, LoadProcess
 from chaos.own_gateway import ROOT, OwnGateway
 from chaos.run_settings import RunSettings
 from chaos.signs import Seen, Watcher, first_sign
 from chaos.undo import Undo
-from chaos.workload import means_again, read_book
+from chaos.workload import means_again, read_book, send_one
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError
 
@@ -148,6 +151,33 @@ class Session:
         self.undo.add("end the flood", self._end_flood)
         self._flood.start()
 
+    def order_fault(self, partner: str, fault: str) -> None:
+        """Send one payment that orders a fault of its partner's worker, and wait for what its client is told."""
+        now_s = time.monotonic()
+        name = f"{self.name}-ordered"
+        body = {
+            "amount": limits.CHAOS_FLOOD_FIRST_AMOUNT - 1,
+            "currency": "EUR",
+            "payment_method": "tok_approve",
+            "reference": name,
+            "metadata": {METADATA_KEY: fault},
+        }
+        call = Call(
+            run=name,
+            partner=partner,
+            scenario="ordered",
+            step="create_payment",
+            method="POST",
+            path="/v1/payments",
+            key=name,
+            body=orjson.dumps(body),
+            expected=(Outcome(201, "captured"),),
+            usual=False,
+            due_s=now_s,
+        )
+        asyncio.run(send_one(self.require_gateway().base_url, self.keys[partner], call))
+        self.flood_calls.append(call)
+
     def _end_flood(self) -> None:
         flood, self._flood = self._flood, None
         if flood is not None:
@@ -249,7 +279,29 @@ class Session:
         audit = gateway.audit()
         # What is in doubt at partners that are none of ours is theirs; what differs is everybody's.
         rows = [row if row["partner"] in self.keys else {**row, "in_doubt": 0} for row in audit["partners"]]
-        return judge_money([*calls, *repeats], books, record, {**audit, "partners": rows}), audit, repeats
+        everything = [*calls, *repeats]
+        judgement = judge_money(everything, books, record, {**audit, "partners": rows})
+        self._judge_order_and_limits(judgement, everything)
+        return judgement, audit, repeats
+
+    def _judge_order_and_limits(self, judgement: Judgement, calls: list[Call]) -> None:
+        """Add what no order of events explains, and which limits were exceeded."""
+        # A list also shows payments of earlier runs, whose writes this history does not have.
+        ours = {call.content().get("id") for call in calls if call.step == "create_payment" and call.acknowledged}
+        order = linearizability.judge(calls)
+        for impossible in order.findings:
+            if impossible.payment_id in ours:
+                judgement.accuse(Fault.NOT_LINEARIZABLE, impossible.partner, str(impossible))
+        judgement.unknowns += order.unknowns
+        # What partners have but for a flood's time: so a flood is judged by more than it may, and again after it.
+        allowed = limits_checker.Limits(
+            api_limits.PARTNER_RATE_PER_SECOND_DEFAULT,
+            api_limits.PARTNER_RATE_BURST_DEFAULT,
+            api_limits.PARTNER_IN_FLIGHT_DEFAULT,
+            refills=2 if self.flood_calls else 0,
+        )
+        for exceeded in limits_checker.judge(calls, dict.fromkeys(self.keys, allowed)).findings:
+            judgement.accuse(Fault.LIMIT_EXCEEDED, exceeded.partner, exceeded.detail)
 
     def circumstances(self, *, interrupted: bool) -> Circumstances:
         """Sum up what else counts for the verdict."""
@@ -289,7 +341,7 @@ class Session:
         settings = self.settings
         if self.own is None and settings.own:
             self._say("starting a gateway")
-            self.own = OwnGateway(ROOT, fdb_server=self.experiment.fdb_server)
+            self.own = OwnGateway(ROOT, fdb_server=self.experiment.fdb_server, bulkheads_off=settings.bulkheads_off)
             self._ends_own = True
             self.own.start()
         if self.own is not None:

@@ -151,6 +151,12 @@ async def send(session: aiohttp.ClientSession, base_url: str, api_key: str, call
         call.failed_s = time.monotonic()
 
 
+async def send_one(base_url: str, api_key: str, call: Call) -> None:
+    """Send one call by itself; whatever comes of it stands in it."""
+    async with client_session() as session:
+        await send(session, base_url, api_key, call)
+
+
 @dataclass(slots=True)
 class Counts:
     """One partner's figures while a load is under way, for a person who watches. `errors`: not what was expected."""

@@ -17,7 +17,6 @@ import structlog
 
 from actors import codec, keyspace
 from actors.acquirer import (
-    MAIN_ACQUIRER,
     Accepted,
     Acquirer,
     Approved,
@@ -29,7 +28,7 @@ from actors.acquirer import (
 from actors.commands import CreatePayment, Envelope
 from actors.errors import AcquirerUnknownError, ActorStoppedError
 from actors.partner import PartnerActor
-from actors.profile import Profile
+from actors.profile import MAIN_ACQUIRER, Profile
 from actors.store import Range
 from cells.http_acquirer import HttpAcquirer
 from cells.http_client import HttpClient

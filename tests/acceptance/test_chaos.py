@@ -82,6 +82,7 @@ def test_a_killed_worker_is_contained_and_told(gateway: Gateway) -> None:
     assert {row["status"] for row in ours} == {"suspended"}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_hanging_acquirer_costs_its_partner_only(gateway: Gateway) -> None:
     found = run(gateway, "acquirer-hanging")
@@ -93,7 +94,7 @@ def test_a_hanging_acquirer_costs_its_partner_only(gateway: Gateway) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupted_run_takes_its_fault_away(gateway: Gateway, number: signal.Signals) -> None:
     process = start(gateway, "acquirer-hanging", "--duration", "60")
     try:

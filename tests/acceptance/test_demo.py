@@ -16,6 +16,7 @@ from tests.store_choices import chosen, on_either_store
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(150)
 @on_either_store
 def test_ctrl_c_in_the_midst_of_trouble_leaves_nothing(tmp_path: Path, kind: str) -> None:

@@ -22,6 +22,7 @@ SECONDS = 18
 KILLS_AT_S = (5, 12)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 @on_either_store
 async def test_a_killed_worker_costs_its_partner_no_error_and_less_than_a_second(

@@ -22,6 +22,7 @@ GIVEN: dict[str, Any] = {
     "own": "true",
     "force": False,
     "runs_folder": "chaos-runs",
+    "bulkheads_off": "",
 }
 
 

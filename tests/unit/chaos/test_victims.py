@@ -34,6 +34,7 @@ STATUS = {
         (Target.WORKER, {"partner": "eve"}, False),
         (Target.DOOR, {"cell": "cell-1"}, True),
         (Target.CONTROL_PLANE, {}, True),
+        (Target.CONTROL_PLANE, {"cell": "cell-0"}, True),  # of no cell: the fault's other blow strikes one
         (Target.FDB_SERVER, {"pid_of_server": ME}, True),
     ],
 )
