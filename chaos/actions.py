@@ -122,7 +122,7 @@ def order_fault(partner: str, fault: str) -> None:
     """Send one payment of the partner's that has its worker crash, loop or leak as it is decided."""
     run = session.current()
     gateway = run.require_gateway()
-    if not gateway.status().get("fault_injection"):
+    if not gateway.status()["control_plane"]["fault_injection"]:
         raise GatewayError("this gateway obeys no such commands: start it with --fault-injection, or say --own")
     run.strike()
     run.order_fault(partner, fault)
