@@ -171,7 +171,7 @@ class Session:
             path="/v1/payments",
             key=name,
             body=orjson.dumps(body),
-            expected=(Outcome(201, "captured"),),
+            expected=(Outcome(201, "captured"), Outcome(500, "command_quarantined")),
             usual=False,
             due_s=now_s,
         )
@@ -282,6 +282,8 @@ class Session:
         everything = [*calls, *repeats]
         judgement = judge_money(everything, books, record, {**audit, "partners": rows})
         self._judge_order_and_limits(judgement, everything)
+        # Whoever sends a deadly command is told at last that it is not tried again; whether it was done is in the book.
+        judgement.unknowns = [what for what in judgement.unknowns if f"{self.name}-ordered" not in what]
         return judgement, audit, repeats
 
     def _judge_order_and_limits(self, judgement: Judgement, calls: list[Call]) -> None:
