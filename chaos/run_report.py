@@ -119,7 +119,8 @@ def command(run: Session) -> str:
     words += [f"--load {settings.load_per_second:g}", f"--seed {settings.seed}"]
     words += [f"--patience {settings.patience:g}"] if settings.patience != 1 else []
     if run.own is not None:
-        return " ".join([*words, "--own"])
+        off = ["--bulkheads-off", settings.bulkheads_off] if settings.bulkheads_off else []
+        return " ".join([*words, "--own", *off])
     return " ".join(words).replace("bulkhead", f"bulkhead --data-folder {settings.data_folder}", 1)
 
 

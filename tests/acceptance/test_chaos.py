@@ -93,8 +93,9 @@ def test_a_hanging_acquirer_costs_its_partner_only(gateway: Gateway) -> None:
     assert not [other for other in others if other["excused"]]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_takes_its_fault_away(gateway: Gateway, number: signal.Signals) -> None:
     process = start(gateway, "acquirer-hanging", "--duration", "60")
     try:

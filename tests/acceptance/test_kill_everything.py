@@ -17,7 +17,7 @@ from chaos.history import Call
 from chaos.workload import Load, means_again
 from tests.store_choices import chosen, on_either_store
 
-ROUNDS = int(os.environ.get("BULKHEAD_TEST_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("BULKHEAD_TEST_ROUNDS", "1"))
 CELLS = 2
 PARTNERS = [f"shop_{number}" for number in range(4)]
 REQUESTS_PER_SECOND = 60
