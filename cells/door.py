@@ -96,6 +96,7 @@ class Door:
         self._seats: dict[str, Seat] = {}
         self._suspects = Suspects()
         self._shedder = LoadShedder(cell_limits.DOOR_COMMANDS_MAX)
+        door_metrics.UNDER_WAY.set_function(lambda: self._shedder.under_way)
         self._started_ms = int(time.time() * 1_000)
         self._onboarding = asyncio.Lock()
         self._confirming: asyncio.Task[None] | None = None
@@ -190,7 +191,7 @@ class Door:
             return await self._deliver(seat, request)
         finally:
             seat.in_flight -= 1
-            self._leave(request)
+            self._shedder.leave(request.partner_id)
             seat.count(request.method, time.monotonic() - began)
 
     async def _notify(self, request: Request) -> bytes:
@@ -213,7 +214,7 @@ class Door:
             return await self._deliver(seat, request)
         finally:
             seat.notifying -= 1
-            self._leave(request)
+            self._shedder.leave(request.partner_id)
             door_metrics.COMMANDS.labels(request.partner_id, request.method).inc()
 
     def _enter(self, request: Request) -> bool:
@@ -222,12 +223,7 @@ class Door:
         if not self._shedder.enter(request.partner_id, work):
             door_metrics.SHED.labels(work).inc()
             return False
-        door_metrics.UNDER_WAY.set(self._shedder.under_way)
         return True
-
-    def _leave(self, request: Request) -> None:
-        self._shedder.leave(request.partner_id)
-        door_metrics.UNDER_WAY.set(self._shedder.under_way)
 
     async def _deliver(self, seat: Seat, request: Request) -> bytes:
         budget_ms = max(min(request.budget_ms, COMMAND_DEADLINE_MS), 0)

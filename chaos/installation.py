@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,10 +119,10 @@ class Installation:
 
     def worker_of(self, partner: str) -> psutil.Process:
         """Find the process of a partner's worker. Raises GatewayError."""
-        for process in self.status()["processes"]:
-            if process["role"] == "worker" and process["partner"] == partner:
-                return psutil.Process(process["pid"])
-        raise GatewayError(f"status shows no worker of {partner}")
+        pid = worker_pid(self.status(), partner)
+        if pid is None:
+            raise GatewayError(f"status shows no worker of {partner}")
+        return psutil.Process(pid)
 
     def wait_settled(self, timeout_ms: int = limits.SETTLE_TIMEOUT_MS, partners: Collection[str] | None = None) -> int:
         """Wait until no operation is open or unknown; give how many are, after that time, still.
@@ -215,6 +215,12 @@ class Attached(Installation):
         """Where each simulator listens, by its acquirer's name. Raises GatewayError as `acquirer_url` does."""
         second = self._settings.acquirer_urls.get(SECOND_ACQUIRER)
         return {MAIN_ACQUIRER: self.acquirer_url, **({SECOND_ACQUIRER: second} if second else {})}
+
+
+def worker_pid(status: Mapping[str, Any], partner: str | None) -> int | None:
+    """Find in a status the process of a partner's worker, its own or one that it shares; None where it has none."""
+    name = next((row["worker"] for row in status["partners"] if row["partner"] == partner), None)
+    return next((row["pid"] for row in status["processes"] if name is not None and row["process"] == name), None)
 
 
 def _record_at(url: str, partner: str | None) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import psutil
 
 from chaos.faults import Target
-from chaos.installation import GatewayError
+from chaos.installation import GatewayError, worker_pid
 
 _ROLES: Final = {Target.HEAD: "ray", Target.CONTROL_PLANE: "control"}
 _OF_RAY: Final = {Target.GCS: "gcs_server", Target.RAYLET: "raylet"}
@@ -25,12 +25,8 @@ def find(
     rows: Sequence[Mapping[str, Any]] = status["processes"]
     match target:
         case Target.WORKER:
-            found = [
-                process
-                for row in rows
-                if partner in (row["partner"] or "").split(", ")
-                for process in _of_role([row], {"worker"}, cell)
-            ]
+            pid = worker_pid(status, partner)
+            found = [] if pid is None else [psutil.Process(pid)]
         case Target.FDB_SERVER:
             found = [] if pid_of_server is None else [psutil.Process(pid_of_server)]
         case Target.CELL:

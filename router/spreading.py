@@ -142,7 +142,8 @@ class Spreading:
                 async with asyncio.timeout(limits.REDIS_LOOK_MS / 1_000):
                     await self._any_waiting.wait()
             except TimeoutError:
-                await redis.ping()  # type: ignore[misc]  # it is typed for both kinds of client  # a stopped Redis is noticed also where there is nothing to tell
+                # A stopped Redis is noticed also where there is nothing to tell.
+                await redis.ping()  # type: ignore[misc]  # it is typed for both kinds of client
             while self._waiting:
                 since, news = self._waiting.popleft()
                 left_ms = (news.refused.refusal.retry_after_ms or 0) - round((self._now() - since) * 1_000)

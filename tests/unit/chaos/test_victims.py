@@ -10,8 +10,8 @@ from chaos.faults import Target
 from chaos.installation import GatewayError
 
 
-def row(role: str, cell: str | None = None, partner: str | None = None, pid: int | None = None) -> dict[str, Any]:
-    return {"role": role, "cell": cell, "partner": partner, "pid": pid}
+def row(role: str, cell: str | None = None, pid: int | None = None, process: str = "") -> dict[str, Any]:
+    return {"role": role, "cell": cell, "pid": pid, "process": process}
 
 
 ME, PARENT = os.getpid(), os.getppid()
@@ -20,10 +20,15 @@ STATUS = {
         row("control", pid=ME),
         row("door", "cell-0", pid=PARENT),
         row("door", "cell-1", pid=ME),
-        row("worker", "cell-0", "ann, bob", ME),
-        row("worker", "cell-0", "eve", PARENT),
+        row("pool", "cell-0", ME, "cell-0-w0"),
+        row("worker", "cell-0", PARENT, "cell-0-w1"),
         row("router"),
-    ]
+    ],
+    "partners": [
+        {"partner": "bob", "worker": "cell-0-w0"},
+        {"partner": "eve", "worker": "cell-0-w1"},
+        {"partner": "ann", "worker": None},
+    ],
 }
 
 
@@ -46,6 +51,7 @@ def test_who_is_struck(target: Target, where: dict[str, Any], mine: bool) -> Non
     ("target", "where"),
     [
         (Target.WORKER, {"partner": "joe"}),
+        (Target.WORKER, {"partner": "ann"}),  # it is being given one
         (Target.DOOR, {"cell": "cell-2"}),
         (Target.ROUTER, {}),  # it is being started
         (Target.FDB_SERVER, {}),
