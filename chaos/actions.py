@@ -23,6 +23,7 @@ from chaos.gateway import Gateway
 from chaos.installation import GatewayError, is_alive
 from chaos.load_process import LoadError
 from chaos.session import NOBODY, AbortedError, Session
+from chaos.workload import BookError
 from control_plane.errors import ControlPlaneError
 
 P = ParamSpec("P")
@@ -31,6 +32,7 @@ FAILURES: Final = (
     GatewayError,
     FdbServerError,
     LoadError,
+    BookError,
     ControlPlaneError,
     httpx.HTTPError,
     psutil.Error,
@@ -124,6 +126,8 @@ def order_fault(partner: str, fault: str) -> None:
     gateway = run.require_gateway()
     if not gateway.status()["control_plane"]["fault_injection"]:
         raise GatewayError("this gateway obeys no such commands: start it with --fault-injection, or say --own")
+    # Its strikes, too: one experiment after the other would end with the partner's quarantine, as it should.
+    run.undo.add(f"release {partner}", functools.partial(partners.release, gateway, partner))
     run.strike()
     run.order_fault(partner, fault)
 

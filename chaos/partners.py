@@ -75,6 +75,11 @@ def take(gateway: Installation, partner: str, there: Mapping[str, Mapping[str, A
     return str(key["key"]["api_key"])
 
 
+def release(gateway: Installation, partner: str) -> None:
+    """Have its door forget which workers were lost under a partner's commands. Raises ControlPlaneError."""
+    client.ask(gateway.folder, "POST", f"/partners/{partner}/release")
+
+
 def set_limits(gateway: Installation, partner: str, rate_per_second: int, rate_burst: int) -> None:
     """Change how much a partner may send. Raises ControlPlaneError."""
     wanted = {"rate_per_second": rate_per_second, "rate_burst": rate_burst}

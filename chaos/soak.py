@@ -37,7 +37,7 @@ from chaos.installation import GatewayError, is_alive
 from chaos.interruption import interruptible
 from chaos.screen import make_console
 from chaos.store_choice import StoreChoice
-from chaos.workload import Load, client_session, means_again, send
+from chaos.workload import BookError, Load, client_session, means_again, send
 from control_plane import data_folder
 from control_plane.errors import ControlPlaneError
 from router.directory import Cell, rendezvous
@@ -473,7 +473,7 @@ def main() -> int:
     console = make_console()
     try:
         return uvloop.run(_main(options, console))
-    except (SoakError, GatewayError, FdbServerError, ControlPlaneError, StoreError) as error:
+    except (SoakError, GatewayError, BookError, FdbServerError, ControlPlaneError, StoreError) as error:
         console.print(f"the soak could not be run: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except asyncio.CancelledError:

@@ -323,8 +323,12 @@ def is_left_open(call: Call) -> bool:
     return call.outcome is None or call.outcome.word == "outcome_unknown"
 
 
+class BookError(Exception):
+    """A partner's payments can't be read; the message says what was answered."""
+
+
 async def read_book(base_url: str, api_key: str) -> list[dict[str, Any]]:
-    """Read all of a partner's payments through the API, page by page. Raises RuntimeError where it can't be read."""
+    """Read all of a partner's payments through the API, page by page. Raises BookError where it can't be read."""
     payments: list[dict[str, Any]] = []
     async with client_session() as session:
         after = ""
@@ -333,12 +337,12 @@ async def read_book(base_url: str, api_key: str) -> list[dict[str, Any]]:
             async with session.get(f"{base_url}/v1/payments?limit=100{after}", headers=headers) as response:
                 page = orjson.loads(await response.read())
                 if response.status != 200:
-                    raise RuntimeError(f"a list of payments was answered with {response.status}: {page}")
+                    raise BookError(f"a list of payments was answered with {response.status}: {page}")
             payments += page["data"]
             if not page["has_more"]:
                 return payments
             after = f"&starting_after={page['next_starting_after']}"
-    raise RuntimeError(f"a book has more than {limits.BOOK_PAGES_MAX} pages")
+    raise BookError(f"a book has more than {limits.BOOK_PAGES_MAX} pages")
 
 
 async def _report(load: Load) -> None:

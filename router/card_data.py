@@ -18,11 +18,13 @@ _LONG_RUN: Final = re.compile("[0-9][0-9 \u00a0\u2011\u2013-]{10}")
 # takes nothing, so that a number is found behind other digits too ("order 1 4242 ...").
 _CANDIDATE: Final = re.compile(f"(?<![0-9])(?=([2-6](?:{_SEPARATORS}[0-9]){{11,18}})([0-9]?))")
 # Random hexadecimal looks like a card number once in 3,000 times (measured), and partners send UUIDs
-# with every payment as keys and references. So a UUID and a long hexadecimal token count as one letter.
-_HEXADECIMAL: Final = re.compile(
+# with every payment as keys and references. So a UUID and a long hexadecimal token count as one letter; a ULID, too,
+# which our own ids are: one in many millions has a card's digits.
+_TOKEN: Final = re.compile(
     "(?<![0-9A-Za-z])(?:"
     "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
     "|(?=[0-9]*[a-fA-F])[0-9a-fA-F]{24,}"
+    "|(?=[0-9]*[A-HJKMNP-TV-Z])[0-7][0-9A-HJKMNP-TV-Z]{25}"
     ")(?![0-9A-Za-z])"
 )
 
@@ -58,7 +60,7 @@ def holds_card_number(text: str) -> bool:
     """
     if _LONG_RUN.search(text) is None or _CANDIDATE.search(text) is None:
         return False
-    text = _HEXADECIMAL.sub("x", text)
+    text = _TOKEN.sub("x", text)
     for count, match in enumerate(_CANDIDATE.finditer(text)):
         if count >= limits.CARD_CANDIDATES_MAX or _begins_with_card_number(match[1], continues=bool(match[2])):
             return True
