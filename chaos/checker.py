@@ -64,6 +64,7 @@ class Fault(StrEnum):
     CHARGED_UNBOOKED = "the acquirer charged what the books don't have as a success"
     NOT_LINEARIZABLE = "no order of events explains what clients were told of a payment"
     LIMIT_EXCEEDED = "more was let in than the partner's limits allow"
+    NEVER_SET_ASIDE = "a command that orders a fault went on being tried"
     AUDIT = "the audit found a difference"
 
 
@@ -120,6 +121,17 @@ def judge_money(
     if audit is not None:
         _judge_audit(judgement, audit)
     return judgement
+
+
+def judge_ordered(judgement: Judgement, attempts: Sequence[Call]) -> None:
+    """Judge a command that ordered a fault, repeats included: it was done, or at last set aside."""
+    key, partner = attempts[0].key, attempts[0].partner
+    # Whether it was done before it was set aside is in the book; nobody else is in doubt of it.
+    judgement.unknowns = [what for what in judgement.unknowns if str(key) not in what]
+    ends = {call.outcome.word for call in attempts if call.outcome is not None}
+    if not any(call.acknowledged for call in attempts) and "command_quarantined" not in ends:
+        told = f"{len(attempts)} attempts under {key} were answered {sorted(ends)}"
+        judgement.accuse(Fault.NEVER_SET_ASIDE, partner, told)
 
 
 def _judge_requests(judgement: Judgement, partner: str, calls: list[Call], book: Book) -> None:

@@ -22,7 +22,7 @@ from cells.api import limits as api_limits
 from cells.fault_injection import METADATA_KEY
 from chaos import limits, limits_checker, linearizability, machine, partners, safeguards
 from chaos.catalogue import Experiment, Sign
-from chaos.checker import Fault, Judgement, judge_money
+from chaos.checker import Fault, Judgement, judge_money, judge_ordered
 from chaos.containment import Circumstances, Moments, Target
 from chaos.experiment import bring_to_rest, plan_for
 from chaos.faults import NO_ERROR
@@ -282,8 +282,9 @@ class Session:
         everything = [*calls, *repeats]
         judgement = judge_money(everything, books, record, {**audit, "partners": rows})
         self._judge_order_and_limits(judgement, everything)
-        # Whoever sends a deadly command is told at last that it is not tried again; whether it was done is in the book.
-        judgement.unknowns = [what for what in judgement.unknowns if f"{self.name}-ordered" not in what]
+        ordered = [call for call in everything if call.key == f"{self.name}-ordered"]
+        if ordered:
+            judge_ordered(judgement, ordered)
         return judgement, audit, repeats
 
     def _judge_order_and_limits(self, judgement: Judgement, calls: list[Call]) -> None:

@@ -425,3 +425,27 @@ def test_a_state_that_follows_from_its_operations_is_right(possible: dict[str, A
 def test_a_state_that_does_not_follow_is_found(world: World, impossible: dict[str, Any]) -> None:
     world.book = [impossible]
     assert Fault.IMPOSSIBLE in world.faults()
+
+
+@pytest.mark.parametrize(
+    ("ends", "is_wrong"),
+    [
+        (["outcome_unknown", "command_quarantined"], False),
+        (["outcome_unknown", "outcome_unknown"], True),
+        ([], True),  # no answer at all
+    ],
+)
+def test_a_command_that_orders_a_fault_is_to_be_set_aside_at_last(ends: list[str], is_wrong: bool) -> None:
+    attempts = [
+        call("create_payment", "/v1/payments", "k-ordered", {"amount": 7}, 503, {"code": word}) for word in ends
+    ] or [replace(World().create, key="k-ordered", status=None, answered_s=None, answer=b"")]
+    judgement = Judgement(unknowns=["acme: a payment under k-ordered was never answered", "another"])
+    checker.judge_ordered(judgement, attempts)
+    assert [finding.fault for finding in judgement.findings] == [Fault.NEVER_SET_ASIDE] * is_wrong
+    assert judgement.unknowns == ["another"]
+
+
+def test_a_command_that_orders_a_fault_may_be_done() -> None:
+    judgement = Judgement()
+    checker.judge_ordered(judgement, [World().create])
+    assert judgement.findings == []
