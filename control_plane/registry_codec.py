@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgpack
 
+from control_plane.move_record import STATES, Move
 from control_plane.registry_records import (
     IMPORTED,
     ISOLATIONS,
@@ -71,6 +72,20 @@ def decode_key(entry: Entry) -> Key:
 def encode_key_hash(key: Key) -> bytes:
     """Give the bytes of what names the key with a hash."""
     return _pack(key.partner_id, key.id)
+
+
+def encode_move(move: Move) -> bytes:
+    """Give a move's bytes."""
+    assert move.state in STATES, move.state
+    return _pack(*astuple(move))
+
+
+def decode_move(entry: Entry) -> Move:
+    """Read a move. Raises StoreCorruptError."""
+    move = checked(Move(*_unpack(entry.value, 12)))
+    if move.partner_id != entry.key[1] or move.state not in STATES:
+        raise StoreCorruptError(f"the row of the move of {entry.key[1]!r} is none of it")
+    return move
 
 
 def encode_change(change: Change) -> bytes:

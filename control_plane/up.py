@@ -17,9 +17,11 @@ import uvloop
 from cells.api import logs
 from control_plane import admin, data_folder, limits, memory, opening, status
 from control_plane.data_folder import DataFolder, Instance
+from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors, advertised_addresses, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
-from control_plane.partners import Partners
+from control_plane.moves import Moves
+from control_plane.partners import Partners, to_profile
 from control_plane.processes import ProcessSpec, plan
 from control_plane.publishing import Publisher
 from control_plane.registry import Registry
@@ -159,10 +161,13 @@ class _Up:
                 directory_version=publisher.version,
             )
 
-        app = admin.make_app(self._registry, partners, doors, collect)
+        cells = frozenset(self._settings.cell_names)
+        moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, lambda: cells)
+        app = admin.make_app(self._registry, partners, doors, moves, collect)
         async with (
             self._serving(app),
             _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
+            _repeating(moves.resume, limits.RECONCILE_INTERVAL_MS),
             _repeating(supervisor.trim_outputs, limits.TRIM_INTERVAL_MS),
         ):
             supervisor.start()
@@ -173,6 +178,7 @@ class _Up:
                 announcing.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await announcing
+            await moves.stop()
             if self._registry.lost is not None and not self._stop.is_set():
                 raise self._registry.lost  # the processes are left to themselves, as after a crash
             if failure is not None:

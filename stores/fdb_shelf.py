@@ -32,6 +32,10 @@ class FdbShelf:
         """Open a book that exists."""
         return await FdbStore.open(self.cluster, (*self._path, *name))
 
+    async def erase(self, *name: str) -> None:
+        """Remove a book for good: what commits meanwhile conflicts with that its ownership is cleared."""
+        await self.cluster.remove_directory((*self._path, *name))
+
     async def wait_answers(self) -> None:
         """Wait a moment for the cluster to answer."""
         await self.cluster.wait_answers()

@@ -272,6 +272,14 @@ class Cluster:
 
         return await self._in_thread(look)
 
+    async def remove_directory(self, path: tuple[str, ...]) -> None:
+        """Remove a book's directory with all its rows, in one transaction. Raises StoreError."""
+
+        def remove(tr: Any) -> None:
+            self.fdb.directory.remove_if_exists(tr, path)
+
+        await self._in_thread(remove)
+
     async def list_directory(self, path: tuple[str, ...]) -> list[str]:
         """Give the names in a directory, in order; none where it doesn't exist. Raises StoreError."""
 
@@ -330,7 +338,7 @@ class FdbStore:
         """Open a book that exists. Raises StoreMissingError, StoreCorruptError, StoreUnavailableError."""
         return FdbStore(cluster, "/".join(path), await cluster.open_directory(path))
 
-    async def acquire(self, door_epoch: int) -> Ownership:
+    async def acquire(self, door_epoch: int, above: int = 0) -> Ownership:
         """Raise the epoch and own the partner from now on; see the contract.
 
         What this store still has under way can't commit afterwards: each commit conflicts with a changed epoch.
@@ -343,7 +351,7 @@ class FdbStore:
             held = self._decode_ownership(value.value)
             if door_epoch < held.door_epoch:
                 raise FencedError(f"{self._name}: door {held.door_epoch} was here, newer than {door_epoch}")
-            ownership = Ownership(held.epoch + 1, door_epoch)
+            ownership = Ownership(max(held.epoch, above) + 1, door_epoch)
             transaction.set(self._ownership_key, _encode_ownership(ownership))
             await self._send(transaction)
             return ownership

@@ -27,6 +27,12 @@ class Shelf(Protocol):
     async def open(self, *name: str) -> Store:
         """Open a book that exists. Raises StoreMissingError, StoreCorruptError, StoreUnavailableError."""
 
+    async def erase(self, *name: str) -> None:
+        """Remove a book for good: nobody who has it open can write to it any more. Where none is, none is removed.
+
+        Raises StoreUnavailableError, StoreCorruptError.
+        """
+
     async def wait_answers(self) -> None:
         """Wait a moment for a place that is elsewhere to answer. Raises StoreUnavailableError."""
 

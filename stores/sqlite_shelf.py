@@ -28,6 +28,10 @@ class SqliteShelf:
         """Open a book that exists."""
         return await SqliteStore.open(self._path(name))
 
+    async def erase(self, *name: str) -> None:
+        """Remove a book for good."""
+        await asyncio.to_thread(sqlite_file.erase, self._path(name))
+
     async def wait_answers(self) -> None:
         """Wait for nobody: a folder is there or isn't."""
 

@@ -40,8 +40,9 @@ BUDGET_MS = 8_000
 class OpenCell:
     """A door with its workforce, asked as a router or the control plane would ask it."""
 
-    def __init__(self, folder: Path, cluster: StandInCluster) -> None:
+    def __init__(self, folder: Path, cluster: StandInCluster, name: str = "cell-0") -> None:
         self.folder = folder
+        self.name = name
         self.cluster = cluster
         self.superseded = asyncio.Event()
         self.broken: list[str] = []
@@ -55,7 +56,7 @@ class OpenCell:
     async def open(self, spares: int) -> None:
         self._book = await open_book(self._shelf)
         self.door = Door(
-            "cell-0",
+            self.name,
             self._shelf,
             self._book,
             {"main": ACQUIRER_URL},
@@ -65,7 +66,7 @@ class OpenCell:
         await self.door.open()
         (self.folder / "secret").write_bytes(SECRET)
         self.workforce = Workforce(
-            cell="cell-0",
+            cell=self.name,
             host="127.0.0.1",
             folder=self.folder,
             logs_folder=self.folder,
