@@ -98,6 +98,16 @@ class CellsClient:
             answer = await self._ask_cell(at, partner_id, method, command, deadline, writes=writes)
         if not isinstance(answer, Refused):
             return answer
+        if answer.refusal.code in UNTOUCHED | {RefusalCode.PARTNER_MOVED}:
+            log.warning(
+                "moved_partner_not_served",
+                partner=partner_id,
+                cell=at,
+                command_id=command.command_id,
+                code=answer.refusal.code.value,
+                detail=answer.refusal.detail,
+                tried=is_tried,
+            )
         if is_tried and writes and answer.refusal.code in UNTOUCHED | {RefusalCode.PARTNER_MOVED}:
             return _unanswered(sent=True, writes=True)
         return _without_proof(answer)

@@ -55,6 +55,7 @@ class MovedPartners:
         if decoded is not None and (told is None or decoded.epoch > told.epoch):
             self._told[partner_id] = _Told(home, decoded.to, decoded.epoch, receipt)
             return Following(decoded.to, receipt, is_to_be_opened=False)
-        if told is not None and told.to == at:
-            return Following(told.to, told.receipt, is_to_be_opened=True)
-        return None
+        if told is None:
+            return None
+        # Another request learned it meanwhile, or the cell that it leads to does not know of it yet.
+        return Following(told.to, told.receipt, is_to_be_opened=told.to == at)

@@ -46,3 +46,10 @@ def test_nobody_knows_of_it_or_what_is_told_is_no_proof() -> None:
     assert moved.follow("acme", "a", "a", {"receipt": "zz"}) is None
     assert moved.follow("acme", "a", "a", {"receipt": "00"}) is None
     assert moved.whereabouts("acme", "a") == "a"
+
+
+def test_of_two_requests_that_are_told_at_once_the_second_goes_there_too() -> None:
+    moved = MovedPartners()
+    context, receipt = told("b", 4)
+    moved.follow("acme", "a", "a", context)
+    assert moved.follow("acme", "a", "a", context) == Following("b", receipt, is_to_be_opened=False)
