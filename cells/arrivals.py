@@ -12,6 +12,7 @@ from typing import Any
 import msgpack
 import structlog
 
+from actors import keyspace
 from actors.errors import StoreError
 from actors.store import Clear, Put
 from actors.values import dataclass
@@ -41,6 +42,10 @@ class Expected:
     attempt: int
     token_hash: bytes
     profile: Profile
+    # Where its book is, in another cell's place in the same store; None: it is copied here.
+    place: dict[str, Any] | None = None
+    # Whether the other cell seals it. A dead one can't.
+    is_sealed: bool = True
 
 
 class Arrivals:
@@ -93,7 +98,12 @@ class Arrivals:
         held = self.expected.get(partner_id)
         if held is not None and held.move_id == move_id and held.attempt >= attempt:
             return copy_lost(f"attempt {held.attempt} of this move was begun already")
-        expected = Expected(move_id, attempt, token_hash, profile)
+        place, is_sealed = optional_place(request)
+        # What may be erased is what an earlier attempt copied here, or what is left of a partner that went away.
+        is_ours = (held is not None and held.place is None) or partner_id in self._tombstones
+        if not is_ours and partner_id in await self._shelf.names("partners"):
+            return copy_lost(f"there is a book of {partner_id} here, and nothing says that it may be erased")
+        expected = Expected(move_id, attempt, token_hash, profile, place, is_sealed)
         error = await self._book.write(Put(("arriving", partner_id), encode_expected(expected)))
         if error is not None:
             return _unavailable(error)
@@ -102,7 +112,8 @@ class Arrivals:
         try:
             await self._forget(partner_id)
             await self._shelf.erase("partners", partner_id)
-            await self._shelf.create("partners", partner_id)
+            if place is None:
+                await self._shelf.create("partners", partner_id)
         except StoreError as found:
             return _unavailable(found)
         return door_answers.ok({})
@@ -152,15 +163,9 @@ class Arrivals:
         )
         if expected is None or not is_proof:
             return copy_lost("the receipt is not of a move that is expected here")
-        arrival = self._complete.get(partner_id)
-        try:
-            arrival = arrival or await read_arrival(self._shelf, partner_id)
-        except (StoreError, MessageError) as error:
-            return _unavailable(error)
-        held = None if arrival is None else (arrival.sequence, arrival.batches, arrival.stream)
-        if held != (receipt.sequence, receipt.batches, receipt.stream):
-            log.error("arrival_differs", partner=partner_id, receipt=str(receipt), arrival=str(arrival))
-            return copy_lost("what arrived is not what was sealed")
+        refused = await self._require_all_there(partner_id, expected, receipt, data)
+        if refused is not None:
+            return refused
         profile = expected.profile
         if request.role == "control":
             profile = door_answers.profile_of(request)
@@ -179,6 +184,24 @@ class Arrivals:
         log.info("partner_arrived", partner=partner_id, sequence=receipt.sequence, above_epoch=receipt.epoch)
         return door_answers.ok({"state": seat.state})
 
+    async def _require_all_there(
+        self, partner_id: str, expected: Expected, receipt: Receipt, data: bytes
+    ) -> bytes | None:
+        """See to it that the book here is the one that was sealed: taken over, or copied to the last row."""
+        try:
+            if expected.place is not None:
+                sealed_by = Put(keyspace.MOVED, data) if expected.is_sealed else None
+                await self._shelf.adopt(expected.place, ("partners", partner_id), sealed_by=sealed_by)
+                return None
+            arrival = self._complete.get(partner_id) or await read_arrival(self._shelf, partner_id)
+        except (StoreError, MessageError) as error:
+            return _unavailable(error)
+        held = None if arrival is None else (arrival.sequence, arrival.batches, arrival.stream)
+        if held == (receipt.sequence, receipt.batches, receipt.stream):
+            return None
+        log.error("arrival_differs", partner=partner_id, receipt=str(receipt), arrival=str(arrival))
+        return copy_lost("what arrived is not what was sealed")
+
     async def _end(self, request: Request) -> bytes:
         """Remove what arrived of a move that was given up."""
         (move_id,) = fields(request, move_id=str)
@@ -190,7 +213,8 @@ class Arrivals:
             return door_answers.ok({})
         try:
             await self._forget(partner_id)
-            await self._shelf.erase("partners", partner_id)
+            if expected.place is None:
+                await self._shelf.erase("partners", partner_id)
         except StoreError as error:
             return _unavailable(error)
         unwritten = await self._book.write(Clear(("arriving", partner_id)))
@@ -216,20 +240,42 @@ class Arrivals:
 def encode_expected(expected: Expected) -> bytes:
     """Give the bytes that the cell's book keeps."""
     profile = messages.encode_profile(expected.profile)
-    return bytes(msgpack.packb([_VERSION, expected.move_id, expected.attempt, expected.token_hash, profile]))
+    return bytes(
+        msgpack.packb(
+            [
+                _VERSION,
+                expected.move_id,
+                expected.attempt,
+                expected.token_hash,
+                profile,
+                expected.place,
+                expected.is_sealed,
+            ]
+        )
+    )
 
 
 def read_expected(partner_id: str, value: bytes) -> Expected | None:
     """Read one that the cell's book keeps. One that can't be read is begun anew by the move's next attempt."""
     try:
-        version, move_id, attempt, token_hash, profile = msgpack.unpackb(value)
+        version, move_id, attempt, token_hash, profile, place, is_sealed = msgpack.unpackb(value)
         if version == _VERSION:
-            return Expected(str(move_id), int(attempt), bytes(token_hash), messages.decode_profile(profile))
+            known = messages.decode_profile(profile)
+            return Expected(str(move_id), int(attempt), bytes(token_hash), known, place, bool(is_sealed))
         error = f"version {version!r}"
     except (MessageError, ValueError, TypeError) as found:
         error = str(found)
     log.error("arrival_unreadable", partner=partner_id, error=error)
     return None
+
+
+def optional_place(request: Request) -> tuple[dict[str, Any] | None, bool]:
+    """Read where the book is that is to be taken over, and whether its cell seals it. Raises MessageError."""
+    said = msgpack.unpackb(request.body)
+    place, is_sealed = said.get("place"), said.get("is_sealed", True)
+    if not isinstance(place, dict | None) or not isinstance(is_sealed, bool):
+        raise MessageError(f"place and is_sealed can't be {place!r:.80} and {is_sealed!r:.20}")
+    return place, is_sealed
 
 
 async def _ask(link: Link, method: str, partner_id: str, said: dict[str, Any]) -> bytes:

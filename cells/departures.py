@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 import structlog
 
-from actors.errors import StoreError
+from actors.errors import StoreError, StoreMissingError
 from actors.store import Clear, Put
 from cells import door_answers, door_metrics, limits
 from cells.api import messages, moves
@@ -73,6 +73,8 @@ class Departures:
                 return await self._end(request)
             case Method.SUM_ROWS:
                 return await self._sum(request)
+            case Method.BURY_MOVED:
+                return await self._bury(request)
             case _:
                 return await self._erase(request)
 
@@ -194,6 +196,25 @@ class Departures:
             return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
         log.info("moved_book_erased", partner=request.partner_id, to=receipt.to)
         return door_answers.ok({})
+
+    async def _bury(self, request: Request) -> bytes:
+        """Let go of a partner whose book another cell took over while this one could not be asked."""
+        (data,) = fields(request, receipt=bytes)
+        receipt = moves.decode_receipt(data)
+        partner_id = request.partner_id
+        seat = self._seats.get(partner_id)
+        if seat is None:
+            self.tombstones.setdefault(partner_id, receipt)
+            return door_answers.ok({})
+        try:
+            store = await self._shelf.open("partners", partner_id)
+            await store.close()
+        except StoreMissingError:
+            await self._depart(seat, receipt)
+            return door_answers.ok({})
+        except StoreError as error:
+            return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
+        return copy_lost("its book is here")
 
     # Inside
 

@@ -55,6 +55,7 @@ _DEPARTURES: Final = frozenset(
         Method.SEAL,
         Method.END_LEAVING,
         Method.SUM_ROWS,
+        Method.BURY_MOVED,
         Method.ERASE_MOVED,
     }
 )

@@ -101,7 +101,9 @@ class Leaving:
         async with self._lock:
             if self._sequence is None or self._is_over:
                 raise CopyLostError("it is not quiesced")
-            if (batches, stream) != (self._number, self._stream) or self._after is not None or self._store.changed:
+            is_copied = self._after is None and not self._store.changed
+            # Where nothing was copied the target takes the book itself over.
+            if (batches, stream) != (self._number, self._stream) or not (is_copied or not self._number):
                 raise CopyLostError(f"the target has {batches} batches, {self._number} were sent")
             receipt = moves.encode_receipt(
                 Receipt(self.move_id, to, token, self._sealed_epoch, self._sequence, batches, stream)

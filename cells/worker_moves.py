@@ -76,9 +76,9 @@ class WorkerMoves:
                 (number,) = fields(request, number=int)
                 return _bytes(await leaving.batch(number))
             case Method.QUIESCE:
-                (number,) = fields(request, number=int)
+                (number,) = fields(request, number=int | None)
                 await leaving.quiesce()
-                return _bytes(await leaving.batch(number))
+                return _bytes(b"" if number is None else await leaving.batch(number))
             case Method.SEAL:
                 to, token, batches, stream = fields(request, to=str, token=str, batches=int, stream=bytes)
                 try:

@@ -41,12 +41,13 @@ class DoorMoves:
         """Give the batch of that number."""
         return _copied(await self._ask(move.source, Method.COPY_ROWS, move, {"move_id": move.id, "number": number}))
 
-    async def quiesce(self, move: Move, number: int) -> Copied:
-        """Stop the partner for a while, and give the next batch."""
-        return _copied(await self._ask(move.source, Method.QUIESCE, move, {"move_id": move.id, "number": number}))
+    async def quiesce(self, move: Move, number: int | None) -> Copied | None:
+        """Stop the partner for a while, and give the next batch, where one is asked for."""
+        answer = await self._ask(move.source, Method.QUIESCE, move, {"move_id": move.id, "number": number})
+        return None if number is None else _copied(answer)
 
     async def seal(self, move: Move, arrival: Arrival) -> bytes:
-        """Seal the source's book for what arrived, and give the receipt."""
+        """Seal the source's book for what arrived, and give the receipt. Where nothing was copied, nothing arrived."""
         said = {
             "move_id": move.id,
             "to": move.target,
@@ -62,13 +63,15 @@ class DoorMoves:
         receipt = bytes.fromhex(str(_json(answer).get("receipt", "")))
         return receipt or None
 
-    async def begin_arrival(self, move: Move, profile: Profile) -> None:
-        """Make an empty book at the target; what an earlier attempt left is removed."""
+    async def begin_arrival(self, move: Move, profile: Profile, place: dict[str, Any] | None = None) -> None:
+        """Make an empty book at the target, where what an earlier attempt left is removed; or say where it stands."""
         said = {
             "move_id": move.id,
             "attempt": move.attempt,
             "token_hash": wire.hash_token(move.token),
             "profile": encode_profile(profile),
+            "place": place,
+            "is_sealed": move.way != "evacuate",
         }
         await self._ask(move.target, Method.BEGIN_ARRIVAL, move, said)
 
@@ -100,6 +103,10 @@ class DoorMoves:
             content, rows = wire.sum_contents(content, part), rows + count
             if after is None:
                 return content, rows
+
+    async def bury_moved(self, move: Move, receipt: bytes) -> None:
+        """Tell the source, once it answers again, that the partner's book was taken over."""
+        await self._ask(move.source, Method.BURY_MOVED, move, {"receipt": receipt})
 
     async def erase_moved(self, move: Move) -> None:
         """Erase the sealed book at the source; its tombstone stays."""

@@ -6,12 +6,17 @@
     erasing    the books agreed; the old one is removed.
     aborting   the source is made sure to serve, what arrived is removed.
 
+Three ways: the book is copied; or taken over from a cell of the same FoundationDB cluster, where nothing is copied; or
+taken over from such a cell that is dead (evacuation), which nobody asks and whose owners the new epoch fences.
+
 A move that ends is a line in the operators' log; its row goes. `token` is a secret until the seal.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+WAYS: Final = ("copy", "hand_over", "evacuate")
 STATES: Final = ("copying", "sealing", "clearing", "erasing", "aborting")
 
 
@@ -34,6 +39,7 @@ class Move:
     why: str = ""
     pause_ms: int = -1
     rows: int = 0
+    way: str = "copy"
 
     def tried_again(self, why: str) -> "Move":
         """Give the move with its copy begun anew."""
@@ -53,12 +59,19 @@ class Move:
             "why": self.why,
             "pause_ms": None if self.pause_ms < 0 else self.pause_ms,
             "rows": self.rows,
+            "way": self.way,
         }
+
+
+def way_between(source: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    """Give how a book gets from one place to the other: nothing is copied between cells of one cluster."""
+    shares = source["store"] == target["store"] == "fdb" and source["cluster_file"] == target["cluster_file"]
+    return "hand_over" if shares else "copy"
 
 
 def may_abort(move: Move) -> bool:
     """Say whether a move can still be taken back; while it is sealing only the source knows."""
-    return move.state in {"copying", "sealing"}
+    return move.state == "copying" or (move.state == "sealing" and move.way != "evacuate")
 
 
 def is_caught_up(*, is_scanned: bool, changed: int, rows_max: int) -> bool:

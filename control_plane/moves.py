@@ -9,19 +9,20 @@ import asyncio
 import secrets
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
 from cells.api.ids import new_ulid
 from cells.api.messages import MessageError, Profile
-from cells.api.moves import Arrival, decode_receipt
+from cells.api.moves import NO_STREAM, Arrival, Receipt, decode_receipt, encode_receipt
 from control_plane import limits
 from control_plane.data_folder import timestamp
-from control_plane.door_moves import CopyLostError, DoorMoves
+from control_plane.door_moves import Copied, CopyLostError, DoorMoves
 from control_plane.errors import ControlPlaneError, DoorError, NotFoundError, RefusedError
-from control_plane.move_record import Move, is_caught_up, may_abort
+from control_plane.move_record import Move, is_caught_up, may_abort, way_between
 from control_plane.registry import Registry
 from control_plane.registry_records import Partner
 
@@ -41,7 +42,7 @@ class Moves:
         doors: DoorMoves,
         publish: Callable[[], Awaitable[object]],
         to_profile: Callable[[Partner], Profile],
-        cells: Callable[[], frozenset[str]],
+        places: Callable[[], Mapping[str, Mapping[str, Any]]],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -49,7 +50,7 @@ class Moves:
         self._doors = doors
         self._publish = publish
         self._to_profile = to_profile
-        self._cells = cells
+        self._places = places
         self._monotonic = monotonic
         self._tasks: dict[str, asyncio.Task[Move]] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -79,6 +80,27 @@ class Moves:
                     hint=f"wait for its end, or abort it: bulkhead partner move {partner_id} --abort",
                 )
             return self._run(held)
+
+    async def evacuate(self, partner_id: str, to_cell: str, who: str) -> Move:
+        """Take a partner over from a cell that is dead, and give the move as it ended; its owners there are fenced.
+
+        The cell is not asked, so it may be alive after all: then the partner's requests are sent on by its tombstone
+        as soon as it is told. Raises RefusedError where the two cells share no FoundationDB cluster.
+        """
+        async with self._locks.setdefault(partner_id, asyncio.Lock()):
+            held = self._registry.move(partner_id)
+            if held is None:
+                new = self._new(partner_id, to_cell, who)
+                if new.way != "hand_over":
+                    raise RefusedError(
+                        f"{partner_id}'s book is in {new.source}'s own files: only that cell can give it",
+                        hint="bring the cell back; evacuation is for cells that share a FoundationDB cluster",
+                    )
+                held = await self._registry.begin_move(replace(new, way="evacuate"))
+            elif held.state == "copying" and held.way == "hand_over" and held.target == to_cell:
+                held = await self._registry.put_move(replace(held, way="evacuate"))
+            task = self._run(held)
+        return await asyncio.shield(task)
 
     async def abort(self, partner_id: str) -> Move:
         """Take a move back that is not sealed yet, and give it. Raises NotFoundError, RefusedError."""
@@ -114,7 +136,8 @@ class Moves:
         partner = self._registry.partner(partner_id)
         if partner.status == "onboarding":
             raise RefusedError(f"partner {partner_id!r} is still being onboarded", where=partner.cell)
-        if to_cell not in self._cells():
+        places = self._places()
+        if to_cell not in places:
             raise NotFoundError(f"there is no cell {to_cell!r}", hint="see them all: bulkhead cell list")
         if partner.cell == to_cell:
             raise RefusedError(f"{partner_id} is in {to_cell} already")
@@ -128,6 +151,7 @@ class Moves:
             attempt=1,
             who=who,
             started_at=timestamp(),
+            way=way_between(places[partner.cell], places[to_cell]),
         )
 
     def _run(self, move: Move) -> "asyncio.Task[Move]":
@@ -148,8 +172,10 @@ class Moves:
         while True:
             move = self._registry.move(move.partner_id) or move
             match move.state:
-                case "copying":
+                case "copying" if move.way == "copy":
                     move = await self._try(move, self._copy)
+                case "copying":
+                    move = await self._try(move, self._take_over)
                 case "sealing":
                     move = await self._try(move, self._find_out)
                 case "aborting":
@@ -176,7 +202,7 @@ class Moves:
             await asyncio.sleep(delay_ms / 1_000)
             delay_ms = min(delay_ms * 2, limits.MOVE_RETRY_DELAY_MS_MAX)
             move = self._registry.move(move.partner_id) or move
-            if move.state == "sealing" and step == self._copy:
+            if move.state == "sealing" and step in (self._copy, self._take_over):
                 return move  # the source is asked first what became of it
 
     async def _failed(self, move: Move, why: str) -> Move:
@@ -209,20 +235,36 @@ class Moves:
             await asyncio.sleep(self._monotonic() - began)
         move = await self._registry.put_move(replace(move, state="sealing", rows=arrival.rows))
         began = self._monotonic()
-        copied = await self._doors.quiesce(move, number)
-        while True:
-            arrival = await self._doors.take_rows(move, copied.data)
+        left: Copied | None = await self._doors.quiesce(move, number)
+        while left is not None:
+            arrival = await self._doors.take_rows(move, left.data)
             number += 1
-            if arrival.is_complete:
-                break
-            copied = await self._doors.copy_rows(move, number)
+            left = None if arrival.is_complete else await self._doors.copy_rows(move, number)
         receipt = await self._doors.seal(move, arrival)
         await self._doors.open_arrival(move, receipt, profile)
         pause_ms = int((self._monotonic() - began) * 1_000)
         return await self._arrived(replace(move, pause_ms=pause_ms, rows=arrival.rows))
 
+    async def _take_over(self, move: Move) -> Move:
+        """Have the target take the book over where it stands: nothing is copied."""
+        profile = self._to_profile(self._registry.partner(move.partner_id))
+        await self._doors.begin_arrival(move, profile, dict(self._places()[move.source]))
+        if move.way == "evacuate":
+            return await self._registry.put_move(replace(move, state="sealing"))
+        await self._doors.begin_leaving(move)
+        move = await self._registry.put_move(replace(move, state="sealing"))
+        began = self._monotonic()
+        await self._doors.quiesce(move, None)
+        receipt = await self._doors.seal(move, Arrival(move.id, 0))
+        await self._doors.open_arrival(move, receipt, profile)
+        return await self._arrived(replace(move, pause_ms=int((self._monotonic() - began) * 1_000)))
+
     async def _find_out(self, move: Move) -> Move:
-        """Ask the source whether it sealed: forward if it did, the copy anew if not."""
+        """Ask the source whether it sealed: forward if it did, the copy anew if not. A dead one is not asked."""
+        if move.way == "evacuate":
+            profile = self._to_profile(self._registry.partner(move.partner_id))
+            await self._doors.open_arrival(move, _evacuated(move), profile)
+            return await self._arrived(move)
         receipt = await self._doors.end_leaving(move)
         if receipt is None:
             return await self._registry.put_move(move.tried_again(move.why or "it was not sealed"))
@@ -239,6 +281,10 @@ class Moves:
     async def _compare(self, move: Move) -> Move:
         """Publish where the partner is; then hold what came there against what was sealed."""
         await self._publish()
+        if move.way == "evacuate":
+            await self._doors.bury_moved(move, _evacuated(move))  # again and again, until the cell is back
+        if move.way != "copy":
+            return await self._registry.put_move(replace(move, state="erasing", why=""))
         arrival: Arrival = await self._doors.arrival_status(move)
         content, rows = await self._doors.sum_rows(move)
         if (content, rows) != (arrival.content, arrival.rows):
@@ -252,7 +298,8 @@ class Moves:
 
     async def _erase(self, move: Move) -> Move:
         """Erase the old book; the new one has all of it."""
-        await self._doors.erase_moved(move)
+        if move.way == "copy":
+            await self._doors.erase_moved(move)
         return await self._registry.end_move(move, "partner_moved")
 
     async def _take_back(self, move: Move) -> Move:
@@ -270,3 +317,8 @@ class Moves:
             where=f"its move to {ended.target}",
             hint="nothing is lost; ask again once that is mended",
         )
+
+
+def _evacuated(move: Move) -> bytes:
+    """Give the receipt of a book that nobody sealed: the token is proof that the control plane wants it."""
+    return encode_receipt(Receipt(move.id, move.target, move.token, 0, 0, 0, NO_STREAM))

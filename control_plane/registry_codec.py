@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgpack
 
-from control_plane.move_record import STATES, Move
+from control_plane.move_record import STATES, WAYS, Move
 from control_plane.registry_records import (
     IMPORTED,
     ISOLATIONS,
@@ -82,8 +82,8 @@ def encode_move(move: Move) -> bytes:
 
 def decode_move(entry: Entry) -> Move:
     """Read a move. Raises StoreCorruptError."""
-    move = checked(Move(*_unpack(entry.value, 12)))
-    if move.partner_id != entry.key[1] or move.state not in STATES:
+    move = checked(Move(*_unpack(entry.value, 13)))
+    if move.partner_id != entry.key[1] or move.state not in STATES or move.way not in WAYS:
         raise StoreCorruptError(f"the row of the move of {entry.key[1]!r} is none of it")
     return move
 

@@ -22,6 +22,7 @@ from control_plane.doors import Doors, advertised_addresses, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
 from control_plane.moves import Moves
 from control_plane.partners import Partners, to_profile
+from control_plane.places import place_of_cell
 from control_plane.processes import ProcessSpec, plan
 from control_plane.publishing import Publisher
 from control_plane.registry import Registry
@@ -161,8 +162,11 @@ class _Up:
                 directory_version=publisher.version,
             )
 
-        cells = frozenset(self._settings.cell_names)
-        moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, lambda: cells)
+        places = {
+            cell: place_of_cell(self._settings, self._folder, self._instance, cell)
+            for cell in self._settings.cell_names
+        }
+        moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, lambda: places)
         app = admin.make_app(self._registry, partners, doors, moves, collect)
         async with (
             self._serving(app),

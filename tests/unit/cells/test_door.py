@@ -26,6 +26,7 @@ from cells.cell_book import open_book
 from cells.door import Door
 from cells.shedding import Work, bounds
 from cells.workforce import Link, Workforce
+from stores.shelf import Shelf, open_shelf
 from stores.sqlite_shelf import SqliteShelf
 from stores.sqlite_store import SqliteStore
 from tests.eventually import eventually
@@ -49,11 +50,13 @@ class OpenCell:
         self.door: Door
         self.workforce: Workforce
         self._book: Store
-        self._shelf = SqliteShelf(folder)
+        self._shelf: Shelf
+        self.place: dict[str, Any] = {"store": "sqlite", "folder": str(folder)}
         self.bulkheads_off: set[Bulkhead] = set()
         self.fault_injection = False
 
     async def open(self, spares: int) -> None:
+        self._shelf = open_shelf(self.place)
         self._book = await open_book(self._shelf)
         self.door = Door(
             self.name,
@@ -71,7 +74,7 @@ class OpenCell:
             folder=self.folder,
             logs_folder=self.folder,
             secret_file=self.folder / "secret",
-            place={"store": "sqlite", "folder": str(self.folder)},
+            place=self.place,
             key=frames.role_key(SECRET, "door"),
             cluster=self.cluster,
             spares=spares,

@@ -195,6 +195,7 @@ def test_every_method_of_a_partner_either_reads_or_writes() -> None:
         "end_arrival",
         "sum_rows",
         "erase_moved",
+        "bury_moved",
         "assign",
         "release",
         "release_partner",

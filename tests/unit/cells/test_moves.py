@@ -46,11 +46,14 @@ class TwoDoors(Doors):
     def __init__(self, cells: dict[str, OpenCell]) -> None:
         self.cells = cells
         self.asked: list[str] = []
+        self.dead: set[str] = set()
         self.before: dict[str, Callable[[], Awaitable[None]]] = {}
         self.after: dict[str, Callable[[], Awaitable[None]]] = {}
 
     async def ask(self, cell: str, method: str, partner_id: str, body: bytes, budget_ms: int) -> Answer | Refused:
         self.asked.append(method)
+        if cell in self.dead:
+            raise DoorError(f"{cell} is dead")
         before = self.before.pop(method, None)
         if before is not None:
             await before()
@@ -71,6 +74,7 @@ class Installed:
     moves: Moves
     published: list[str]
     folder: Path
+    places: dict[str, dict[str, Any]]
 
     @property
     def source(self) -> OpenCell:
@@ -117,7 +121,7 @@ class Installed:
         async def publish() -> None:
             self.published.append(self.registry.partner(PARTNER).cell)
 
-        return Moves(self.registry, DoorMoves(self.doors), publish, to_profile, lambda: frozenset(self.cells))
+        return Moves(self.registry, DoorMoves(self.doors), publish, to_profile, lambda: self.places)
 
 
 @pytest.fixture
@@ -130,6 +134,15 @@ def clusters(worker_maker: WorkerMaker) -> Iterator[list[StandInCluster]]:
 
 @pytest.fixture
 async def installed(tmp_path: Path, clusters: list[StandInCluster]) -> AsyncIterator[Installed]:
+    async with installed_at(tmp_path, clusters) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def installed_at(
+    tmp_path: Path, clusters: list[StandInCluster], places: dict[str, dict[str, Any]] | None = None
+) -> AsyncIterator[Installed]:
+    """Give two cells, whose books stand in folders of their own or at the places given."""
     cells = {}
     for index, cluster in enumerate(clusters):
         folder = tmp_path / f"cell-{index}"
@@ -137,11 +150,14 @@ async def installed(tmp_path: Path, clusters: list[StandInCluster]) -> AsyncIter
         cells[f"cell-{index}"] = OpenCell(folder, cluster, f"cell-{index}")
         # Nobody is at the acquirer's address: a breaker would turn payments away, and these are to be written.
         cells[f"cell-{index}"].bulkheads_off = {Bulkhead.BREAKER}
+        if places is not None:
+            cells[f"cell-{index}"].place = places[f"cell-{index}"]
         await cells[f"cell-{index}"].open(1)
+    places = {name: cell.place for name, cell in cells.items()}
     shelf = SqliteShelf(tmp_path)
     await shelf.create("control")
     registry = await Registry.open(await shelf.open("control"), "here", new=True)
-    made = Installed(cells, registry, TwoDoors(cells), None, [], tmp_path)  # type: ignore[arg-type]
+    made = Installed(cells, registry, TwoDoors(cells), None, [], tmp_path, places)  # type: ignore[arg-type]
     made.again()
     yield made
     await made.moves.stop()

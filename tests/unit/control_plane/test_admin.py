@@ -35,7 +35,13 @@ async def client(installation: Installation) -> AsyncIterator[httpx.AsyncClient]
             directory_version=publisher.version,
         )
 
-    moving = Moves(registry, DoorMoves(doors), publisher.publish, to_profile, lambda: frozenset({"cell-0", "cell-1"}))
+    moving = Moves(
+        registry,
+        DoorMoves(doors),
+        publisher.publish,
+        to_profile,
+        lambda: {"cell-0": {"store": "sqlite"}, "cell-1": {"store": "sqlite"}},
+    )
     transport = httpx.ASGITransport(admin.make_app(registry, control, doors, moving, collect))
     async with httpx.AsyncClient(
         transport=transport, base_url="http://control", headers={admin.OPERATOR_HEADER: "ann@host"}
