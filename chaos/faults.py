@@ -27,6 +27,7 @@ class Target(StrEnum):
     ROUTER = "router"
     CONTROL_PLANE = "control plane"
     ACQUIRER = "acquirer"
+    REDIS = "redis"
     FDB_SERVER = "FoundationDB server"  # where the soak has one of its own
 
 

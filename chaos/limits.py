@@ -119,6 +119,8 @@ GOAL_CELL_KILLED_MS: Final = 10_000
 GOAL_STOPPED_FOUND_MS: Final = 2_000
 GOAL_RAY_STOPPED_FOUND_MS: Final = 4_000
 GOAL_ACQUIRER_MS: Final = 4_000
+# Redis is on no request's path.
+GOAL_REDIS_MS: Final = 500
 # The soak starts a killed control plane again after this.
 CONTROL_PLANE_AWAY_MS: Final = 2_000
 GOAL_CONTROL_PLANE_STARTS_MS: Final = 4_000

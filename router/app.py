@@ -56,7 +56,9 @@ def create_app(settings: Settings) -> Edge:
         return held is not None and partner_id in held.partners
 
     if settings.redis_url:
-        gateway.spreading = Spreading(settings.redis_url, gateway.remembered, is_partner)
+        secret_file = settings.redis_secret_file
+        password = None if secret_file is None else read_secret(secret_file).hex()
+        gateway.spreading = Spreading(settings.redis_url, gateway.remembered, is_partner, password=password)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

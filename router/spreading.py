@@ -71,8 +71,10 @@ class Spreading:
         remembered: RememberedRefusals,
         is_partner: Callable[[str], bool],
         now: Callable[[], float] = time.monotonic,
+        password: str | None = None,
     ) -> None:
         self._url = url
+        self._password = password
         self._remembered = remembered
         self._is_partner = is_partner
         self._now = now
@@ -121,6 +123,7 @@ class Spreading:
         timeout_s = limits.REDIS_TIMEOUT_MS / 1_000
         return Redis.from_url(
             self._url,
+            password=self._password,  # one in the URL goes before it
             socket_connect_timeout=timeout_s,
             socket_timeout=timeout_s,
             retry=None,
