@@ -61,6 +61,8 @@ TRIM_INTERVAL_MS: Final = 30_000
 # The installation's own Redis: what it may hold, and how many may be connected.
 REDIS_MEMORY_BYTES_MAX: Final = 134_217_728
 REDIS_CLIENTS_MAX: Final = 256
+# How long each step of telling routers by Redis may take; the file is written by then.
+REDIS_TIMEOUT_MS: Final = 500
 
 # Asking doors and routers.
 # Longer than a door waits for a stopped worker of its own.

@@ -17,6 +17,7 @@ import uvloop
 from cells.api import logs
 from control_plane import admin, data_folder, limits, memory, opening, redis_server, status
 from control_plane.data_folder import DataFolder, Instance
+from control_plane.directory_spreading import spread_by
 from control_plane.doors import Doors, advertised_addresses, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
 from control_plane.partners import Partners
@@ -138,7 +139,8 @@ class _Up:
         self._require_test_partners()
         require_acquirers(self._settings, self._registry.partners())
         told = advertised_addresses(self._settings)
-        publisher = Publisher(self._registry, self._folder, told, self._settings.router_names)
+        spread = spread_by(self._settings, self._folder)
+        publisher = Publisher(self._registry, self._folder, told, self._settings.router_names, spread)
         await publisher.publish()
         doors = await Doors.connect(cell_addresses(self._settings), self._folder)
         try:

@@ -58,7 +58,9 @@ def create_app(settings: Settings) -> Edge:
     if settings.redis_url:
         secret_file = settings.redis_secret_file
         password = None if secret_file is None else read_secret(secret_file).hex()
-        gateway.spreading = Spreading(settings.redis_url, gateway.remembered, is_partner, password=password)
+        gateway.spreading = Spreading(
+            settings.redis_url, gateway.remembered, is_partner, password=password, offer=watcher.offer
+        )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
