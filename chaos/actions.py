@@ -15,12 +15,12 @@ import httpx
 import psutil
 from chaoslib.exceptions import InterruptExecution
 
-from cells.api import limits as api_limits
 from chaos import limits, partners, session, victims
 from chaos.faults import Target
 from chaos.fdb_server import FdbServerError
 from chaos.gateway import Gateway
 from chaos.installation import GatewayError, is_alive
+from chaos.limits_checker import Limits
 from chaos.load_process import LoadError
 from chaos.session import NOBODY, AbortedError, Session
 from chaos.workload import BookError
@@ -89,25 +89,23 @@ def set_acquirer_fault(partner: str, mode: str, delay_ms: int | None = None) -> 
 
 
 @_ending
-def start_flood(partner: str) -> None:
-    """Let a partner pay at 50 times its limit, beside its share of the load."""
+def start_flood(
+    partner: str,
+    per_second: float,
+    mix: str,
+    rate_per_second: int,
+    rate_burst: int,
+    in_flight_max: int,
+) -> None:
+    """Let a partner pay more than these limits, which it has meanwhile, beside its share of the load."""
     run = session.current()
     gateway = run.require_gateway()
-    run.undo.add(
-        f"give {partner} its limits back",
-        functools.partial(
-            partners.set_limits,
-            gateway,
-            partner,
-            api_limits.PARTNER_RATE_PER_SECOND_DEFAULT,
-            api_limits.PARTNER_RATE_BURST_DEFAULT,
-        ),
-    )
-    partners.set_limits(gateway, partner, limits.CHAOS_RATE_PER_SECOND, limits.CHAOS_RATE_BURST)
+    allowed = Limits(rate_per_second, rate_burst, in_flight_max)
+    run.undo.add(f"give {partner} its limits back", functools.partial(partners.set_limits, gateway, partner))
+    partners.set_limits(gateway, partner, allowed)
+    run.flood_limits = allowed
     run.strike()
-    run.start_flood(
-        {partner: run.keys[partner]}, float(limits.CHAOS_RATE_PER_SECOND * limits.CHAOS_FLOOD_FACTOR), "flood"
-    )
+    run.start_flood({partner: run.keys[partner]}, per_second, mix)
 
 
 @_ending
