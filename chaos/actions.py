@@ -118,6 +118,20 @@ def start_flood_of_bad_keys() -> None:
 
 
 @_ending
+def hang_cell(cell: str, per_second: float) -> None:
+    """SIGSTOP a cell's door and the control plane, which would replace it, while the cell's partners go on sending."""
+    run = session.current()
+    doors, supervisors = _find(run, Target.DOOR, cell, ""), _find(run, Target.CONTROL_PLANE, "", "")
+    keys = {partner: run.keys[partner] for partner, home in run.target.cells.items() if home == cell}
+    run.start_flood(keys, per_second, "flood")
+    for process in [*supervisors, *doors]:  # the door goes on first
+        run.undo.add(f"SIGCONT to {process.pid}", functools.partial(_signal, process, signal.SIGCONT))
+    run.strike()
+    for process in [*supervisors, *doors]:
+        _signal(process, signal.SIGSTOP)
+
+
+@_ending
 def order_fault(partner: str, fault: str) -> None:
     """Send one payment of the partner's that has its worker crash, loop or leak as it is decided."""
     run = session.current()

@@ -1,12 +1,13 @@
 """Reads what `chaos/bounds.py` judges: workers' memory from the kernel, shares from status and the router's metrics.
 
-It has a thread of its own, for a door that is stopped lets its status wait, and safeguards must not. Changes nothing.
+Each has a thread of its own: a door that is stopped lets its status wait, and neither metrics nor safeguards may.
+Changes nothing.
 """
 
 import contextlib
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import httpx
@@ -29,33 +30,41 @@ class BoundsReader:
         self._gateway = gateway
         self._partners = frozenset(partners)
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._read_on, name="chaos-bounds", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._read_on, args=(read,), name="chaos-bounds", daemon=True)
+            for read in (self._read_status, self._read_router)
+        ]
+        self._cells = 0
         self.readings: list[Reading] = []
 
     def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+        """Begin. Raises ControlPlaneError."""
+        self._read_status()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """End; nothing where it never began."""
         self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
-    def _read_on(self) -> None:
-        cells = 0
+    def _read_on(self, read: Callable[[], None]) -> None:
         while not self._over.wait(limits.CHAOS_BOUNDS_LOOK_MS / 1_000):
             # What can't be asked now is asked at the next look: a fault may have taken it away.
-            with contextlib.suppress(ControlPlaneError):
-                status = self._gateway.status()
-                cells = len(status["cells"])
-                self.readings += of_status(status, self._partners, time.monotonic())
-            with contextlib.suppress(httpx.HTTPError):
-                text = httpx.get(
-                    f"{self._gateway.base_url}/metrics", trust_env=False, timeout=limits.CHAOS_WATCH_MS / 1_000
-                ).text
-                if cells:
-                    self.readings += of_router(text, cells, time.monotonic())
+            with contextlib.suppress(ControlPlaneError, httpx.HTTPError):
+                read()
+
+    def _read_status(self) -> None:
+        status = self._gateway.status()
+        self._cells = len(status["cells"])
+        self.readings += of_status(status, self._partners, time.monotonic())
+
+    def _read_router(self) -> None:
+        url = f"{self._gateway.base_url}/metrics"
+        text = httpx.get(url, trust_env=False, timeout=limits.CHAOS_WATCH_MS / 1_000).text
+        self.readings += of_router(text, self._cells, time.monotonic())
 
 
 def of_status(status: dict[str, Any], partners: Collection[str], at_s: float) -> list[Reading]:

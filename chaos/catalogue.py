@@ -17,7 +17,18 @@ import orjson
 from actors import limits as actor_limits
 from cells.api import limits as api_limits
 from chaos import limits
-from chaos.faults import DELAYED, IS_LIMITED, MAY_CUT_OFF, MAY_PEND, MAY_REFUSE, NO_ERROR, Excuse, Excuses, in_words
+from chaos.faults import (
+    DELAYED,
+    IS_CROWDED,
+    IS_LIMITED,
+    MAY_CUT_OFF,
+    MAY_PEND,
+    MAY_REFUSE,
+    NO_ERROR,
+    Excuse,
+    Excuses,
+    in_words,
+)
 
 FOLDER: Final = Path(__file__).parent / "experiments"
 EXTENSION: Final = "bulkhead"
@@ -74,7 +85,7 @@ class Experiment:
 
     `fdb_server`: it needs a FoundationDB server of its own. `begin`: what is done; `end`: what takes it away again,
     None where it is over at once. `fails_after_ms`: the target's acquirer fails whatever it is asked, each time after
-    so long, so that its breaker has to open; None: it does not.
+    so long, so that its breaker has to open; None: it does not. `partners_in_cell`: so many live in the target's cell.
     """
 
     name: str
@@ -90,6 +101,7 @@ class Experiment:
     signs: tuple[Sign, ...] = ()
     fdb_server: bool = False
     fails_after_ms: int | None = None
+    partners_in_cell: int = limits.CHAOS_PARTNERS_PER_CELL
 
     def excuses(self, group: "Group") -> Excuses:
         """Give what a group of partners may get while the fault lasts."""
@@ -241,6 +253,13 @@ EXPERIMENTS: Final = (
     Experiment("door-stopped", "A cell's door is stopped, and goes on later", Scope.CELL,
                DELAYED, DELAYED, NO_ERROR, limits.GOAL_STOPPED_FOUND_MS + limits.GOAL_DOOR_KILLED_MS,
                *_stop("the door", "door"), signs=(_ended("${cell}.door"),)),
+    Experiment("cell-hung", "A cell's door is stopped, nobody finds it, and its partners go on sending", Scope.CELL,
+               IS_CROWDED, IS_CROWDED, NO_ERROR, limits.GOAL_CELL_HUNG_MS,
+               _act("stop the door and who would replace it", "hang_cell", cell="${cell}",
+                    per_second=limits.CHAOS_HUNG_PER_SECOND),
+               _act("let them go on", "restore"), goal_from_end=True,
+               signs=(Sign("metric", "bulkhead_router_requests_total", where=(("status", "503"),)),),
+               partners_in_cell=limits.CHAOS_HUNG_PARTNERS),
     Experiment("ray-head-killed", "A cell's Ray head is killed", Scope.CELL,
                MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_CELL_KILLED_MS,
                _kill("the Ray head", "Ray head"), signs=(_ended("${cell}.ray"),)),
@@ -342,6 +361,11 @@ def _extension(experiment: Experiment) -> dict[str, Any]:
         "goal_from_end": experiment.goal_from_end,
         "fdb_server": experiment.fdb_server,
         **({} if experiment.fails_after_ms is None else {"fails_after_ms": experiment.fails_after_ms}),
+        **(
+            {}
+            if experiment.partners_in_cell == limits.CHAOS_PARTNERS_PER_CELL
+            else {"partners_in_cell": experiment.partners_in_cell}
+        ),
         "signs": [
             {"kind": sign.kind, "name": sign.name, "log": sign.log, "where": dict(sign.where)}
             for sign in experiment.signs
@@ -400,6 +424,7 @@ def read(found: Mapping[str, Any], where: str = "the experiment") -> Experiment:
             signs=tuple(signs),
             fdb_server=bool(extension["fdb_server"]),
             fails_after_ms=int(extension["fails_after_ms"]) if "fails_after_ms" in extension else None,
+            partners_in_cell=int(extension.get("partners_in_cell", limits.CHAOS_PARTNERS_PER_CELL)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CatalogueError(f"{where}: its extension {EXTENSION!r} can't be read: {error!r}") from error

@@ -4,6 +4,7 @@ from typing import Final
 
 from actors import limits as actor_limits
 from cells.api import limits as api_limits
+from router import limits as router_limits
 
 # What a client promises itself.
 CLIENT_DEADLINE_MS: Final = actor_limits.CLIENT_DEADLINE_MS
@@ -116,6 +117,8 @@ GOAL_WORKER_STARTS_MS: Final = 4_000
 GOAL_DOOR_KILLED_MS: Final = 2_000
 GOAL_ROUTER_KILLED_MS: Final = 2_000
 GOAL_CELL_KILLED_MS: Final = 10_000
+# A door that was stopped and goes on finds a crowd; the one that may replace it is there as soon as after a death.
+GOAL_CELL_HUNG_MS: Final = 10_000
 # A stopped door or router, and a stopped process of Ray, is found by the supervisor.
 GOAL_STOPPED_FOUND_MS: Final = 2_000
 GOAL_RAY_STOPPED_FOUND_MS: Final = 4_000
@@ -192,6 +195,9 @@ CHAOS_IN_FLIGHT_PER_SECOND: Final = 50
 CHAOS_SHARE_PER_SECOND: Final = 150
 # What waits at the door at its end comes through its slots first.
 CHAOS_BACKLOG_MS: Final = api_limits.DOOR_PARTNER_COMMANDS_MAX * CHAOS_FLOOD_SLOW_MS // actor_limits.ACQUIRER_SLOTS
+# A cell that answers nothing fills its share of a router, which takes more partners than one or two.
+CHAOS_HUNG_PARTNERS: Final = 4
+CHAOS_HUNG_PER_SECOND: Final = 240
 # Bounds that the gateway keeps for itself are read so often.
 CHAOS_BOUNDS_LOOK_MS: Final = 500
 # So much later than its last failure a breaker is surely open: the failure's commit, and a machine that is late.
@@ -222,3 +228,7 @@ assert CHAOS_IN_FLIGHT_PER_SECOND * CHAOS_FLOOD_SLOW_MS > 2 * 1_000 * CHAOS_IN_F
 assert CHAOS_IN_FLIGHT_MAX < actor_limits.ACQUIRER_SLOTS, "the limit is met before the slots are"
 assert CHAOS_SHARE_PER_SECOND * CHAOS_FLOOD_SLOW_MS > 2 * 1_000 * actor_limits.ACQUIRER_SLOTS, "the door fills up"
 assert CHAOS_FLOOD_SLOW_MS < actor_limits.ACQUIRER_TIMEOUT_MS
+assert CHAOS_HUNG_PARTNERS * router_limits.PARTNER_REQUESTS_MAX > router_limits.REQUESTS_MAX // CHAOS_CELLS, (
+    "their places are more than their cell's share"
+)
+assert CHAOS_HUNG_PER_SECOND * actor_limits.COMMAND_DEADLINE_MS > 1_000 * router_limits.REQUESTS_MAX // CHAOS_CELLS

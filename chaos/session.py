@@ -401,6 +401,8 @@ class Session:
             homes.setdefault(settings.partner, partners.home_of(settings.partner, cells))
         dice = random.Random(settings.seed)
         cell = settings.cell or (homes[settings.partner] if settings.partner else dice.choice(cells))
+        more = partners.names_for(cells, self.experiment.partners_in_cell)
+        homes |= {name: home for name, home in more.items() if home == cell}
         there = sorted(partner for partner, home in homes.items() if home == cell)
         partner = settings.partner or dice.choice(there)
         if homes[partner] != cell:

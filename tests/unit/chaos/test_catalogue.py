@@ -100,3 +100,8 @@ def test_an_experiment_that_says_nothing_of_its_target_is_refused() -> None:
 def test_a_sign_is_of_its_target() -> None:
     sign = Sign("log", "worker_dead", "${cell}.door", (("partner", "${partner}"),)).of("cell-1", "eve")
     assert (sign.log, sign.where) == ("cell-1.door", (("partner", "eve"),))
+
+
+def test_a_breaker_is_judged_where_the_acquirer_fails_whatever_it_is_asked() -> None:
+    judged = {experiment.name for experiment in EXPERIMENTS if experiment.fails_after_ms is not None}
+    assert judged == {"acquirer-hanging", "acquirer-failing", "acquirer-garbage", "acquirer-silent"}
