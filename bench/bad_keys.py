@@ -1,7 +1,8 @@
 """Measures what a bad API key costs, beside what a payment costs, on a whole gateway: `python -m bench.bad_keys`.
 
-Open loop (load.py), one run: nothing, payments, then keys that are none, past the bound of their address. CPU of the
-router is taken a payment and a refusal, less what it uses idle; that of the cells' processes by second, beside idle.
+Open loop (load.py), one run: nothing, payments, as many keys that are none, and five times as many, past the bound of
+their address. CPU of the router is taken a payment and a refusal, less what it uses idle; that of the cells' processes
+by second, beside idle.
 """
 
 import argparse
@@ -31,7 +32,7 @@ LEAD_S: Final = 1.5
 CELLS: Final = 2
 PARTNERS: Final = 4
 OF_CELLS: Final = ("door", "worker", "ray")
-REFUSED: Final = "429 too_many_failed_authentications"
+FLOOD_FACTOR: Final = 5
 NOBODY: Final = "nobody"
 
 
@@ -53,22 +54,26 @@ class Costs:
     payment_ms: float
     refusal_ms: float
     ratio: float
+    flood_refusal_ms: float
+    flood_ratio: float
     cells_idle_cores: float
     cells_flooded_cores: float
 
 
-def costs_of(idle: Phase, paying: Phase, flooded: Phase) -> Costs:
+def costs_of(idle: Phase, paying: Phase, refused: Phase, flooded: Phase) -> Costs:
     """Work the figures out."""
     idle_router = idle.router_cpu_s / idle.seconds
 
     def each_ms(phase: Phase) -> float:
         return (phase.router_cpu_s - idle_router * phase.seconds) * 1_000 / max(sum(phase.answers.values()), 1)
 
-    payment_ms, refusal_ms = each_ms(paying), each_ms(flooded)
+    payment_ms, refusal_ms, flood_ms = each_ms(paying), each_ms(refused), each_ms(flooded)
     return Costs(
         round(payment_ms, 3),
         round(refusal_ms, 3),
         round(refusal_ms / payment_ms, 2),
+        round(flood_ms, 3),
+        round(flood_ms / payment_ms, 2),
         round(idle.cells_cpu_s / idle.seconds, 3),
         round(flooded.cells_cpu_s / flooded.seconds, 3),
     )
@@ -91,7 +96,8 @@ def main() -> None:
     for phase in phases:
         console.print(f"{phase.name}: {phase.seconds:.1f} s, answers {phase.answers}", soft_wrap=True)
     console.print(
-        f"Router CPU: {costs.payment_ms} ms a payment, {costs.refusal_ms} ms a refused bad key: {costs.ratio:.0%}. "
+        f"Router CPU: {costs.payment_ms} ms a payment, {costs.refusal_ms} ms a bad key at the same rate "
+        f"({costs.ratio:.0%}), {costs.flood_refusal_ms} ms at {FLOOD_FACTOR} times as many ({costs.flood_ratio:.0%}). "
         f"Cells' processes: {costs.cells_idle_cores} cores idle, {costs.cells_flooded_cores} under the flood.",
         soft_wrap=True,
     )
@@ -110,7 +116,7 @@ def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _measure(gateway: Gateway, folder: Path, options: argparse.Namespace) -> tuple[Phase, Phase, Phase]:
+def _measure(gateway: Gateway, folder: Path, options: argparse.Namespace) -> tuple[Phase, Phase, Phase, Phase]:
     gateway.start()
     gateway.wait_ready()
     limits = {"rate_per_second": 10_000, "rate_burst": 10_000, "in_flight_max": 2_000}
@@ -119,18 +125,22 @@ def _measure(gateway: Gateway, folder: Path, options: argparse.Namespace) -> tup
     gateway.wait_ready()
     gateway.wait_spares()
     bad = {NOBODY: f"sk_test_{NOBODY}_{'x' * KEY_SECRET_CHARACTERS}"}
-    _phase(gateway, folder, options, "warm", good)
-    idle = _phase(gateway, folder, options, "idle", {})
-    paying = _phase(gateway, folder, options, "payments", good)
-    flooded = _phase(gateway, folder, options, "bad keys", bad)
-    return idle, paying, flooded
+    rate = options.per_second
+    _phase(gateway, folder, options, "warm", good, rate)
+    idle = _phase(gateway, folder, options, "idle", {}, 0)
+    paying = _phase(gateway, folder, options, "payments", good, rate)
+    refused = _phase(gateway, folder, options, "bad keys", bad, rate)
+    flooded = _phase(gateway, folder, options, "flood of bad keys", bad, rate * FLOOD_FACTOR)
+    return idle, paying, refused, flooded
 
 
-def _phase(gateway: Gateway, folder: Path, options: argparse.Namespace, name: str, keys: dict[str, str]) -> Phase:
+def _phase(
+    gateway: Gateway, folder: Path, options: argparse.Namespace, name: str, keys: dict[str, str], per_second: float
+) -> Phase:
     before, began = _cpu_seconds(gateway), time.monotonic()
     answers: dict[str, int] = {}
     if keys:
-        answers = _send(gateway, folder, options, name.replace(" ", "-"), keys)
+        answers = _send(gateway, folder, name.replace(" ", "-"), keys, per_second, options.seconds)
     else:
         time.sleep(options.seconds)
     after, ended = _cpu_seconds(gateway), time.monotonic()
@@ -139,16 +149,16 @@ def _phase(gateway: Gateway, folder: Path, options: argparse.Namespace, name: st
 
 
 def _send(
-    gateway: Gateway, folder: Path, options: argparse.Namespace, run: str, keys: dict[str, str]
+    gateway: Gateway, folder: Path, run: str, keys: dict[str, str], per_second: float, seconds: float
 ) -> dict[str, int]:
     address = urlsplit(gateway.base_url)
     plan = LoadPlan(
         host=str(address.hostname),
         port=int(address.port or 80),
         keys=keys,
-        per_second=options.per_second,
+        per_second=per_second,
         begin_s=time.monotonic() + LEAD_S,
-        seconds=options.seconds,
+        seconds=seconds,
         run=run,
     )
     plan_file, results_file = folder / f"{run}.json", folder / f"{run}.results"

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from cells.api.ids import new_ulid
 from cells.api.log_budget import LogBudget
 from router import keys, problems
-from router.directory import Directory
+from router.directory import Directory, Partner
 from router.failed_authentications import FailedAuthentications
 from router.metrics import Metrics
 from router.problems import KINDS, EdgeCode, Problem, ProblemError
@@ -46,7 +46,7 @@ class Guard:
 
     def note(self, error: keys.UnauthorizedError, request_id: str, address: str) -> Problem | None:
         """Count and log one failure; give the problem that is answered instead where there were too many."""
-        self._log(error, request_id, address)
+        self._log(error.reason, error.partner_id, request_id, address)
         wait_ms = self.failures.note(address)
         if wait_ms is None:
             return None
@@ -64,25 +64,23 @@ class Guard:
         if held is None:
             return None
         try:
-            given = [value for name, value in headers if name == b"authorization"]
-            keys.authenticate(given, held, self._pepper, datetime.now(UTC))
+            token = keys.read_bearer([value for name, value in headers if name == b"authorization"])
         except keys.UnauthorizedError as error:
-            request_id = f"req_{new_ulid()}"
-            self._log(error, request_id, address)
-            self._metrics.guesses_limited.inc()
-            self._metrics.turned_away(method, _STATUS)
-            return _answer(request_id, wait_ms)
+            found: tuple[str, Partner] | keys.Stranger = keys.Stranger(error.reason, error.partner_id)
         except ProblemError:
             return None  # no head that can be read: told as ever
-        return None
+        else:
+            found = keys.find(token, held, self._pepper, datetime.now(UTC))
+        if not isinstance(found, keys.Stranger):
+            return None
+        request_id = f"req_{new_ulid()}"
+        self._log(found.reason, found.partner_id, request_id, address)
+        self._metrics.turned_away(method, _STATUS)
+        return _answer(request_id, wait_ms)
 
-    def _log(self, error: keys.UnauthorizedError, request_id: str, address: str) -> None:
+    def _log(self, reason: str, partner_id: str | None, request_id: str, address: str) -> None:
         self._budget.warning(
-            "authentication_failed",
-            reason=error.reason,
-            partner=error.partner_id,
-            request_id=request_id,
-            client=address,
+            "authentication_failed", reason=reason, partner=partner_id, request_id=request_id, client=address
         )
 
 

@@ -101,7 +101,8 @@ class Metrics:
             partners.inc()
 
     def turned_away(self, method: str, status: int) -> None:
-        """Count an answer to what was made no request of."""
+        """Count an answer to a bad key past its address' bound, of which no request was made."""
+        self.guesses_limited.inc()
         key = (method, "turned_away", status)
         requests = self._request_children.get(key)
         if requests is None:
