@@ -204,6 +204,8 @@ CHAOS_BOUNDS_LOOK_MS: Final = 500
 CHAOS_BREAKER_LATE_MS: Final = 1_000
 # Until the flood's client is there.
 CHAOS_FLOOD_START_MS: Final = 1_500
+# A command that orders a fault is set aside after two deaths, so that it needs few attempts to be answered so.
+CHAOS_ORDERED_REPEATS_MAX: Final = 10
 CHAOS_FLOOD_FIRST_AMOUNT: Final = 100_000_000
 CHAOS_BAD_KEYS_PER_SECOND: Final = 300
 # Slow, and within the time that the gateway waits for an acquirer.
@@ -232,3 +234,4 @@ assert CHAOS_HUNG_PARTNERS * router_limits.PARTNER_REQUESTS_MAX > router_limits.
     "their places are more than their cell's share"
 )
 assert CHAOS_HUNG_PER_SECOND * actor_limits.COMMAND_DEADLINE_MS > 1_000 * router_limits.REQUESTS_MAX // CHAOS_CELLS
+assert CHAOS_ORDERED_REPEATS_MAX > api_limits.POISON_DEATHS_MAX

@@ -36,7 +36,7 @@ from chaos.own_gateway import ROOT, OwnGateway
 from chaos.run_settings import RunSettings
 from chaos.signs import Seen, Watcher, first_sign
 from chaos.undo import Undo
-from chaos.workload import means_again, read_book, send_one
+from chaos.workload import means_again, read_book, repeat_unanswered, send_one
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError
 
@@ -274,7 +274,12 @@ class Session:
         self._say("bringing everything to rest")
         names = sorted(self.keys)
         open_calls = [call for call in calls if means_again(call)]
-        repeats = asyncio.run(bring_to_rest(gateway, self.keys, open_calls, names))
+        # Where it is never set aside, each attempt at a command that orders a fault costs its partner two workers.
+        ordered = [call for call in open_calls if call.key == f"{self.name}-ordered"]
+        most = limits.CHAOS_ORDERED_REPEATS_MAX
+        repeats = asyncio.run(repeat_unanswered(ordered, gateway.base_url, self.keys, repeats_max=most))
+        others = [call for call in open_calls if call not in ordered]
+        repeats += asyncio.run(bring_to_rest(gateway, self.keys, others, names))
         self._say("checkers and audit")
         books = asyncio.run(self._read_books())
         record = [
