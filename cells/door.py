@@ -398,6 +398,7 @@ class Door:
                     "epoch": seat.epoch,
                     "worker": None if seat.link is None else seat.link.name,
                     "takeovers": seat.takeovers,
+                    "commands": seat.in_flight,
                     "in_flight": actors.get(partner_id, {}).get("in_flight", 0),
                     "unknowns": actors.get(partner_id, {}).get("unknowns", 0),
                     "breaker": actors.get(partner_id, {}).get("breaker", "unknown"),

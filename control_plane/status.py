@@ -245,6 +245,7 @@ def _partner(partner: Partner, answer: CellStatus | str | None) -> dict[str, Any
         "epoch": found.epoch,
         "worker": found.worker,
         "in_flight": found.in_flight,
+        "commands": found.commands,
         "unknowns": found.unknowns,
         "takeovers": found.takeovers,
     }
