@@ -47,7 +47,10 @@ class _WrongGuessError(Exception):
 
 
 class PartnerActor:
-    """One partner. `executing` is told which command is being decided, so that a deadly one can be found."""
+    """One partner. `executing` is told which command is being decided, so that a deadly one can be found.
+
+    `on_out_of_memory` ends the process: it may hold other partners, and nobody can go on in it.
+    """
 
     def __init__(
         self,
@@ -58,12 +61,14 @@ class PartnerActor:
         clock: Clock | None = None,
         executing: Callable[[str], None] = lambda _: None,
         on_stopped: Callable[[str], None] = lambda _: None,
+        on_out_of_memory: Callable[[], None] = lambda: None,
         bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
     ) -> None:
         self.profile = profile
         self.store = store
         self.bulkheads_off = bulkheads_off
         self.acquirers = Acquirers(acquirers, bulkheads_off)
+        self.on_out_of_memory = on_out_of_memory
         self.epoch = 0
         self._clock = clock or SystemClock()
         self._time = PartnerTime(self._clock, 0)
@@ -204,6 +209,8 @@ class PartnerActor:
             self._log.exception("actor_lost_its_store", error=str(error))
             self._stop(f"store: {error}")
         except Exception as error:  # noqa: BLE001 - whatever it is, the partner is given up, not left hanging
+            if isinstance(error, MemoryError):
+                self.on_out_of_memory()
             self._log.exception("actor_failed")
             self._stop(f"bug: {error!r}")
 

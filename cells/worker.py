@@ -27,7 +27,7 @@ from actors.profile import MAIN_ACQUIRER
 from actors.queries import query
 from actors.refusals import Refusal, RefusalCode
 from cells import limits as cell_limits
-from cells import worker_metrics
+from cells import worker_limits, worker_metrics
 from cells.api import frames, limits, messages
 from cells.api.connection import FrameServer, Request
 from cells.api.log_budget import LogBudget
@@ -166,6 +166,8 @@ class Worker:
             return _fitting(await self._ask(actor, request))
         except ActorStoppedError:
             return NOT_MINE
+        except MemoryError:
+            worker_limits.end_out_of_memory()
         except Exception as error:  # noqa: BLE001 - logged, trace and all
             # It is answered, because a worker that answers too little is taken for broken and killed.
             self._budget.warning("command_failed", partner=request.partner_id, method=request.method, exc_info=True)
@@ -235,11 +237,14 @@ class Worker:
                 store,
                 acquirers,
                 executing=partial(self._executing, profile.partner_id),
+                on_out_of_memory=worker_limits.end_out_of_memory,
                 on_stopped=lambda why: self._forget(profile.partner_id, why),
                 bulkheads_off=self._bulkheads_off,
             )
             try:
                 epoch = await actor.start(door_epoch)
+            except MemoryError:
+                worker_limits.end_out_of_memory()
             except Exception as error:
                 # Whatever it is, this partner's book is at fault, not the worker: answered, so that nobody dies of it.
                 log.exception("partner_cannot_be_activated", partner=profile.partner_id)

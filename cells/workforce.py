@@ -337,11 +337,14 @@ class Workforce:
                     self.bury(link, "loop_stuck")
 
     def _bury_hogs(self) -> None:
-        if Bulkhead.WORKER_MEMORY in self._bulkheads_off:
-            return
         for link in list(self.links.values()):
-            if link.heartbeat.resident_bytes > cell_limits.WORKER_RESIDENT_BYTES_MAX:
+            is_fat = link.heartbeat.resident_bytes > cell_limits.WORKER_RESIDENT_BYTES_MAX
+            if is_fat and Bulkhead.WORKER_MEMORY not in self._bulkheads_off:
                 self.bury(link, "memory")
+            elif link.heartbeat.threads > cell_limits.WORKER_THREADS_MAX:
+                self.bury(link, "threads")
+            elif link.heartbeat.is_out_of_files:
+                self.bury(link, "files")
 
     async def _watch_head(self) -> None:
         """Hold a connection to Ray's head. When it ends and no other begins, the head is gone, and its workers follow.
