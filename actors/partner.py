@@ -6,10 +6,12 @@ operation: the intent, then the acquirer's word; between them the partner's othe
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
 
 import structlog
 
@@ -49,10 +51,11 @@ class _WrongGuessError(Exception):
 class PartnerActor:
     """One partner. `executing` is told which command is being decided, so that a deadly one can be found.
 
+    `weighed` is entered while a batch is decided, so that what makes the process grow can be found.
     `on_out_of_memory` ends the process: it may hold other partners, and nobody can go on in it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one call, by name
         self,
         profile: Profile,
         store: Store,
@@ -60,6 +63,7 @@ class PartnerActor:
         *,
         clock: Clock | None = None,
         executing: Callable[[str], None] = lambda _: None,
+        weighed: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         on_stopped: Callable[[str], None] = lambda _: None,
         on_out_of_memory: Callable[[], None] = lambda: None,
         bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
@@ -68,6 +72,7 @@ class PartnerActor:
         self.store = store
         self.bulkheads_off = bulkheads_off
         self.acquirers = Acquirers(acquirers, bulkheads_off)
+        self._weighed = weighed
         self.on_out_of_memory = on_out_of_memory
         self.epoch = 0
         self._clock = clock or SystemClock()
@@ -238,7 +243,8 @@ class PartnerActor:
             guessed: list[Key] = []
             try:
                 guessed = await self._read_for(batch)
-                draft, effects, decided = self._deciding.decide_all(self._state, batch)
+                with self._weighed():
+                    draft, effects, decided = self._deciding.decide_all(self._state, batch)
                 self._put_back(batch, decided)
                 _require_written(guessed, draft)
                 if draft.writes or draft.standing is not self._state.standing:

@@ -19,7 +19,10 @@ SHELF_HEALTH_DELAY_MS: Final = 10_000
 # A worker that holds more is ended and its partners taken over.
 WORKER_RESIDENT_BYTES_MAX: Final = 512 * 1_048_576
 
-# What is more than that at once, faster than hearts beat, the kernel refuses, and the worker ends (worker_limits.py).
+# Of that so much came with one partner's batches: it is that partner's. Below, whose command was being decided.
+WORKER_GROWTH_SUSPECT_BYTES: Final = WORKER_RESIDENT_BYTES_MAX // 4
+
+# What is more at once, faster than hearts beat, the kernel refuses, and the worker ends (worker_limits.py).
 # In writable memory, which counts also where it was never touched, above what Ray has of it at the worker's start.
 WORKER_DATA_BYTES_MAX: Final = 1_024 * 1_048_576
 # Of a thread of the worker's. FoundationDB's client has no more where Java starts its thread.

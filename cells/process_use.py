@@ -1,7 +1,7 @@
 """What this process holds: memory, threads, files. What it may hold is in worker_limits.py.
 
-Memory and threads are read through a file that stays open (proc(5), stat), so that they can be told when no further
-file can be opened.
+Memory and threads are read through files that stay open (proc(5), statm and stat), so that they can be told when no
+further file can be opened.
 """
 
 import os
@@ -9,8 +9,8 @@ import resource
 from pathlib import Path
 from typing import Final
 
-_THREADS: Final = 17  # fields of stat behind the name in parentheses
-_RESIDENT_PAGES: Final = 21
+_THREADS: Final = 17  # the field of stat, behind the name in parentheses
+_RESIDENT_PAGES: Final = 1  # the field of statm
 _STAT_BYTES_MAX: Final = 1_024
 _PAGE_BYTES: Final = resource.getpagesize()
 
@@ -20,18 +20,20 @@ class ProcessUse:
 
     def __init__(self) -> None:
         self._stat = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Give back the file."""
+        """Give back the files."""
         os.close(self._stat)
+        os.close(self._statm)
 
     def resident_bytes(self) -> int:
         """Give what of the process is in memory."""
-        return int(self._fields()[_RESIDENT_PAGES]) * _PAGE_BYTES
+        return int(os.pread(self._statm, _STAT_BYTES_MAX, 0).split()[_RESIDENT_PAGES]) * _PAGE_BYTES
 
     def threads(self) -> int:
         """Give how many threads there are, Ray's included."""
-        return int(self._fields()[_THREADS])
+        return int(os.pread(self._stat, _STAT_BYTES_MAX, 0).rpartition(b")")[2].split()[_THREADS])
 
     def is_out_of_files(self) -> bool:
         """Say whether no further file can be opened. It tries: to count them would need one."""
@@ -40,9 +42,6 @@ class ProcessUse:
         except OSError:
             return True
         return False
-
-    def _fields(self) -> list[bytes]:
-        return os.pread(self._stat, _STAT_BYTES_MAX, 0).rpartition(b")")[2].split()
 
 
 def data_bytes() -> int:

@@ -20,8 +20,9 @@ from cells import limits as cell_limits
 from cells.api import limits
 from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.connection import Connection, PeerUnavailableError
+from cells.growth import accused
 from cells.heartbeat import HeartbeatListener
-from cells.poison import Mark, open_process, read_mark, read_ports
+from cells.poison import Mark, open_process, read_growth, read_mark, read_ports
 from cells.remote import Cluster, ClusterError, Endpoint
 from cells.worker import WorkerConfig
 
@@ -209,6 +210,8 @@ class Workforce:
         self._short.set()
         self._died_at = time.monotonic()
         executing = read_mark(link.mark_file)
+        if cause == "memory":
+            executing = accused(executing, read_growth(link.mark_file))
         _kill(link.pidfd)
         link.connection.abort()
         log.warning(
