@@ -55,7 +55,7 @@ class Marker:
 
     def listens(self, port: int, heartbeat_port: int) -> None:
         """Say where the worker is to be found."""
-        self._page[_GROWTH_END:] = f"{port} {heartbeat_port}".encode().ljust(_PORTS_END - _PROCESS_END, b"\0")
+        self._page[_GROWTH_END:] = f"{port} {heartbeat_port}".encode().ljust(_BYTES - _GROWTH_END, b"\0")
 
     def grew(self, growth: Growth) -> None:
         """Say with whose batches the worker grew most."""
