@@ -23,6 +23,7 @@ _CORE_BYTES: Final = 1
 
 def apply(*, with_memory: bool) -> None:
     """Bound this process from now on, for good. To be called before the worker's own threads are started."""
+    _share_cpu_by_worker()
     # A thread's stack counts as a whole against the bound, and the default of 8 MiB takes a pool's for its threads.
     threading.stack_size(limits.WORKER_STACK_BYTES)
     _bound(resource.RLIMIT_CORE, _CORE_BYTES)
@@ -40,6 +41,18 @@ def end_out_of_memory() -> NoReturn:
     """
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("a process outlived its SIGKILL")
+
+
+def _share_cpu_by_worker() -> None:
+    """Have the kernel share CPU among workers and not among their threads, and let door and router go first.
+
+    Linux gives each session a share (sched(7), autogroup): in Ray's a loop takes its neighbours', in its own its own.
+    Where sessions don't count, niceness does: it holds for this thread and those that it starts.
+    """
+    if os.getpgrp() == os.getpid():
+        os.setpgid(0, os.getpgid(os.getppid()))  # who leads a process group can't begin a session
+    os.setsid()
+    os.nice(limits.WORKER_NICENESS)
 
 
 def _bound(what: int, most: int) -> int:

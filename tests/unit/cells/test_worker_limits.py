@@ -145,6 +145,19 @@ def test_a_thread_s_stack_takes_little_of_the_bound() -> None:
     assert exit_code(work) <= 2
 
 
+@pytest.mark.parametrize("leads", [False, True])
+def test_a_worker_is_a_session_of_its_own_and_gives_way(leads: bool) -> None:
+    def work() -> int:
+        if leads:  # as Ray has it
+            os.setpgid(0, 0)
+        niceness = os.nice(0)
+        worker_limits.apply(with_memory=True)
+        assert os.getsid(0) == os.getpid()
+        return os.nice(0) - niceness
+
+    assert exit_code(work) == limits.WORKER_NICENESS
+
+
 def test_threads_are_counted() -> None:
     use = ProcessUse()
     before = use.threads()
