@@ -33,6 +33,13 @@ WORKER_NICENESS: Final = 5
 WORKER_THREADS_MAX: Final = 256
 WORKER_FILES_MAX: Final = 8_192
 
+# Where a worker has a control group of its own: bounds that the kernel holds it to should nothing else do.
+WORKER_GROUP_BYTES_MAX: Final = 2 * WORKER_RESIDENT_BYTES_MAX
+WORKER_GROUP_THREADS_MAX: Final = 2 * WORKER_THREADS_MAX
+# Of 100 that all but workers have together; the kernel's range is 1 to 10,000.
+WORKER_CPU_WEIGHT: Final = 20
+assert WORKER_RESIDENT_BYTES_MAX < WORKER_GROUP_BYTES_MAX, "the watch is first"
+
 # A SQLite book has three connections in threads of their own, each with its file, its log and what they share of it.
 _BOOK_THREADS = 3
 _BOOK_FILES = 9

@@ -70,7 +70,7 @@ class WorkerActor:
     def _run(self) -> None:
         config = self._config
         logs.configure(config.log_file, process=config.name, cell=config.cell)
-        worker_limits.apply(with_memory=Bulkhead.WORKER_MEMORY not in config.bulkheads_off)
+        worker_limits.apply(config.name, with_memory=Bulkhead.WORKER_MEMORY not in config.bulkheads_off)
 
         async def serve() -> None:
             worker = Worker(config)

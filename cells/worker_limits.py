@@ -12,7 +12,8 @@ from typing import Final, NoReturn
 
 import structlog
 
-from cells import limits, process_use
+from cells import limits, process_use, worker_cgroup
+from cells.process_use import ProcessUse
 
 log = structlog.get_logger()
 
@@ -21,9 +22,12 @@ log = structlog.get_logger()
 _CORE_BYTES: Final = 1
 
 
-def apply(*, with_memory: bool) -> None:
+def apply(name: str, *, with_memory: bool) -> None:
     """Bound this process from now on, for good. To be called before the worker's own threads are started."""
     _share_cpu_by_worker()
+    use = ProcessUse()
+    worker_cgroup.join(name, with_memory=with_memory, threads=use.threads())
+    use.close()
     # A thread's stack counts as a whole against the bound, and the default of 8 MiB takes a pool's for its threads.
     threading.stack_size(limits.WORKER_STACK_BYTES)
     _bound(resource.RLIMIT_CORE, _CORE_BYTES)

@@ -54,7 +54,7 @@ class HarmfulActor(PartnerActor):
 async def _serve(config: WorkerConfig) -> None:
     worker.Marker = HarmfulMarker  # type: ignore[attr-defined]  # what a worker is made of is not for others
     worker.PartnerActor = HarmfulActor  # type: ignore[attr-defined]
-    worker_limits.apply(with_memory=Bulkhead.WORKER_MEMORY not in config.bulkheads_off)
+    worker_limits.apply(config.name, with_memory=Bulkhead.WORKER_MEMORY not in config.bulkheads_off)
     serving = Worker(config)
     port, heartbeat_port = await serving.start()
     said = {"name": config.name, "pid": os.getpid(), "port": port, "heartbeat_port": heartbeat_port}

@@ -54,7 +54,7 @@ def test_memory_is_refused_above_what_was_there_and_the_process_can_say_so(monke
     monkeypatch.setattr(limits, "WORKER_DATA_BYTES_MAX", 50 * MEGABYTE)
 
     def work() -> int:
-        worker_limits.apply(with_memory=True)
+        worker_limits.apply("w0", with_memory=True)
         return _megabytes_taken(100)
 
     assert 40 < exit_code(work) <= 51  # what was freed before is there, too
@@ -64,7 +64,7 @@ def test_without_its_bulkhead_memory_is_not_bounded(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(limits, "WORKER_DATA_BYTES_MAX", 50 * MEGABYTE)
 
     def work() -> int:
-        worker_limits.apply(with_memory=False)
+        worker_limits.apply("w0", with_memory=False)
         return _megabytes_taken(100)
 
     assert exit_code(work) == 100
@@ -72,7 +72,7 @@ def test_without_its_bulkhead_memory_is_not_bounded(monkeypatch: pytest.MonkeyPa
 
 def test_out_of_memory_the_process_dies_by_a_signal() -> None:
     def work() -> int:
-        worker_limits.apply(with_memory=True)
+        worker_limits.apply("w0", with_memory=True)
         try:
             bytearray(2 * limits.WORKER_DATA_BYTES_MAX)
         except MemoryError:
@@ -89,7 +89,7 @@ def test_files_are_refused_above_those_that_were_open_and_what_is_held_can_be_to
 
     def work() -> int:
         use = ProcessUse()
-        worker_limits.apply(with_memory=True)
+        worker_limits.apply("w0", with_memory=True)
         assert not use.is_out_of_files()
         opened = _files_opened()
         assert use.is_out_of_files()
@@ -104,7 +104,7 @@ def test_a_bound_of_the_machine_s_that_is_lower_stays() -> None:
     def work() -> int:
         lower = process_use.open_files() + 10
         resource.setrlimit(resource.RLIMIT_NOFILE, (lower, lower))
-        worker_limits.apply(with_memory=True)
+        worker_limits.apply("w0", with_memory=True)
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (lower, lower)
         return 0
 
@@ -120,7 +120,7 @@ def test_a_crash_dumps_nothing(tmp_path_factory: pytest.TempPathFactory, bounded
         _, hard = resource.getrlimit(resource.RLIMIT_CORE)
         resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
         if bounded:
-            worker_limits.apply(with_memory=True)
+            worker_limits.apply("w0", with_memory=True)
         signal.signal(signal.SIGSEGV, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGSEGV)
         return 0
@@ -136,7 +136,7 @@ def test_a_crash_dumps_nothing(tmp_path_factory: pytest.TempPathFactory, bounded
 
 def test_a_thread_s_stack_takes_little_of_the_bound() -> None:
     def work() -> int:
-        worker_limits.apply(with_memory=True)
+        worker_limits.apply("w0", with_memory=True)
         before = process_use.data_bytes()
         for _ in range(20):
             threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -151,7 +151,7 @@ def test_a_worker_is_a_session_of_its_own_and_gives_way(leads: bool) -> None:
         if leads:  # as Ray has it
             os.setpgid(0, 0)
         niceness = os.nice(0)
-        worker_limits.apply(with_memory=True)
+        worker_limits.apply("w0", with_memory=True)
         assert os.getsid(0) == os.getpid()
         return os.nice(0) - niceness
 
