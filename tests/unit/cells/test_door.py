@@ -770,13 +770,16 @@ async def test_a_leaking_worker_is_ended_and_its_partner_taken_over(
     async with weakened(tmp_path, cluster, *off) as cell:
         await cell.onboard("alpha", "beta")
         link = cell.link("alpha")
-        assert code(await order(cell, "alpha", "leak:250", "c1")) is RefusalCode.CURRENCY_UNKNOWN
+        answered = code(await order(cell, "alpha", "leak:250", "c1"))
+        # A beat may come before the answer, on a machine that has much to do; then it is sent again, and leaks again.
+        ended_before = set() if off else {RefusalCode.OUTCOME_UNKNOWN, RefusalCode.COMMAND_QUARANTINED}
+        assert answered in {RefusalCode.CURRENCY_UNKNOWN} | ended_before
         await eventually(lambda: link.heartbeat.resident_bytes > 250_000_000 or link.name not in cell.workforce.links)
         if off:
             await asyncio.sleep(2 * limits.HEARTBEAT_INTERVAL_MS / 1_000)
             assert link.name in cell.workforce.links
             return
-        await eventually(lambda: cell.door._seats["alpha"].takeovers == 1)
+        await eventually(lambda: cell.door._seats["alpha"].takeovers >= 1)
         began = time.monotonic()
         await cell.serves("alpha")
         assert time.monotonic() - began < 1
