@@ -124,8 +124,6 @@ def order_fault(partner: str, fault: str) -> None:
     """Send one payment of the partner's that has its worker crash, loop or leak as it is decided."""
     run = session.current()
     gateway = run.require_gateway()
-    if not gateway.status()["control_plane"]["fault_injection"]:
-        raise GatewayError("this gateway obeys no such commands: start it with --fault-injection, or say --own")
     # Its strikes, too: one experiment after the other would end with the partner's quarantine, as it should.
     run.undo.add(f"release {partner}", functools.partial(partners.release, gateway, partner))
     run.strike()

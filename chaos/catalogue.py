@@ -16,6 +16,7 @@ import orjson
 
 from chaos import limits
 from chaos.faults import DELAYED, IS_LIMITED, MAY_CUT_OFF, MAY_PEND, MAY_REFUSE, NO_ERROR, Excuse, Excuses, in_words
+from chaos.needs import Need, Needs
 
 FOLDER: Final = Path(__file__).parent / "experiments"
 EXTENSION: Final = "bulkhead"
@@ -70,8 +71,8 @@ class Activity:
 class Experiment:
     """A row of the table. `goal_ms`: so long after the fault's begin, or its end, everybody is served as ever.
 
-    `fdb_server`: it needs a FoundationDB server of its own. `begin`: what is done; `end`: what takes it away again,
-    None where it is over at once.
+    `needs`: what not every gateway or machine has. `begin`: what is done; `end`: what takes it away again, None where
+    it is over at once.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Experiment:
     end: Activity | None = None
     goal_from_end: bool = False
     signs: tuple[Sign, ...] = ()
-    fdb_server: bool = False
+    needs: Needs = frozenset()
 
     def excuses(self, group: "Group") -> Excuses:
         """Give what a group of partners may get while the fault lasts."""
@@ -142,6 +143,8 @@ _STORE_AWAY: Final = (
     Sign("log", "partner_unavailable", "cell-*.door"),
     Sign("log", "commit_failed", "cell-*.worker-*"),
 )
+_ORDERS: Final = frozenset({Need.FAULT_INJECTION})
+_OWN_FDB: Final = frozenset({Need.FDB_SERVER})
 _UP_MS: Final = limits.GOAL_CONTROL_PLANE_STARTS_MS
 _BANK_MS: Final = limits.GOAL_ACQUIRER_MS
 # The second death of a worker finds the spare used up.
@@ -160,14 +163,16 @@ EXPERIMENTS: Final = (
                *_stop("the worker", "worker"), signs=(_WORKER_DEAD,)),
     Experiment("poison-command", "A command of a partner ends whatever worker decides it", Scope.PARTNER,
                MAY_REFUSE, NO_ERROR, NO_ERROR, _REPLACED_MS,
-               _act("a poison command", "order_fault", partner="${partner}", fault="crash"), signs=(_WORKER_DEAD,)),
+               _act("a poison command", "order_fault", partner="${partner}", fault="crash"),
+               signs=(_WORKER_DEAD,), needs=_ORDERS),
     Experiment("worker-looping", "A command of a partner keeps its worker on a CPU for ever", Scope.PARTNER,
                MAY_REFUSE, NO_ERROR, NO_ERROR, 2 * limits.GOAL_SILENT_FOUND_MS + _REPLACED_MS,
-               _act("a command that loops", "order_fault", partner="${partner}", fault="loop"), signs=(_WORKER_DEAD,)),
+               _act("a command that loops", "order_fault", partner="${partner}", fault="loop"),
+               signs=(_WORKER_DEAD,), needs=_ORDERS),
     Experiment("worker-leaking", "A command of a partner lets its worker take memory and keep it", Scope.PARTNER,
                MAY_REFUSE, NO_ERROR, NO_ERROR, 2 * limits.GOAL_SILENT_FOUND_MS + _REPLACED_MS,
                _act("a command that leaks", "order_fault", partner="${partner}", fault="leak:600"),
-               signs=(_WORKER_DEAD,)),
+               signs=(_WORKER_DEAD,), needs=_ORDERS),
     Experiment("flood", "A partner floods at 50 times its limit", Scope.PARTNER,
                IS_LIMITED, NO_ERROR, NO_ERROR, limits.FLOOD_RECOVERY_MS,
                _act("flood", "start_flood", partner="${partner}"), _act("the flood ends", "restore"),
@@ -221,11 +226,11 @@ EXPERIMENTS: Final = (
     Experiment("fdb-server-killed", "The only FoundationDB server is killed, and started again later", Scope.ALL,
                MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.GOAL_FDB_SERVER_BACK_MS,
                _act("kill the server", "kill_fdb_server"),
-               _act("start the server again", "restore"), goal_from_end=True, fdb_server=True,
+               _act("start the server again", "restore"), goal_from_end=True, needs=_OWN_FDB,
                signs=_STORE_AWAY),
     Experiment("fdb-server-stopped", "The only FoundationDB server is stopped, and goes on later", Scope.ALL,
                MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.GOAL_FDB_SERVER_BACK_MS,
-               *_stop("the server", "FoundationDB server"), goal_from_end=True, fdb_server=True,
+               *_stop("the server", "FoundationDB server"), goal_from_end=True, needs=_OWN_FDB,
                signs=_STORE_AWAY),
 )
 # fmt: on
@@ -300,7 +305,7 @@ def _extension(experiment: Experiment) -> dict[str, Any]:
         "allows": allows,
         "goal_ms": experiment.goal_ms,
         "goal_from_end": experiment.goal_from_end,
-        "fdb_server": experiment.fdb_server,
+        "needs": sorted(need.name for need in experiment.needs),
         "signs": [
             {"kind": sign.kind, "name": sign.name, "log": sign.log, "where": dict(sign.where)}
             for sign in experiment.signs
@@ -357,7 +362,7 @@ def read(found: Mapping[str, Any], where: str = "the experiment") -> Experiment:
             goal_ms=int(extension["goal_ms"]),
             goal_from_end=bool(extension["goal_from_end"]),
             signs=tuple(signs),
-            fdb_server=bool(extension["fdb_server"]),
+            needs=frozenset(Need[name] for name in extension["needs"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CatalogueError(f"{where}: its extension {EXTENSION!r} can't be read: {error!r}") from error

@@ -22,12 +22,13 @@ from chaoslib.types import Schedule, Strategy
 from rich.console import Console
 from rich.table import Table
 
-from chaos import catalogue, limits, session
+from chaos import catalogue, limits, needs, session
 from chaos.catalogue import CatalogueError, Experiment, Group
 from chaos.containment import EXIT_INTERRUPTED, EXIT_NOT_RUN
 from chaos.faults import in_words
-from chaos.fdb_server import FdbServerError, missing_programs
+from chaos.fdb_server import FdbServerError
 from chaos.installation import GatewayError
+from chaos.needs import Need, Needs
 from chaos.own_gateway import ROOT, OwnGateway
 from chaos.run_settings import RunSettings, RunSettingsError
 from chaos.session import Session
@@ -68,7 +69,7 @@ def list_experiments(*, as_json: AsJson = False) -> None:
                 "scope": one.scope.value,
                 "allows": {group.value: in_words(one.excuses(group)) for group in Group},
                 "goal_ms": one.goal_ms,
-                "needs": ["--own", "fdbserver"] if one.fdb_server else [],
+                "needs": needs.in_words(one.needs),
             }
             for one in found
         ]
@@ -78,7 +79,7 @@ def list_experiments(*, as_json: AsJson = False) -> None:
     for name in ("experiment", "target", "does", "needs"):
         table.add_column(name)
     for one in found:
-        table.add_row(one.name, one.scope.value, one.title, "--own, fdbserver" if one.fdb_server else "")
+        table.add_row(one.name, one.scope.value, one.title, ", ".join(needs.in_words(one.needs)))
     _console().print(table)
 
 
@@ -146,6 +147,7 @@ def run(  # noqa: PLR0913 - one for each option
                 ensure_experiment_is_valid(found)
                 _show_plan(one, settings)
             return
+        _require_possible(experiments, own=own)
         codes = _run_all(experiments, Wanted(configuration, own, as_json))
     except (CatalogueError, RunSettingsError, GatewayError, FdbServerError, ControlPlaneError) as error:
         _fail(str(error))
@@ -156,11 +158,19 @@ def run(  # noqa: PLR0913 - one for each option
 
 def _can_run(experiment: Experiment, *, own: bool) -> bool:
     """Say whether it can be run here; tell why not."""
-    why = "it needs --own" if not own else missing_programs()
-    if experiment.fdb_server and why is not None:
+    why = needs.missing_here(experiment.needs, own=own)
+    if why is not None:
         _console(stderr=True).print(f"{experiment.name} is left out: {why}", style="yellow", markup=False)
         return False
     return True
+
+
+def _require_possible(experiments: list[tuple[Experiment, dict[str, Any]]], *, own: bool) -> None:
+    """See that nothing is missing here. Raises GatewayError, before anything is begun."""
+    for one, _ in experiments:
+        why = needs.missing_here(one.needs, own=own)
+        if why is not None:
+            raise GatewayError(f"{one.name} can't be run: {why}")
 
 
 def _run_all(experiments: list[tuple[Experiment, dict[str, Any]]], wanted: Wanted) -> list[int]:
@@ -168,9 +178,11 @@ def _run_all(experiments: list[tuple[Experiment, dict[str, Any]]], wanted: Wante
     codes: list[int] = []
     results: list[Mapping[str, Any]] = []
     share = wanted.own and len(experiments) > 1
-    with _shared_gateway(wanted.configuration["bulkheads_off"]) if share else contextlib.nullcontext() as shared:
+    shared_needs = frozenset[Need]().union(*(one.needs for one, _ in experiments if needs.is_shared(one.needs)))
+    off = wanted.configuration["bulkheads_off"]
+    with _shared_gateway(shared_needs, off) if share else contextlib.nullcontext() as shared:
         for one, found in experiments:
-            session.lend(None if one.fdb_server else shared)
+            session.lend(shared if needs.is_shared(one.needs) else None)
             result = run_one(one, found, wanted)
             results.append(result)
             codes.append(int(result["exit_code"]))
@@ -184,8 +196,8 @@ def _run_all(experiments: list[tuple[Experiment, dict[str, Any]]], wanted: Wante
 
 
 @contextlib.contextmanager
-def _shared_gateway(bulkheads_off: str) -> Iterator[OwnGateway]:
-    own = OwnGateway(ROOT, bulkheads_off=bulkheads_off)
+def _shared_gateway(needed: Needs, bulkheads_off: str) -> Iterator[OwnGateway]:
+    own = OwnGateway(ROOT, needs=needed, bulkheads_off=bulkheads_off)
     try:
         own.start()
         yield own

@@ -67,6 +67,11 @@ class Gateway(Installation):
         return f"http://{HOST}:{self.ports.http}"
 
     @property
+    def store_kind(self) -> str:
+        """What keeps its partners' books."""
+        return self.store.kind
+
+    @property
     def acquirer_url(self) -> str:
         """Where the acquirer simulator listens."""
         return f"http://{HOST}:{self.ports.acquirer}"

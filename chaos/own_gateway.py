@@ -11,6 +11,7 @@ from chaos import limits
 from chaos.fdb_server import FdbServer
 from chaos.gateway import Gateway
 from chaos.installation import GatewayError
+from chaos.needs import Need, Needs
 from chaos.store_choice import SQLITE, StoreChoice
 from control_plane import data_folder
 from control_plane.errors import ControlPlaneError
@@ -19,16 +20,16 @@ ROOT: Final = Path(".chaos")
 
 
 class OwnGateway:
-    """One gateway below `root`, and its FoundationDB server where it is to have one.
+    """One gateway below `root`, with what `needs` asks for: a FoundationDB server, say.
 
     Commands may order faults of it; `bulkheads_off`: bulkheads that it goes without, commas between.
     """
 
     def __init__(
-        self, root: Path, *, fdb_server: bool = False, cells: int = limits.CHAOS_CELLS, bulkheads_off: str = ""
+        self, root: Path, *, needs: Needs = frozenset(), cells: int = limits.CHAOS_CELLS, bulkheads_off: str = ""
     ) -> None:
         self._root = root.absolute()
-        self.server = FdbServer(self._root / "fdb") if fdb_server else None
+        self.server = FdbServer(self._root / "fdb") if Need.FDB_SERVER in needs else None
         store = SQLITE if self.server is None else StoreChoice("fdb", self.server.cluster_file)
         off = ("--bulkheads-off", bulkheads_off) if bulkheads_off else ()
         self.gateway = Gateway(self._root, cells=cells, store=store, up_arguments=("--fault-injection", *off))

@@ -20,7 +20,7 @@ import psutil
 
 from cells.api import limits as api_limits
 from cells.fault_injection import METADATA_KEY
-from chaos import limits, limits_checker, linearizability, machine, partners, safeguards
+from chaos import limits, limits_checker, linearizability, machine, needs, partners, safeguards
 from chaos.catalogue import Experiment, Sign
 from chaos.checker import Fault, Judgement, judge_money, judge_ordered
 from chaos.containment import Circumstances, Moments, Target
@@ -341,18 +341,22 @@ class Session:
     # Parts
 
     def _find_gateway(self) -> None:
-        settings = self.settings
+        settings, needed = self.settings, self.experiment.needs
+        missing = needs.missing_here(needed, own=self.own is not None or settings.own)
+        if missing is not None:
+            raise GatewayError(missing)
         if self.own is None and settings.own:
             self._say("starting a gateway")
-            self.own = OwnGateway(ROOT, fdb_server=self.experiment.fdb_server, bulkheads_off=settings.bulkheads_off)
+            self.own = OwnGateway(ROOT, needs=needed, bulkheads_off=settings.bulkheads_off)
             self._ends_own = True
             self.own.start()
         if self.own is not None:
             self.gateway = self.own.gateway
         else:
             self.gateway = Attached(DataFolder(settings.data_folder))
-        if self.experiment.fdb_server:
-            self.require_server()
+        missing = needs.missing_there(needed, self.gateway.status(), self.gateway.store_kind)
+        if missing is not None:
+            raise GatewayError(missing)
 
     def _choose(self) -> None:
         """Choose the target, as the seed has it where nobody was named; name the partners. Raises GatewayError."""

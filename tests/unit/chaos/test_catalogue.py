@@ -37,7 +37,7 @@ def test_chaos_toolkit_takes_each(name: str) -> None:
 def test_what_a_row_says_is_read_back_from_its_file(experiment: Experiment) -> None:
     found = catalogue.read(orjson.loads(orjson.dumps(catalogue.document(experiment))))
     assert found.signs == experiment.signs
-    for field in ("name", "title", "scope", "own", "cell", "others", "goal_ms", "goal_from_end", "fdb_server"):
+    for field in ("name", "title", "scope", "own", "cell", "others", "goal_ms", "goal_from_end", "needs"):
         assert getattr(found, field) == getattr(experiment, field), field
 
 

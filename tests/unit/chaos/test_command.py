@@ -37,6 +37,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> N
         (("run",), "name one experiment, or say --all"),
         (("run", "no-fault", "--all"), "name one experiment, or say --all"),
         (("run", "no-fault", "--duration", "0.1"), "duration_s is 0.1"),
+        (("run", "fdb-server-killed"), "fdb-server-killed can't be run: it needs a FoundationDB server of the exp"),
         (("run", "worker-killed", "--partner", "acme"), "'acme' is no partner of an experiment's"),
     ],
 )
