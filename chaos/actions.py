@@ -7,16 +7,17 @@ import functools
 import secrets
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, ParamSpec
+from typing import Any, Final, ParamSpec
 
 import httpx
 import psutil
 from chaoslib.exceptions import InterruptExecution
 
 from cells.api import limits as api_limits
-from chaos import limits, partners, session, victims
+from chaos import files, limits, partners, session, syscalls, victims
+from chaos.cell_disk import CellDisk
 from chaos.faults import Target
 from chaos.fdb_server import FdbServerError
 from chaos.gateway import Gateway
@@ -31,6 +32,8 @@ P = ParamSpec("P")
 FAILURES: Final = (
     GatewayError,
     FdbServerError,
+    files.FileFaultError,
+    syscalls.SystemCallFaultError,
     LoadError,
     BookError,
     ControlPlaneError,
@@ -158,6 +161,39 @@ def kill_fdb_server() -> None:
     run.undo.add("start the FoundationDB server again", functools.partial(server.start, wait=False))
     run.strike()
     server.kill()
+
+
+@_ending
+def damage_book(partner: str, damage: str) -> None:
+    """Damage a partner's book on the disk; to undo it, the book is put back as it was."""
+    run = session.current()
+    gateway = run.require_gateway()
+    book = gateway.folder.cell_folder(run.target.cells[partner]) / "partners" / f"{partner}.sqlite"
+    owner, kept = gateway.worker_of(partner), run.folder / "kept-book"
+    run.strike()
+    damaged = files.damage(book, files.Damage[damage], seed=run.settings.seed, keep_in=kept, owner=owner)
+    run.undo.add(f"put {partner}'s book back, which is kept in {kept}", damaged.put_back)
+
+
+@_ending
+def spoil_disk(cell: str, fault: str) -> None:
+    """Let the fsyncs of a cell's workers be slow (`slow`), or their writes fail for want of room (`full`)."""
+    run = session.current()
+    faults = {"slow": syscalls.slow_syncs(limits.CHAOS_SYNC_DELAY_MS), "full": syscalls.DISK_FULL}
+    disk = CellDisk(run.require_gateway(), cell, faults[fault])
+    run.undo.add(f"{cell}'s disk is well again", disk.end)
+    run.strike()
+    disk.start()
+
+
+@_ending
+def spoil_network(cell: str, toxics: Sequence[Mapping[str, Any]]) -> None:
+    """Put toxics on the way from the routers to a cell's door."""
+    run = session.current()
+    proxies = run.require_proxies()
+    run.undo.add(f"the network of {cell} is well again", proxies.make_whole)
+    run.strike()
+    proxies.spoil(cell, toxics)
 
 
 @_ending

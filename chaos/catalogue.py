@@ -17,6 +17,7 @@ import orjson
 from chaos import limits
 from chaos.faults import DELAYED, IS_LIMITED, MAY_CUT_OFF, MAY_PEND, MAY_REFUSE, NO_ERROR, Excuse, Excuses, in_words
 from chaos.needs import Need, Needs
+from chaos.toxics import Bandwidth, Latency, ResetPeer, Slicer, Stream, Toxic
 
 FOLDER: Final = Path(__file__).parent / "experiments"
 EXTENSION: Final = "bulkhead"
@@ -132,6 +133,20 @@ def _bank(mode: str, **more: Any) -> tuple[Activity, Activity]:
     )
 
 
+def _disk(fault: str) -> tuple[Activity, Activity]:
+    return (
+        _act(f"the cell's disk: {fault}", "spoil_disk", cell="${cell}", fault=fault),
+        _act("the disk is well again", "restore"),
+    )
+
+
+def _network(what: str, *toxics: Toxic) -> tuple[Activity, Activity]:
+    return (
+        _act(f"the cell's network: {what}", "spoil_network", cell="${cell}", toxics=[one.fields() for one in toxics]),
+        _act("the network is well again", "restore"),
+    )
+
+
 def _ended(child: str) -> Sign:
     return Sign("log", "process_ended", "control_plane", (("child", child),))
 
@@ -143,6 +158,25 @@ _STORE_AWAY: Final = (
     Sign("log", "partner_unavailable", "cell-*.door"),
     Sign("log", "commit_failed", "cell-*.worker-*"),
 )
+_CELL_LOST: Final = Sign("log", "cell_lost", "router-*", (("cell", "${cell}"),))
+_BOTH_WAYS: Final[tuple[Stream, Stream]] = ("upstream", "downstream")
+_SLOW: Final = [
+    Latency(stream=way, latency=limits.CHAOS_NETWORK_DELAY_MS, jitter=limits.CHAOS_NETWORK_JITTER_MS)
+    for way in _BOTH_WAYS
+]
+_CUT: Final = [Bandwidth(stream=way, rate=0) for way in _BOTH_WAYS]
+_RESET: Final = [ResetPeer(stream=way) for way in _BOTH_WAYS]
+_SLICED: Final = [
+    Slicer(
+        stream=way,
+        average_size=limits.CHAOS_SLICE_BYTES,
+        size_variation=limits.CHAOS_SLICE_VARIATION_BYTES,
+        delay=limits.CHAOS_SLICE_PAUSE_US,
+    )
+    for way in _BOTH_WAYS
+]
+_PROXIES: Final = frozenset({Need.FAULT_PROXIES})
+_DISK: Final = frozenset({Need.SQLITE, Need.STRACE})
 _ORDERS: Final = frozenset({Need.FAULT_INJECTION})
 _OWN_FDB: Final = frozenset({Need.FDB_SERVER})
 _UP_MS: Final = limits.GOAL_CONTROL_PLANE_STARTS_MS
@@ -199,6 +233,12 @@ EXPERIMENTS: Final = (
     Experiment("acquirer-silent", "A partner's acquirer charges and does not answer", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("silent"), goal_from_end=True,
                signs=(_NO_OUTCOME, _BREAKER)),
+    Experiment("book-corrupted", "A partner's book is damaged on the disk, and put back later", Scope.PARTNER,
+               MAY_REFUSE, NO_ERROR, NO_ERROR, limits.GOAL_DISK_MS,
+               _act("damage the book", "damage_book", partner="${partner}", damage="PAGES"),
+               _act("put the book back", "restore"), goal_from_end=True,
+               signs=(Sign("log", "partner_unavailable", "${cell}.door", (("partner", "${partner}"),)),),
+               needs=frozenset({Need.SQLITE})),
     # One cell.
     Experiment("door-killed", "A cell's door is killed", Scope.CELL,
                DELAYED, DELAYED, NO_ERROR, limits.GOAL_DOOR_KILLED_MS,
@@ -215,6 +255,23 @@ EXPERIMENTS: Final = (
     Experiment("cell-killed", "All processes of a cell are killed at once", Scope.CELL,
                MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_CELL_KILLED_MS,
                _kill("the cell", "cell"), signs=(_ended("${cell}.door"), _ended("${cell}.ray"))),
+    Experiment("disk-full", "A cell's disk is full for a while", Scope.CELL,
+               MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_DISK_MS, *_disk("full"), goal_from_end=True,
+               signs=(Sign("log", "commit_failed", "${cell}.worker-*"),), needs=_DISK),
+    Experiment("fsync-slow", "Each fsync of a cell's disk takes 0.3 s longer", Scope.CELL,
+               DELAYED, DELAYED, NO_ERROR, limits.GOAL_DISK_MS, *_disk("slow"), goal_from_end=True, needs=_DISK),
+    Experiment("network-slow", "The network between routers and a cell takes 0.25 s each way", Scope.CELL,
+               DELAYED, DELAYED, NO_ERROR, limits.GOAL_NETWORK_MS,
+               *_network("slow", *_SLOW), goal_from_end=True, needs=_PROXIES),
+    Experiment("network-cut", "The network between routers and a cell lets nothing through", Scope.CELL,
+               MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_NETWORK_MS,
+               *_network("cut", *_CUT), goal_from_end=True, needs=_PROXIES),
+    Experiment("network-reset", "The network between routers and a cell resets each connection", Scope.CELL,
+               MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_NETWORK_MS,
+               *_network("reset", *_RESET), goal_from_end=True, signs=(_CELL_LOST,), needs=_PROXIES),
+    Experiment("network-slicing", "The network between routers and a cell delivers frames in slices", Scope.CELL,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_NETWORK_MS,
+               *_network("slices", *_SLICED), goal_from_end=True, needs=_PROXIES),
     # What all share.
     Experiment("router-killed", "A router is killed", Scope.ALL,
                MAY_CUT_OFF, MAY_CUT_OFF, MAY_CUT_OFF, limits.GOAL_ROUTER_KILLED_MS,

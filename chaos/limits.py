@@ -135,6 +135,8 @@ FAULT_PROXY_CONNECTIONS_MAX: Final = 1_024
 FAULT_PROXY_BACKLOG: Final = 256
 FAULT_PROXY_CONNECT_TIMEOUT_MS: Final = 5_000
 FAULT_PROXY_CLOSE_TIMEOUT_MS: Final = 5_000
+FAULT_PROXY_START_TIMEOUT_MS: Final = 20_000
+FAULT_PROXY_API_TIMEOUT_MS: Final = 5_000
 FAULT_PROXY_REQUEST_BYTES_MAX: Final = 64 * 1_024
 TOXICS_MAX: Final = 32
 TOXIC_TIME_MS_MAX: Final = 3_600_000
@@ -189,6 +191,17 @@ CHAOS_FLOOD_FIRST_AMOUNT: Final = 100_000_000
 CHAOS_BAD_KEYS_PER_SECOND: Final = 300
 # Slow, and within the time that the gateway waits for an acquirer.
 ACQUIRER_SLOW_MS: Final = 2_000
+# An fsync that takes so long is a disk in trouble; commits of one partner still end within the client's deadline.
+CHAOS_SYNC_DELAY_MS: Final = 300
+# Both ways, each with a jitter: a call takes twice that, and is disturbed.
+CHAOS_NETWORK_DELAY_MS: Final = 250
+CHAOS_NETWORK_JITTER_MS: Final = 50
+CHAOS_SLICE_BYTES: Final = 64
+CHAOS_SLICE_VARIATION_BYTES: Final = 60
+CHAOS_SLICE_PAUSE_US: Final = 100
+# After its disk or its network is well again a cell is served as ever within this.
+GOAL_DISK_MS: Final = 4_000
+GOAL_NETWORK_MS: Final = 2_000
 CHAOS_FINDINGS_SHOWN_MAX: Final = 50
 CHAOS_CHART_STEP_S: Final = 1.0
 
@@ -201,5 +214,8 @@ assert (CHAOS_DURATION_S_MAX + CHAOS_LOAD_MORE_S) * CHAOS_LOAD_PER_SECOND_MAX / 
     "a journey makes two calls and more"
 )
 assert CHAOS_DURATION_S_MAX * CHAOS_RATE_PER_SECOND * CHAOS_FLOOD_FACTOR < JOURNEYS_PLANNED_MAX
+assert 2 * CHAOS_NETWORK_DELAY_MS > DISTURBED_MS
+assert CHAOS_SLICE_VARIATION_BYTES < CHAOS_SLICE_BYTES
+assert 4 * CHAOS_SYNC_DELAY_MS < CLIENT_DEADLINE_MS
 assert ACQUIRER_SLOW_MS < actor_limits.ACQUIRER_TIMEOUT_MS
 assert FLOOD_RECOVERY_MS > CHAOS_RATE_BURST * 1_000 // CHAOS_RATE_PER_SECOND

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from chaos import limits
+from chaos.door_proxies import DoorProxies
 from chaos.fdb_server import FdbServer
 from chaos.gateway import Gateway
 from chaos.installation import GatewayError
@@ -32,7 +33,13 @@ class OwnGateway:
         self.server = FdbServer(self._root / "fdb") if Need.FDB_SERVER in needs else None
         store = SQLITE if self.server is None else StoreChoice("fdb", self.server.cluster_file)
         off = ("--bulkheads-off", bulkheads_off) if bulkheads_off else ()
+        self.proxies: DoorProxies | None = None
         self.gateway = Gateway(self._root, cells=cells, store=store, up_arguments=("--fault-injection", *off))
+        if Need.FAULT_PROXIES in needs:
+            doors = {f"cell-{index}": self.gateway.ports.door + index for index in range(cells)}
+            self.proxies = DoorProxies(self._root / "proxies", doors)
+            advertised = ("--door-advertised-port", str(self.proxies.first_port))
+            self.gateway.up_arguments = (*self.gateway.up_arguments, *advertised)
 
     def start(self) -> None:
         """Wipe what an earlier run left, and start it. Raises GatewayError, FdbServerError, ControlPlaneError."""
@@ -40,6 +47,8 @@ class OwnGateway:
         if self.server is not None:
             self.server.start()
             asyncio.run(self.gateway.store.durability())  # waits until clients are answered, too
+        if self.proxies is not None:
+            self.proxies.start()
         self.gateway.start()
         self.gateway.wait_ready()
 
@@ -55,6 +64,8 @@ class OwnGateway:
                 self.gateway.interrupt()
             leftovers = [str(process) for process in self.gateway.leftovers()]
         self.gateway.kill_everything()
+        if self.proxies is not None:
+            self.proxies.end()
         if self.server is not None:
             self.server.end()
         return leftovers
@@ -68,6 +79,8 @@ class OwnGateway:
                 raise GatewayError(f"a gateway runs on {self.gateway.folder.root}: {error.what}") from error
         if self.server is not None:
             self.server.end_left_over()
+        if self.proxies is not None:
+            self.proxies.end_left_over()
         if self._root.exists():
             shutil.rmtree(self._root)
         self._root.mkdir(mode=0o700, parents=True)

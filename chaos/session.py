@@ -24,6 +24,7 @@ from chaos import limits, limits_checker, linearizability, machine, needs, partn
 from chaos.catalogue import Experiment, Sign
 from chaos.checker import Fault, Judgement, judge_money, judge_ordered
 from chaos.containment import Circumstances, Moments, Target
+from chaos.door_proxies import DoorProxies
 from chaos.experiment import bring_to_rest, plan_for
 from chaos.faults import NO_ERROR
 from chaos.fdb_server import FdbServer
@@ -91,6 +92,12 @@ class Session:
         if self.own is None or self.own.server is None:
             raise GatewayError("there is no FoundationDB server of the experiment's own: run it with --own")
         return self.own.server
+
+    def require_proxies(self) -> DoorProxies:
+        """Give the fault proxies before its doors. Raises GatewayError."""
+        if self.own is None or self.own.proxies is None:
+            raise GatewayError("there are no fault proxies before this gateway's doors: run it with --own")
+        return self.own.proxies
 
     @property
     def protected(self) -> dict[str, str]:
@@ -451,6 +458,8 @@ class Session:
             pids.append(self.gateway.up.pid)
         if self.own is not None and self.own.server is not None:
             pids.append(self.own.server.pid)
+        if self.own is not None and self.own.proxies is not None:
+            pids.append(self.own.proxies.pid)
         for pid in pids:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if pid is not None:
