@@ -197,6 +197,20 @@ def spoil_network(cell: str, toxics: Sequence[Mapping[str, Any]]) -> None:
 
 
 @_ending
+def move_clock(offset_s: int) -> None:
+    """Let the wall clock of all routers, doors and workers jump, and back to the right time to undo it."""
+    run = session.current()
+    clock = run.require_clock()
+    rows = [row for row in run.require_gateway().status()["processes"] if row["pid"] and row["role"] != "acquirer"]
+    still = [row["process"] for row in rows if not clock.moves(row["pid"])]
+    if still:
+        raise GatewayError(f"these have another clock, which would not jump: {', '.join(still)}")
+    run.undo.add("the clock is right again", functools.partial(clock.set_offset_s, 0))
+    run.strike()
+    clock.set_offset_s(offset_s)
+
+
+@_ending
 def hold(seconds: float) -> None:
     """Let the fault last; end early where a safeguard says so."""
     run = session.current()

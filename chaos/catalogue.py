@@ -29,6 +29,7 @@ class Scope(StrEnum):
 
     NOBODY = "nobody"
     PARTNER = "partner"
+    POOL = "pool"
     CELL = "cell"
     ALL = "all"
 
@@ -104,7 +105,7 @@ class Group(StrEnum):
 
 def group_of(scope: Scope, partner: str, cell: str, target: str, target_cell: str) -> Group:
     """Say how a partner stands to the target."""
-    if scope is Scope.ALL or (scope is Scope.PARTNER and partner == target):
+    if scope is Scope.ALL or (scope in {Scope.PARTNER, Scope.POOL} and partner == target):
         return Group.TARGET
     if scope is Scope.NOBODY or cell != target_cell:
         return Group.OTHERS
@@ -147,6 +148,13 @@ def _network(what: str, *toxics: Toxic) -> tuple[Activity, Activity]:
     )
 
 
+def _clock(offset_s: int) -> tuple[Activity, Activity]:
+    return (
+        _act(f"the clock jumps by {offset_s} s", "move_clock", offset_s=offset_s),
+        _act("the clock is right again", "restore"),
+    )
+
+
 def _ended(child: str) -> Sign:
     return Sign("log", "process_ended", "control_plane", (("child", child),))
 
@@ -177,6 +185,7 @@ _SLICED: Final = [
 ]
 _PROXIES: Final = frozenset({Need.FAULT_PROXIES})
 _DISK: Final = frozenset({Need.SQLITE, Need.STRACE})
+_CLOCK: Final = frozenset({Need.CLOCK})
 _ORDERS: Final = frozenset({Need.FAULT_INJECTION})
 _OWN_FDB: Final = frozenset({Need.FDB_SERVER})
 _UP_MS: Final = limits.GOAL_CONTROL_PLANE_STARTS_MS
@@ -192,6 +201,9 @@ EXPERIMENTS: Final = (
     Experiment("worker-killed", "A partner's worker is killed", Scope.PARTNER,
                DELAYED, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_KILLED_MS,
                _kill("the worker", "worker"), signs=(_WORKER_DEAD,)),
+    Experiment("pool-killed", "The worker that some partners share is killed", Scope.POOL,
+               DELAYED, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_KILLED_MS,
+               _kill("the pool", "worker"), signs=(_WORKER_DEAD,)),
     Experiment("worker-stopped", "A partner's worker is stopped, and goes on later", Scope.PARTNER,
                DELAYED, NO_ERROR, NO_ERROR, limits.GOAL_SILENT_FOUND_MS + limits.GOAL_WORKER_KILLED_MS,
                *_stop("the worker", "worker"), signs=(_WORKER_DEAD,)),
@@ -280,6 +292,12 @@ EXPERIMENTS: Final = (
                NO_ERROR, NO_ERROR, NO_ERROR, _UP_MS,
                _act("kill the control plane", "kill_control_plane"),
                _act("start the control plane again", "restore"), goal_from_end=True, signs=(Sign("control_plane"),)),
+    Experiment("clock-forward", "The clock of all but the acquirer jumps an hour forward, and back later", Scope.ALL,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_CLOCK_MS,
+               *_clock(limits.CHAOS_CLOCK_JUMP_S), goal_from_end=True, needs=_CLOCK),
+    Experiment("clock-back", "The clock of all but the acquirer jumps an hour back, and forward later", Scope.ALL,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_CLOCK_MS,
+               *_clock(-limits.CHAOS_CLOCK_JUMP_S), goal_from_end=True, needs=_CLOCK),
     Experiment("fdb-server-killed", "The only FoundationDB server is killed, and started again later", Scope.ALL,
                MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.GOAL_FDB_SERVER_BACK_MS,
                _act("kill the server", "kill_fdb_server"),
@@ -470,7 +488,7 @@ def _has(experiment: Experiment, group: Group) -> bool:
     match experiment.scope:
         case Scope.NOBODY:
             return group is Group.OTHERS
-        case Scope.PARTNER:
+        case Scope.PARTNER | Scope.POOL:
             return True
         case Scope.CELL:
             return group is not Group.CELL

@@ -285,7 +285,8 @@ def _show_plan(experiment: Experiment, settings: RunSettings) -> None:
     allowed = {group.value: in_words(experiment.excuses(group)) for group in Group}
     lines = [
         f"on {where}; {experiment.scope} is struck: {target}",
-        f"{limits.CHAOS_PARTNERS_PER_CELL} test partners in each cell, {settings.load_per_second:g} requests a second",
+        f"in each cell {limits.CHAOS_PARTNERS_PER_CELL} test partners, and {limits.CHAOS_POOLED_PER_CELL} in a pool",
+        f"{settings.load_per_second:g} requests a second, all together",
         f"calm for {settings.calm_s:g} s, the fault for {settings.duration_s:g} s, then until all is as ever",
         *(f"allowed for {group}: {words}" for group, words in allowed.items()),
         f"ended at once where others meet more than {limits.CHAOS_ERRORS_OUTSIDE_MAX} errors",

@@ -144,6 +144,7 @@ TOXIC_BYTES_MAX: Final = 1 << 40
 TOXIC_RATE_KB_MAX: Final = 1 << 30
 
 CLOCK_OFFSET_S_MAX: Final = 10 * 366 * 86_400
+CHAOS_CLOCK_JUMP_S: Final = 3_600
 # System calls that are made slow or fail. A tracer ends by itself after so long.
 SYNC_DELAY_MS_MAX: Final = 60_000
 TRACED_S_MAX: Final = 600
@@ -158,6 +159,8 @@ assert FAULT_PROXY_READ_BYTES <= FAULT_PROXY_BUFFER_BYTES
 # Chaos experiments. The load is that of all partners together.
 CHAOS_CELLS: Final = 3
 CHAOS_PARTNERS_PER_CELL: Final = 2
+# Beside these: they share one worker.
+CHAOS_POOLED_PER_CELL: Final = 2
 CHAOS_DURATION_S: Final = 15.0
 CHAOS_DURATION_S_MIN: Final = 2.0
 CHAOS_DURATION_S_MAX: Final = 300.0
@@ -202,6 +205,7 @@ CHAOS_SLICE_PAUSE_US: Final = 100
 # After its disk or its network is well again a cell is served as ever within this.
 GOAL_DISK_MS: Final = 4_000
 GOAL_NETWORK_MS: Final = 2_000
+GOAL_CLOCK_MS: Final = GOAL_WORKER_KILLED_MS
 CHAOS_FINDINGS_SHOWN_MAX: Final = 50
 CHAOS_CHART_STEP_S: Final = 1.0
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-from chaos import fdb_server
+from chaos import clocks, fdb_server
 
 
 class Need(StrEnum):
@@ -19,6 +19,7 @@ class Need(StrEnum):
     STRACE = "strace"
     FAULT_PROXIES = "fault proxies"
     FDB_SERVER = "fdbserver"
+    CLOCK = "cc"
 
 
 Needs = frozenset[Need]
@@ -26,9 +27,10 @@ Needs = frozenset[Need]
 _OF_ITS_OWN: Final = {
     Need.FAULT_PROXIES: "fault proxies before the gateway's doors",
     Need.FDB_SERVER: "a FoundationDB server of the experiment's own",
+    Need.CLOCK: "a gateway whose clock can be moved",
 }
 # What makes a gateway another one: experiments that need one of these share it with no others.
-UNSHARED: Final[Needs] = frozenset({Need.FDB_SERVER})
+UNSHARED: Final[Needs] = frozenset({Need.FDB_SERVER, Need.CLOCK})
 
 
 def is_shared(needs: Needs) -> bool:
@@ -56,6 +58,8 @@ def missing_here(needs: Needs, *, own: bool) -> str | None:
         return missing
     if Need.STRACE in needs and (missing := _missing_programs(("strace", "timeout"))) is not None:
         return f"{missing}; tools/setup-tests installs strace on Debian and Ubuntu"
+    if Need.CLOCK in needs and (missing := _missing_programs((clocks.COMPILER,))) is not None:
+        return f"{missing}: a C compiler makes the clock that is moved"
     return None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from chaos import limits
+from chaos.clocks import Clock, ClockError
 from chaos.door_proxies import DoorProxies
 from chaos.fdb_server import FdbServer
 from chaos.gateway import Gateway
@@ -34,6 +35,8 @@ class OwnGateway:
         store = SQLITE if self.server is None else StoreChoice("fdb", self.server.cluster_file)
         off = ("--bulkheads-off", bulkheads_off) if bulkheads_off else ()
         self.proxies: DoorProxies | None = None
+        self.clock: Clock | None = None
+        self._moves_clock = Need.CLOCK in needs
         self.gateway = Gateway(self._root, cells=cells, store=store, up_arguments=("--fault-injection", *off))
         if Need.FAULT_PROXIES in needs:
             doors = {f"cell-{index}": self.gateway.ports.door + index for index in range(cells)}
@@ -49,6 +52,12 @@ class OwnGateway:
             asyncio.run(self.gateway.store.durability())  # waits until clients are answered, too
         if self.proxies is not None:
             self.proxies.start()
+        if self._moves_clock:
+            try:
+                self.clock = Clock(self._root)
+            except ClockError as error:
+                raise GatewayError(str(error)) from error
+            self.gateway.more_environment = self.clock.environment
         self.gateway.start()
         self.gateway.wait_ready()
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,8 +22,9 @@ import psutil
 from cells.api import limits as api_limits
 from cells.fault_injection import METADATA_KEY
 from chaos import limits, limits_checker, linearizability, machine, needs, partners, safeguards
-from chaos.catalogue import Experiment, Sign
+from chaos.catalogue import Experiment, Scope, Sign
 from chaos.checker import Fault, Judgement, judge_money, judge_ordered
+from chaos.clocks import Clock
 from chaos.containment import Circumstances, Moments, Target
 from chaos.door_proxies import DoorProxies
 from chaos.experiment import bring_to_rest, plan_for
@@ -33,7 +35,7 @@ from chaos.history import Call, Outcome
 from chaos.installation import Attached, GatewayError, Installation
 from chaos.load_process import LoadError, LoadProcess
 from chaos.own_gateway import ROOT, OwnGateway
-from chaos.run_settings import RunSettings
+from chaos.run_settings import POOLED_PREFIX, RunSettings
 from chaos.signs import Seen, Watcher, first_sign
 from chaos.undo import Undo
 from chaos.workload import means_again, read_book, send_one
@@ -98,6 +100,12 @@ class Session:
         if self.own is None or self.own.proxies is None:
             raise GatewayError("there are no fault proxies before this gateway's doors: run it with --own")
         return self.own.proxies
+
+    def require_clock(self) -> Clock:
+        """Give the clock of its processes. Raises GatewayError."""
+        if self.own is None or self.own.clock is None:
+            raise GatewayError("this gateway's clock can't be moved: run it with --own")
+        return self.own.clock
 
     @property
     def protected(self) -> dict[str, str]:
@@ -375,17 +383,23 @@ class Session:
         if settings.cell and settings.cell not in cells:
             raise GatewayError(f"there is no cell {settings.cell!r}; there are {', '.join(cells)}")
         homes = partners.names_for(cells, limits.CHAOS_PARTNERS_PER_CELL)
+        pooled = partners.names_for(cells, limits.CHAOS_POOLED_PER_CELL, POOLED_PREFIX)
         if settings.partner:
-            homes.setdefault(settings.partner, partners.home_of(settings.partner, cells))
+            known = pooled if partners.is_pooled(settings.partner) else homes
+            known.setdefault(settings.partner, partners.home_of(settings.partner, cells))
         dice = random.Random(settings.seed)
-        cell = settings.cell or (homes[settings.partner] if settings.partner else dice.choice(cells))
-        there = sorted(partner for partner, home in homes.items() if home == cell)
+        everybody = homes | pooled
+        cell = settings.cell or (everybody[settings.partner] if settings.partner else dice.choice(cells))
+        wanted = pooled if self.experiment.scope is Scope.POOL else homes
+        there = sorted(partner for partner, home in wanted.items() if home == cell)
         partner = settings.partner or dice.choice(there)
-        if homes[partner] != cell:
-            raise GatewayError(f"{partner} lives in {homes[partner]}, not in {cell}: leave --cell out")
+        if everybody[partner] != cell:
+            raise GatewayError(f"{partner} lives in {everybody[partner]}, not in {cell}: leave --cell out")
+        if self.experiment.scope is Scope.POOL and not partners.is_pooled(partner):
+            raise GatewayError(f"{partner} shares no worker; those that do are called {POOLED_PREFIX}…")
         if not settings.force:
             partners.require_harmless(partners.list_all(gateway), self.experiment.scope, cell)
-        self.target = Target(partner, cell, homes)
+        self.target = Target(partner, cell, everybody)
 
     def _onboard(self) -> None:
         gateway = self.require_gateway()
@@ -395,9 +409,15 @@ class Session:
             keys = list(pool.map(lambda name: partners.take(gateway, name, there), names))
         self.keys = dict(zip(names, keys, strict=True))
         gateway.wait_well(names)
-        found = {row["partner"]: row["cell"] for row in gateway.status()["partners"] if row["partner"] in self.keys}
+        rows = [row for row in gateway.status()["partners"] if row["partner"] in self.keys]
+        found = {row["partner"]: row["cell"] for row in rows}
         if found != dict(self.target.cells):
             raise GatewayError(f"partners live elsewhere than their names say: {found}")
+        workers = {row["partner"]: row["worker"] for row in rows}
+        mates = frozenset(name for name in names if workers[name] == workers[self.target.partner])
+        if self.experiment.scope is Scope.POOL and len(mates) < limits.CHAOS_POOLED_PER_CELL:
+            raise GatewayError(f"{self.target.partner} shares its worker with none of the experiment's partners")
+        self.target = replace(self.target, mates=mates)
         for name in names:
             self._old_books[name], self._old_keys[name] = set(), set()
             if name in there:

@@ -29,6 +29,9 @@ def test_who_orders_faults_says_so() -> None:
         ([Need.FDB_SERVER], True, ["fdbcli"], "fdbserver is not on PATH"),
         ([Need.FDB_SERVER], True, ["fdbserver", "fdbcli"], None),
         ([Need.FAULT_PROXIES], False, [], "it needs fault proxies before the gateway's doors: run it with --own"),
+        ([Need.CLOCK], False, ["cc"], "it needs a gateway whose clock can be moved: run it with --own"),
+        ([Need.CLOCK], True, [], "cc is not on PATH: a C compiler makes the clock"),
+        ([Need.CLOCK], True, ["cc"], None),
         ([Need.STRACE], False, ["timeout"], "strace is not on PATH; tools/setup-tests"),
         ([Need.STRACE], False, ["strace", "timeout"], None),
     ],
@@ -48,6 +51,12 @@ def test_what_the_gateway_lacks() -> None:
     assert "--fault-injection" in str(needs.missing_there(ordered, status(fault_injection=False), "sqlite"))
     assert needs.missing_there(of_files, status(fault_injection=False), "sqlite") is None
     assert "no SQLite files" in str(needs.missing_there(of_files, status(fault_injection=False), "fdb"))
+
+
+def test_one_gateway_is_shared_by_those_whose_needs_leave_it_what_it_is() -> None:
+    assert needs.is_shared(frozenset({Need.FAULT_PROXIES, Need.STRACE, Need.FAULT_INJECTION, Need.SQLITE}))
+    assert not needs.is_shared(frozenset({Need.FDB_SERVER}))
+    assert not needs.is_shared(frozenset({Need.CLOCK}))
 
 
 def test_they_are_named_for_a_listing() -> None:
