@@ -42,6 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _STYLES: Final = {"contained": "bold green", "not contained": "bold red", "unknown": "bold yellow"}
+# An experiment, and the document that it was read from.
+_Found = tuple[Experiment, dict[str, Any]]
 # The worst first.
 _SEVERITY: Final = (EXIT_INTERRUPTED, 1, EXIT_NOT_RUN, 3, 0)
 
@@ -165,7 +167,7 @@ def _can_run(experiment: Experiment, *, own: bool) -> bool:
     return True
 
 
-def _require_possible(experiments: list[tuple[Experiment, dict[str, Any]]], *, own: bool) -> None:
+def _require_possible(experiments: list[_Found], *, own: bool) -> None:
     """See that nothing is missing here. Raises GatewayError, before anything is begun."""
     for one, _ in experiments:
         why = needs.missing_here(one.needs, own=own)
@@ -173,34 +175,46 @@ def _require_possible(experiments: list[tuple[Experiment, dict[str, Any]]], *, o
             raise GatewayError(f"{one.name} can't be run: {why}")
 
 
-def _run_all(experiments: list[tuple[Experiment, dict[str, Any]]], wanted: Wanted) -> list[int]:
-    """Run them; several that need nothing else share one gateway of their own."""
-    codes: list[int] = []
-    results: list[Mapping[str, Any]] = []
-    share = wanted.own and len(experiments) > 1
-    shared_needs = frozenset[Need]().union(*(one.needs for one, _ in experiments if needs.is_shared(one.needs)))
-    off = wanted.configuration["bulkheads_off"]
-    with _shared_gateway(shared_needs, off) if share else contextlib.nullcontext() as shared:
-        for one, found in experiments:
-            session.lend(shared if needs.is_shared(one.needs) else None)
-            result = run_one(one, found, wanted)
-            results.append(result)
-            codes.append(int(result["exit_code"]))
-            if codes[-1] == EXIT_INTERRUPTED:
-                break
+def _run_all(experiments: list[_Found], wanted: Wanted) -> list[int]:
+    """Run them. With --own all that can share a gateway do, and the others follow when it has ended."""
+    alone = [one for one in experiments if not needs.is_shared(one[0].needs)]
+    shared = [one for one in experiments if one not in alone]
+    if not wanted.own or len(shared) < 2:
+        results = _run_each(experiments, wanted)
+    else:
+        needed = frozenset[Need]().union(*(one.needs for one, _ in shared))
+        with _shared_gateway(needed, wanted.configuration["bulkheads_off"]):
+            results = _run_each(shared, wanted)
+        if not _was_interrupted(results):
+            results += _run_each(alone, wanted)
     if wanted.as_json:
         sys.stdout.write(json.dumps({"runs": results}, indent=2, default=str) + "\n")
     elif len(results) > 1:
         _show_results(results)
-    return codes
+    return [int(result["exit_code"]) for result in results]
+
+
+def _run_each(experiments: list[_Found], wanted: Wanted) -> list[Mapping[str, Any]]:
+    results: list[Mapping[str, Any]] = []
+    for one, found in experiments:
+        results.append(run_one(one, found, wanted))
+        if _was_interrupted(results):
+            break
+    return results
+
+
+def _was_interrupted(results: list[Mapping[str, Any]]) -> bool:
+    return any(result["exit_code"] == EXIT_INTERRUPTED for result in results)
 
 
 @contextlib.contextmanager
-def _shared_gateway(needed: Needs, bulkheads_off: str) -> Iterator[OwnGateway]:
+def _shared_gateway(needed: Needs, bulkheads_off: str) -> Iterator[None]:
+    """Lend the runs within a gateway that has all that they need."""
     own = OwnGateway(ROOT, needs=needed, bulkheads_off=bulkheads_off)
     try:
         own.start()
-        yield own
+        session.lend(own)
+        yield
     finally:
         session.lend(None)
         own.stop()
