@@ -161,6 +161,8 @@ CHAOS_CELLS: Final = 3
 CHAOS_PARTNERS_PER_CELL: Final = 2
 # Beside these: they share one worker.
 CHAOS_POOLED_PER_CELL: Final = 2
+# Until those that were kept apart are in one pool again.
+CHAOS_POOLED_MS_MAX: Final = 30_000
 CHAOS_DURATION_S: Final = 15.0
 CHAOS_DURATION_S_MIN: Final = 2.0
 CHAOS_DURATION_S_MAX: Final = 300.0

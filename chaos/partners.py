@@ -79,10 +79,9 @@ def take(gateway: Installation, partner: str, there: Mapping[str, Mapping[str, A
     set_limits(gateway, partner, api_limits.PARTNER_RATE_PER_SECOND_DEFAULT, api_limits.PARTNER_RATE_BURST_DEFAULT)
     if there[partner]["status"] == "suspended":
         client.ask(gateway.folder, "POST", f"/partners/{partner}/resume")
-    if there[partner]["isolation"] != isolation:
-        raise GatewayError(
-            f"{partner} is {there[partner]['isolation']} by now, and is to be {isolation}: change it back"
-        )
+    if isolation == "pooled":
+        # Its door may keep it apart, for a worker that an earlier run killed under its command.
+        client.ask(gateway.folder, "POST", f"/partners/{partner}/pool")
     key = client.ask(gateway.folder, "POST", f"/partners/{partner}/keys", {"grace_s": 0})
     return str(key["key"]["api_key"])
 

@@ -32,7 +32,7 @@ from chaos.faults import NO_ERROR
 from chaos.fdb_server import FdbServer
 from chaos.gateway import Gateway
 from chaos.history import Call, Outcome
-from chaos.installation import Attached, GatewayError, Installation
+from chaos.installation import Attached, GatewayError, Installation, wait_for
 from chaos.load_process import LoadError, LoadProcess
 from chaos.own_gateway import ROOT, OwnGateway
 from chaos.run_settings import POOLED_PREFIX, RunSettings
@@ -413,17 +413,21 @@ class Session:
         found = {row["partner"]: row["cell"] for row in rows}
         if found != dict(self.target.cells):
             raise GatewayError(f"partners live elsewhere than their names say: {found}")
-        workers = {row["partner"]: row["worker"] for row in rows}
-        mates = frozenset(name for name in names if workers[name] == workers[self.target.partner])
-        if self.experiment.scope is Scope.POOL and len(mates) < limits.CHAOS_POOLED_PER_CELL:
-            raise GatewayError(f"{self.target.partner} shares its worker with none of the experiment's partners")
-        self.target = replace(self.target, mates=mates)
+        if self.experiment.scope is Scope.POOL:
+            mates = wait_for(self._mates, f"{self.target.partner} shares its worker", limits.CHAOS_POOLED_MS_MAX)
+            self.target = replace(self.target, mates=mates)
         for name in names:
             self._old_books[name], self._old_keys[name] = set(), set()
             if name in there:
                 book = asyncio.run(read_book(gateway.base_url, self.keys[name]))
                 self._old_books[name] = {str(payment["id"]) for payment in book}
                 self._old_keys[name] = {str(row["key"]) for row in gateway.acquirer_record(name)}
+
+    def _mates(self) -> frozenset[str] | None:
+        """Give those of our partners who share the target's worker, itself among them; None: not all that should."""
+        workers = {row["partner"]: row["worker"] for row in self.require_gateway().status()["partners"]}
+        mates = frozenset(name for name in self.keys if workers.get(name) == workers[self.target.partner])
+        return mates if len(mates) >= limits.CHAOS_POOLED_PER_CELL else None
 
     async def _read_books(self) -> dict[str, list[dict[str, Any]]]:
         base_url = self.require_gateway().base_url
