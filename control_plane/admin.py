@@ -5,7 +5,8 @@ It reads and checks requests and calls the control plane's parts; no decision ab
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
@@ -13,31 +14,24 @@ import structlog
 import uvicorn
 from fastapi import APIRouter, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from cells.api import limits as wire_limits
 from control_plane import limits
 from control_plane.api_keys import make_partner_id
 from control_plane.doors import Doors
 from control_plane.errors import ControlPlaneError, RegistryError, SettingsError
+from control_plane.importing import Imported
+from control_plane.partner_fields import AcquirerNames, Burst, Currencies, Id, InFlight, PartnerFields, Rate
 from control_plane.partners import Changed, NewPartner, Partners
 from control_plane.registry import Registry
 from control_plane.registry_records import Partner
-from control_plane.settings import AcquirerName
 from router.directory import PARTNER_ID
 
 log = structlog.get_logger()
 
 OPERATOR_HEADER: Final = "X-Operator"
 
-Rate = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_PER_SECOND_MAX)]
-Burst = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_BURST_MAX)]
-InFlight = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_IN_FLIGHT_MAX)]
-AcquirerNames = Annotated[list[AcquirerName], Field(max_length=wire_limits.ACQUIRERS_MAX)]
-PartnerName = Annotated[
-    str, Field(min_length=1, max_length=limits.PARTNER_NAME_CHARACTERS_MAX, pattern=r"^[^\x00-\x1f]+$")
-]
 Operator = Annotated[str, Header(alias=OPERATOR_HEADER, min_length=1, max_length=100)]
 
 
@@ -45,17 +39,26 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class CreatePartner(_Body):
+class CreatePartner(PartnerFields):
     """A partner to onboard; an id is made where none is given."""
 
-    id: Annotated[str, Field(pattern=f"^{PARTNER_ID}$")] | None = None
-    name: PartnerName | None = None
-    mode: Literal["test", "live"] = "test"
-    rate_per_second: Rate = wire_limits.PARTNER_RATE_PER_SECOND_DEFAULT
-    rate_burst: Burst = wire_limits.PARTNER_RATE_BURST_DEFAULT
-    in_flight_max: InFlight = wire_limits.PARTNER_IN_FLIGHT_DEFAULT
-    isolation: Literal["dedicated", "pooled"] = "dedicated"
-    acquirers: AcquirerNames = []
+    id: Id = Field(default_factory=make_partner_id)
+    status: Literal["active"] = "active"
+
+
+class ImportRow(_Body):
+    """A partner, and the line of its file."""
+
+    line: Annotated[int, Field(ge=1)]
+    partner: PartnerFields
+
+
+class ImportPartners(_Body):
+    """Partners to onboard together: all or none of them, unless `partial`. `dry_run`: only say what is wrong."""
+
+    rows: Annotated[list[ImportRow], Field(max_length=limits.IMPORT_PARTNERS_MAX)]
+    partial: bool = False
+    dry_run: bool = False
 
 
 class SetLimits(_Body):
@@ -70,6 +73,12 @@ class SetAcquirers(_Body):
     """Which acquirers new payments go to, the first choice first; none: the installation's main one."""
 
     acquirers: AcquirerNames
+
+
+class SetCurrencies(_Body):
+    """Which currencies new payments may be in; none: all."""
+
+    currencies: Currencies
 
 
 class RotateKey(_Body):
@@ -101,6 +110,7 @@ def make_app(
     app.add_exception_handler(ControlPlaneError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_invalid)
     app.include_router(_partner_routes(registry, partners, doors))
+    app.include_router(_profile_routes(partners))
     app.include_router(_isolation_routes(partners))
     app.include_router(_unknown_routes(registry, doors))
     app.include_router(_settlement_routes(registry))
@@ -121,18 +131,16 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
 
     @routes.post("", status_code=201)
     async def create_partner(body: CreatePartner, operator: Operator) -> dict[str, Any]:
-        partner_id = body.id or make_partner_id()
-        wanted = NewPartner(
-            id=partner_id,
-            name=body.name or partner_id,
-            mode=body.mode,
-            rate_per_second=body.rate_per_second,
-            rate_burst=body.rate_burst,
-            in_flight_max=body.in_flight_max,
-            isolation=body.isolation,
-            acquirers=tuple(body.acquirers),
-        )
-        return _changed(await partners.create(wanted, operator))
+        return _changed(await partners.create(_wanted(body), operator))
+
+    @routes.post("/import")
+    async def import_partners(body: ImportPartners, operator: Operator) -> StreamingResponse:
+        rows = [(row.line, _wanted(row.partner)) for row in body.rows]
+        wrong = partners.check_import(rows)
+        statuses = {row.partner.id: row.partner.status for row in body.rows}
+        good = [] if body.dry_run or (wrong and not body.partial) else [row for row in rows if row[0] not in wrong]
+        told = _tell_import(wrong, partners.import_all(good, statuses, operator))
+        return StreamingResponse(told, media_type="application/jsonl")
 
     @routes.get("/{partner_id}")
     async def show_partner(partner_id: str) -> dict[str, Any]:
@@ -159,6 +167,20 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
     async def resume_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
         return _changed(await partners.set_status(partner_id, "active", operator))
 
+    @routes.post("/{partner_id}/keys", status_code=201)
+    async def rotate_key(partner_id: str, body: RotateKey, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.rotate_key(partner_id, body.grace_s, operator))
+
+    @routes.delete("/{partner_id}/keys/{key_id}")
+    async def revoke_key(partner_id: str, key_id: str, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.revoke_key(partner_id, key_id, operator))
+
+    return routes
+
+
+def _profile_routes(partners: Partners) -> APIRouter:
+    routes = APIRouter(prefix="/partners")
+
     @routes.patch("/{partner_id}/limits")
     async def set_limits(partner_id: str, body: SetLimits, operator: Operator) -> dict[str, Any]:
         changed = body.model_dump(exclude_none=True)
@@ -170,13 +192,9 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
     async def set_acquirers(partner_id: str, body: SetAcquirers, operator: Operator) -> dict[str, Any]:
         return _changed(await partners.set_acquirers(partner_id, tuple(body.acquirers), operator))
 
-    @routes.post("/{partner_id}/keys", status_code=201)
-    async def rotate_key(partner_id: str, body: RotateKey, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.rotate_key(partner_id, body.grace_s, operator))
-
-    @routes.delete("/{partner_id}/keys/{key_id}")
-    async def revoke_key(partner_id: str, key_id: str, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.revoke_key(partner_id, key_id, operator))
+    @routes.put("/{partner_id}/currencies")
+    async def set_currencies(partner_id: str, body: SetCurrencies, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.set_currencies(partner_id, tuple(body.currencies), operator))
 
     return routes
 
@@ -279,6 +297,41 @@ async def _list_unknown(doors: Doors, partners: list[Partner]) -> dict[str, Any]
     }
 
 
+def _wanted(fields: PartnerFields) -> NewPartner:
+    return NewPartner(
+        id=fields.id,
+        name=fields.name or fields.id,
+        mode=fields.mode,
+        rate_per_second=fields.rate_per_second,
+        rate_burst=fields.rate_burst,
+        in_flight_max=fields.in_flight_max,
+        isolation=fields.isolation,
+        acquirers=tuple(fields.acquirers),
+        currencies=tuple(fields.currencies),
+    )
+
+
+async def _tell_import(wrong: dict[int, str], imported: AsyncGenerator[Imported, None]) -> AsyncGenerator[bytes, None]:
+    """Tell of each row on a line of its own: what is wrong first, then who is onboarded as soon as it is."""
+    for line, why in wrong.items():
+        yield _json_line({"line": line, "error": why})
+    async with contextlib.aclosing(imported):
+        try:
+            async for row in imported:
+                if row.why:
+                    yield _json_line({"line": row.line, "error": row.why, "begun": row.partner.id})
+                else:
+                    yield _json_line({"line": row.line, **_changed(Changed(row.partner, row.key, row.routers_behind))})
+        except ControlPlaneError as error:
+            yield _json_line({"failed": _fields(error)})
+            return
+    yield _json_line({"end": True})  # without it the rest was lost on the way
+
+
+def _json_line(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields).encode() + b"\n"
+
+
 def _changed(changed: Changed) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "partner": asdict(changed.partner),
@@ -292,14 +345,17 @@ def _changed(changed: Changed) -> dict[str, Any]:
 
 async def _explain(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ControlPlaneError)
-    fields = {
+    return JSONResponse(_fields(error), status_code=error.http_status)
+
+
+def _fields(error: ControlPlaneError) -> dict[str, Any]:
+    return {
         "kind": type(error).code,
         "code": error.code,  # a door's refusals keep their own
         "what": error.what,
         "where": error.where,
         "hint": error.hint,
     }
-    return JSONResponse(fields, status_code=error.http_status)
 
 
 async def _explain_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -4,13 +4,9 @@ Exit codes: 0 done, 1 failed or the books disagree, 2 wrong usage or refused, 3 
 """
 
 import asyncio
-import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Final, ParamSpec, TypeVar
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import typer
@@ -18,10 +14,13 @@ import typer
 from cells.api.bulkheads import Bulkhead
 from control_plane import audit as audits
 from control_plane import client, limits, reconciliation, screen, settings, status, up
-from control_plane.data_folder import DataFolder
+from control_plane.command_line import AsJson, Where
+from control_plane.command_line import explained as _explained
+from control_plane.command_line import names_of as _names
+from control_plane.command_line import where as _where
 from control_plane.errors import EXIT_FAILED, EXIT_OK, ControlPlaneError, NotRunningError, SettingsError
+from control_plane.partner_commands import export_partners, import_partners
 from control_plane.plugins import PluginGroup
-from control_plane.settings import Settings
 
 app = typer.Typer(
     name="bulkhead",
@@ -38,58 +37,8 @@ app.add_typer(partner_app, name="partner")
 app.add_typer(cell_app, name="cell")
 app.add_typer(unknown_app, name="unknown")
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 PartnerId = Annotated[str, typer.Argument(help="The partner's id.")]
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """What all commands share: which installation is meant."""
-
-    settings_file: Path | None
-    data_folder: Path | None
-
-    def load(self, **options: Any) -> Settings:
-        """Read the settings as `up` wants them."""
-        return settings.load(self.settings_file, {"data_folder": self.data_folder, **options})
-
-    def folder(self) -> DataFolder:
-        """Give the data folder that is meant."""
-        return DataFolder(self.load().data_folder)
-
-    def of_last_up(self) -> tuple[Settings, DataFolder]:
-        """Read the settings that the last `up` on this data folder ran with, its options included."""
-        folder = self.folder()
-        try:
-            return Settings(**json.loads(folder.settings_file.read_bytes())), folder
-        except FileNotFoundError as error:
-            raise NotRunningError(
-                "no Bulkhead was ever started on this data folder", where=str(folder.root), hint="start it: bulkhead up"
-            ) from error
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise SettingsError(
-                f"the settings of the last `up` can't be read: {error}",
-                where=str(folder.settings_file),
-                hint="start it again: bulkhead up",
-            ) from error
-
-
-def _explained(command: Callable[P, R]) -> Callable[P, R]:
-    """Show what went wrong as what, where and what to do, and end with its exit code."""
-
-    @wraps(command)
-    def run(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return command(*arguments, **options)
-        except ControlPlaneError as error:
-            screen.show_error(error)
-            raise typer.Exit(error.exit_code) from error
-
-    return run
 
 
 @app.callback()
@@ -192,6 +141,7 @@ def create_partner(  # noqa: PLR0913 - one for each option
     acquirers: Annotated[
         str | None, typer.Option(help="Where its payments go, the first choice first: main,second. Else main.")
     ] = None,
+    currencies: Annotated[str | None, typer.Option(help="What its payments may be in: EUR,USD. Else all.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Onboard a partner and show its key, once. Repeat it after a failure: it goes on where it stopped."""
@@ -204,9 +154,14 @@ def create_partner(  # noqa: PLR0913 - one for each option
         "in_flight_max": in_flight,
         "isolation": isolation,
         "acquirers": None if acquirers is None else _names(acquirers),
+        "currencies": None if currencies is None else _names(currencies),
     }
     given = {field: value for field, value in body.items() if value is not None}
     _show_changed(client.ask(_where(context).folder(), "POST", "/partners", given), "onboarded", as_json=as_json)
+
+
+partner_app.command("import")(_explained(import_partners))
+partner_app.command("export")(_explained(export_partners))
 
 
 @partner_app.command("list")
@@ -302,6 +257,21 @@ def set_acquirers(
     body = {"acquirers": _names(acquirers)}
     found = client.ask(_where(context).folder(), "PUT", f"{_path(partner)}/acquirers", body)
     _show_changed(found, f"with {acquirers}", as_json=as_json)
+
+
+@partner_app.command("set-currencies")
+@_explained
+def set_currencies(
+    context: typer.Context,
+    partner: PartnerId,
+    currencies: Annotated[str, typer.Argument(help="ISO 4217, commas between: EUR,USD; or `all`.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Say which currencies a partner's new payments may be in. What is under way goes on."""
+    body = {"currencies": [] if currencies == "all" else _names(currencies)}
+    found = client.ask(_where(context).folder(), "PUT", f"{_path(partner)}/currencies", body)
+    _show_changed(found, f"taking {currencies}", as_json=as_json)
 
 
 @partner_app.command("rotate-key")
@@ -466,15 +436,6 @@ def parse_duration_s(text: str, *, option: str = "--grace", most_s: int = limits
         longest = f"{most_s // 86_400} days" if most_s >= 86_400 else f"{most_s // 3_600} hours"
         raise SettingsError(f"{text} is longer than {longest}", where=f"option {option}", hint="name less")
     return seconds
-
-
-def _where(context: typer.Context) -> Where:
-    assert isinstance(context.obj, Where)
-    return context.obj
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _path(partner: str) -> str:

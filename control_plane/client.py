@@ -1,9 +1,11 @@
 """The command line's way to a running control plane: HTTP over its Unix socket."""
 
+import contextlib
 import getpass
 import json
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any, Final
 
 import httpx
@@ -18,6 +20,37 @@ _HINT: Final = "start it: bulkhead up (with the same --settings or --data-folder
 
 def ask(folder: DataFolder, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """Ask the control plane. Raises NotRunningError, and whatever it refuses with."""
+    with _client(folder) as client:
+        answer = client.request(method, f"http://control{path}", json=body, headers=_headers())
+    return _read(answer, folder)
+
+
+def stream(folder: DataFolder, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Ask for what is told line by line, and give each as it comes. Raises as `ask`, also where its end is missing."""
+    with (
+        _client(folder) as client,
+        client.stream("POST", f"http://control{path}", json=body, headers=_headers()) as answer,
+    ):
+        if not answer.is_success:
+            answer.read()
+            _read(answer, folder)
+        for line in answer.iter_lines():
+            fields = json.loads(line)
+            if "failed" in fields:
+                raise _error(fields["failed"])
+            if "end" in fields:
+                return
+            yield fields
+    raise ControlPlaneError(
+        "the control plane ended in the middle of its answer; it goes on with what it had begun",
+        where=str(folder.control_socket),
+        hint="ask again once it runs: nothing is done twice",
+    )
+
+
+@contextlib.contextmanager
+def _client(folder: DataFolder) -> Iterator[httpx.Client]:
+    """Give a connection to the control plane, and explain what goes wrong on it."""
     if not folder.control_socket.exists():
         raise NotRunningError("no control plane runs on this data folder", where=str(folder.control_socket), hint=_HINT)
     try:
@@ -26,9 +59,7 @@ def ask(folder: DataFolder, method: str, path: str, body: dict[str, Any] | None 
                 probe.connect(short)
             transport = httpx.HTTPTransport(uds=short)
             with httpx.Client(transport=transport, timeout=limits.CONTROL_TIMEOUT_MS / 1000) as client:
-                answer = client.request(
-                    method, f"http://control{path}", json=body, headers={OPERATOR_HEADER: operator()}
-                )
+                yield client
     except (ConnectionRefusedError, FileNotFoundError, httpx.ConnectError) as error:
         raise NotRunningError(
             f"the control plane does not listen (any more): {error}", where=str(folder.control_socket), hint=_HINT
@@ -39,7 +70,10 @@ def ask(folder: DataFolder, method: str, path: str, body: dict[str, Any] | None 
             where=str(folder.control_socket),
             hint="see how it is with `bulkhead status`, then ask again: nothing is done twice",
         ) from error
-    return _read(answer, folder)
+
+
+def _headers() -> dict[str, str]:
+    return {OPERATOR_HEADER: operator()}
 
 
 def operator() -> str:
@@ -61,7 +95,11 @@ def _read(answer: httpx.Response, folder: DataFolder) -> dict[str, Any]:
         )
     if answer.is_success:
         return fields
+    raise _error(fields)
+
+
+def _error(fields: dict[str, Any]) -> ControlPlaneError:
     kind = ERRORS_BY_CODE.get(str(fields.get("kind")), ControlPlaneError)
     error = kind(str(fields.get("what", "")), where=str(fields.get("where", "")), hint=str(fields.get("hint", "")))
     error.code = str(fields.get("code", kind.code))
-    raise error
+    return error

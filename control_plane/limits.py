@@ -102,6 +102,17 @@ SETTLEMENT_DIFFERENCES_SHOWN_MAX: Final = 500
 SETTLEMENT_CLOCK_MARGIN_S_DEFAULT: Final = 300
 SETTLEMENT_CLOCK_MARGIN_S_MAX: Final = 12 * 3_600
 
+# Files of partners: how large one may be, and how it is worked off.
+IMPORT_FILE_BYTES_MAX: Final = 8_000_000
+IMPORT_PARTNERS_MAX: Final = 5_000
+IMPORT_ERRORS_SHOWN_MAX: Final = 100
+# Partners that one commit of the registry begins or admits; some 600 bytes each.
+IMPORT_BATCH_PARTNERS_MAX: Final = 250
+# So long it is waited for more of them, because each batch costs a directory.
+IMPORT_GATHER_MS: Final = 300
+# Books that one cell makes and opens at once.
+IMPORT_ONBOARDS_AT_ONCE_MAX: Final = 64
+
 # The registry is read so many rows at a time.
 REGISTRY_PAGE_ROWS: Final = 1_000
 # What is read of a registry of before, and how long another process may keep it from being read.
@@ -114,5 +125,7 @@ assert RESTART_DELAY_MS_MIN <= RESTART_DELAY_MS_MAX < HEALTHY_MS_TO_RESET_DELAY
 assert NEEDS_TIMEOUT_MS <= START_TIMEOUT_MS
 assert DOOR_CONNECT_TIMEOUT_MS + ONBOARD_TIMEOUT_MS < CONTROL_TIMEOUT_MS, "the command line outwaits an onboarding"
 assert KEYS_PER_PARTNER_MAX < KEYS_KEPT_PER_PARTNER_MAX, "there is always one that ended to forget"
+assert IMPORT_PARTNERS_MAX <= PARTNERS_MAX
+assert IMPORT_BATCH_PARTNERS_MAX * 4_096 < contract.STORE_TRANSACTION_BYTES_MAX // 2
 assert REGISTRY_PAGE_ROWS <= contract.STORE_RANGE_ROWS_MAX
 assert IMPORT_COMMIT_BYTES + contract.STORE_VALUE_BYTES_MAX < contract.STORE_TRANSACTION_BYTES_MAX // 2

@@ -9,7 +9,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -81,6 +81,14 @@ class _Draft:
             self.checks.append(Check(key, None))
         self.rows[key] = registry_codec.encode_partner(partner)
         self._effects.append(lambda held: held.partners.update({partner.id: partner}))
+
+    def begin(self, partner: Partner, who: str) -> None:
+        """Write down a partner to be onboarded."""
+        self.put_partner(partner, new=True)
+        named = ("cell", "mode", "name", "isolation", "rate_per_second", "rate_burst", "in_flight_max")
+        detail = {name: getattr(partner, name) for name in named}
+        detail |= {"acquirers": list(partner.acquirers), "currencies": list(partner.currencies)}
+        self.note(who, "partner_onboarding", partner.id, detail)
 
     def put_key(self, key: Key, *, new: bool = False) -> None:
         place = registry_keys.key(key.partner_id, key.id)
@@ -171,6 +179,10 @@ class Registry:
             )
         return found
 
+    def find(self, partner_id: str) -> Partner | None:
+        """Give one partner, None where there is none."""
+        return self._held.partners.get(partner_id)
+
     def keys(self, partner_id: str) -> list[Key]:
         """Give a partner's keys, oldest first, the revoked and expired ones too."""
         return sorted(self._held.keys.get(partner_id, {}).values(), key=lambda key: (key.created_at, key.id))
@@ -205,15 +217,33 @@ class Registry:
                 count = len(self._held.partners)
                 if count >= limits.PARTNERS_MAX:
                     raise RefusedError(f"there are {count} partners already, the most that one installation takes")
-                draft.put_partner(partner, new=True)
-                detail = {
-                    "cell": partner.cell,
-                    "mode": partner.mode,
-                    "name": partner.name,
-                    "isolation": partner.isolation,
-                }
-                draft.note(who, "partner_onboarding", partner.id, detail)
+                draft.begin(partner, who)
         return self.partner(partner.id)
+
+    async def begin_onboardings(self, partners: Sequence[Partner], who: str) -> None:
+        """Write down many partners to be onboarded, a batch a commit; those that are there already stay as they are."""
+        assert all(partner.status == "onboarding" for partner in partners)
+        for first in range(0, len(partners), limits.IMPORT_BATCH_PARTNERS_MAX):
+            async with self._writing() as draft:
+                for partner in partners[first : first + limits.IMPORT_BATCH_PARTNERS_MAX]:
+                    if partner.id not in self._held.partners:
+                        draft.begin(partner, who)
+
+    async def admit(self, admitted: Sequence[tuple[str, ApiKey, str]], who: str) -> None:
+        """Write down that these partners' books are made: each gets its status and its first key, all in one commit."""
+        async with self._writing() as draft:
+            for partner_id, key, status in admitted:
+                found = self.partner(partner_id)
+                assert not self._held.keys.get(partner_id), f"{partner_id} has a key already"
+                if found.status != status:
+                    assert status in {"active", "suspended"}
+                    # Its door knows it as active: one that is not is told by the reconciler.
+                    version = found.profile_version + (status != "active")
+                    draft.put_partner(replace(found, status=status, profile_version=version))
+                    draft.note(who, f"partner_{status}", partner_id, {"status": [found.status, status]})
+                kept = Key(key.id, partner_id, key.hash, key.hint, timestamp(), None, None)
+                draft.put_key(kept, new=True)
+                draft.note(who, "key_added", partner_id, {"key": key.id, "hint": key.hint})
 
     async def activate(self, partner_id: str, who: str) -> Partner:
         """Write down that the partner's book is made: it is never onboarded again. Doing it again changes nothing."""
@@ -274,6 +304,17 @@ class Registry:
                 draft.put_partner(replace(found, acquirers=acquirers, profile_version=version))
                 detail = {"acquirers": [list(found.acquirers), list(acquirers)]}
                 draft.note(who, "partner_acquirers", partner_id, detail)
+        return self.partner(partner_id)
+
+    async def set_currencies(self, partner_id: str, currencies: tuple[str, ...], who: str) -> Partner:
+        """Set which currencies new payments may be in, none for all; nothing changes where it is so already."""
+        async with self._writing() as draft:
+            found = self.partner(partner_id)
+            if found.currencies != currencies:
+                version = found.profile_version + 1
+                draft.put_partner(replace(found, currencies=currencies, profile_version=version))
+                detail = {"currencies": [list(found.currencies), list(currencies)]}
+                draft.note(who, "partner_currencies", partner_id, detail)
         return self.partner(partner_id)
 
     async def raise_profile_version(self, partner_id: str, above: int) -> Partner:

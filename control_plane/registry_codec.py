@@ -26,7 +26,9 @@ from control_plane.registry_records import (
 from stores.contract import Entry, StoreCorruptError, checked
 
 VERSION: Final = 1
-_PARTNER_VERSION: Final = 2
+_PARTNER_VERSION: Final = 3
+# How many fields a partner has in each version: isolation and acquirers came with 2, currencies with 3.
+_PARTNER_FIELDS: Final = {1: 11, 2: 13, 3: 14}
 # What an index row holds: that it is there.
 PRESENT: Final[bytes] = msgpack.packb([VERSION])
 
@@ -40,12 +42,11 @@ def encode_partner(partner: Partner) -> bytes:
 
 
 def decode_partner(entry: Entry) -> Partner:
-    """Read a partner, also of the version that knew neither isolation nor acquirers. Raises StoreCorruptError."""
+    """Read a partner, also of a version before. Raises StoreCorruptError."""
     version, fields = _unpack_version(entry.value)
-    if (version, len(fields)) not in {(VERSION, 11), (_PARTNER_VERSION, 13)}:
+    if type(version) is not int or _PARTNER_FIELDS.get(version) != len(fields):
         raise StoreCorruptError("a row is not of a version that is known here")
-    if version == _PARTNER_VERSION and isinstance(fields[12], list):
-        fields[12] = tuple(fields[12])
+    fields[12:] = [tuple(names) if isinstance(names, list) else names for names in fields[12:]]
     partner = checked(Partner(*fields))
     known = partner.status in STATUSES and partner.mode in MODES and partner.isolation in ISOLATIONS
     if partner.id != entry.key[1] or not known:

@@ -34,7 +34,9 @@ log = structlog.get_logger()
 
 VERSION: Final = 1
 # What was not known then has its default.
-_PARTNER_COLUMNS: Final = tuple(name for name in Partner.__dataclass_fields__ if name not in {"isolation", "acquirers"})
+_PARTNER_COLUMNS: Final = tuple(
+    name for name in Partner.__dataclass_fields__ if name not in {"isolation", "acquirers", "currencies"}
+)
 _PARTNERS: Final = f"SELECT {', '.join(_PARTNER_COLUMNS)} FROM partners ORDER BY id"  # noqa: S608 - our own names
 _KEYS: Final = f"SELECT {', '.join(Key.__dataclass_fields__)} FROM api_keys ORDER BY partner_id, id"  # noqa: S608
 _DIRECTORY: Final = "SELECT version FROM directory"

@@ -28,6 +28,7 @@ class Partner:
     created_at: str
     isolation: str = "dedicated"  # dedicated: a worker of its own; pooled: one that it shares
     acquirers: tuple[str, ...] = ()  # by name, the first choice first; empty: the installation's own
+    currencies: tuple[str, ...] = ()  # that new payments may be in (ISO 4217); empty: all
 
 
 @dataclass(frozen=True, slots=True)

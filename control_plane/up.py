@@ -146,7 +146,9 @@ class _Up:
             publisher,
             data_folder.read_secret(self._folder.pepper_file),
             acquirers=self._settings.acquirer_urls,
-            require_room=lambda isolation: memory.require_room_for_one(isolation, memory.available_bytes()),
+            require_room=lambda dedicated, pooled: memory.require_room_for_more(
+                dedicated, pooled, memory.available_bytes()
+            ),
             test_only=self._settings.fault_injection,
         )
 
