@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from control_plane import limits
+from control_plane import audit_routes, limits
 from control_plane.api_keys import make_partner_id
 from control_plane.doors import Doors
 from control_plane.errors import ControlPlaneError, RegistryError, SettingsError
@@ -114,6 +114,7 @@ def make_app(
     app.include_router(_isolation_routes(partners))
     app.include_router(_unknown_routes(registry, doors))
     app.include_router(_settlement_routes(registry))
+    app.include_router(audit_routes.make_routes(registry))
 
     @app.get("/status")
     async def get_status() -> dict[str, Any]:
@@ -323,7 +324,7 @@ async def _tell_import(wrong: dict[int, str], imported: AsyncGenerator[Imported,
                 else:
                     yield _json_line({"line": row.line, **_changed(Changed(row.partner, row.key, row.routers_behind))})
         except ControlPlaneError as error:
-            yield _json_line({"failed": _fields(error)})
+            yield _json_line({"failed": error.fields()})
             return
     yield _json_line({"end": True})  # without it the rest was lost on the way
 
@@ -345,17 +346,7 @@ def _changed(changed: Changed) -> dict[str, Any]:
 
 async def _explain(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ControlPlaneError)
-    return JSONResponse(_fields(error), status_code=error.http_status)
-
-
-def _fields(error: ControlPlaneError) -> dict[str, Any]:
-    return {
-        "kind": type(error).code,
-        "code": error.code,  # a door's refusals keep their own
-        "what": error.what,
-        "where": error.where,
-        "hint": error.hint,
-    }
+    return JSONResponse(error.fields(), status_code=error.http_status)
 
 
 async def _explain_invalid(request: Request, error: Exception) -> JSONResponse:

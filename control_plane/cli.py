@@ -13,7 +13,7 @@ import typer
 
 from cells.api.bulkheads import Bulkhead
 from control_plane import audit as audits
-from control_plane import client, limits, reconciliation, screen, settings, status, up
+from control_plane import audit_commands, client, limits, reconciliation, screen, settings, status, up
 from control_plane.command_line import AsJson, Where
 from control_plane.command_line import explained as _explained
 from control_plane.command_line import names_of as _names
@@ -36,6 +36,7 @@ unknown_app = typer.Typer(help="Operations whose outcome at the acquirer is not 
 app.add_typer(partner_app, name="partner")
 app.add_typer(cell_app, name="cell")
 app.add_typer(unknown_app, name="unknown")
+app.add_typer(audit_commands.app, name="audit-log")
 
 PartnerId = Annotated[str, typer.Argument(help="The partner's id.")]
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}

@@ -25,11 +25,11 @@ def ask(folder: DataFolder, method: str, path: str, body: dict[str, Any] | None 
     return _read(answer, folder)
 
 
-def stream(folder: DataFolder, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def stream(folder: DataFolder, method: str, path: str, body: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
     """Ask for what is told line by line, and give each as it comes. Raises as `ask`, also where its end is missing."""
     with (
         _client(folder) as client,
-        client.stream("POST", f"http://control{path}", json=body, headers=_headers()) as answer,
+        client.stream(method, f"http://control{path}", json=body, headers=_headers()) as answer,
     ):
         if not answer.is_success:
             answer.read()

@@ -34,6 +34,16 @@ class ControlPlaneError(Exception):
         self.where = where
         self.hint = hint
 
+    def fields(self) -> dict[str, str]:
+        """Give it as it is told over the admin API."""
+        return {
+            "kind": type(self).code,
+            "code": self.code,  # a door's refusals keep their own
+            "what": self.what,
+            "where": self.where,
+            "hint": self.hint,
+        }
+
 
 class SettingsError(ControlPlaneError):
     """A setting is missing, misspelt or out of range."""

@@ -17,6 +17,7 @@ KEYS_MAX: Final = PARTNERS_MAX * KEYS_KEPT_PER_PARTNER_MAX
 PARTNER_NAME_CHARACTERS_MAX: Final = 100
 NOTE_CHARACTERS_MAX: Final = 500
 HISTORY_ROWS_SHOWN_MAX: Final = 20
+AUDIT_ENTRIES_SHOWN_MAX: Final = 10_000
 
 # Keys. An old key stays good for this long after a rotation, unless the operator says otherwise.
 KEY_GRACE_S_DEFAULT: Final = 24 * 3_600

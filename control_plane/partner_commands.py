@@ -52,7 +52,7 @@ def import_partners(
     counts = Imported(dry_run=dry_run)
     with _KeyFile(None if dry_run or refused else keys_to) as key_file, screen.importing(len(rows)) as shown:
         wrong = [{"line": one.line, "error": one.why} for one in bad]
-        for told in itertools.chain(wrong, client.stream(folder, "/partners/import", body)):
+        for told in itertools.chain(wrong, client.stream(folder, "POST", "/partners/import", body)):
             kept = key_file.keep(told)
             counts.count(kept)
             shown.tell(kept, as_json=as_json)

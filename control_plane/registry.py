@@ -9,16 +9,17 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
 
-from control_plane import limits, registry_codec, registry_keys
+from control_plane import audit_chain, limits, registry_codec, registry_keys
 from control_plane.api_keys import ApiKey
+from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
 from control_plane.errors import (
     ControlPlaneError,
@@ -29,6 +30,7 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
+from control_plane.registry_draft import Draft, Held
 from control_plane.registry_records import ISOLATIONS, NEW, Change, Key, Origin, Owner, Partner
 from stores import contract
 from stores.contract import (
@@ -55,75 +57,6 @@ _MEND = "is the disk full or read-only, or the FoundationDB cluster away? Ask ag
 _AGAIN = "ask again: what is done already is not done twice"
 
 
-@dataclass(slots=True)
-class _Held:
-    """What is in memory. Keys are by partner, then by id."""
-
-    owner: Owner | None = None
-    directory_version: int = 0
-    last_change: int = 0
-    partners: dict[str, Partner] = field(default_factory=dict)
-    keys: dict[str, dict[str, Key]] = field(default_factory=dict)
-
-
-class _Draft:
-    """One write in the making: its rows (None: none is left), what must be so for it, and what it does to memory."""
-
-    def __init__(self, last_change: int) -> None:
-        self.rows: dict[contract.Key, bytes | None] = {}
-        self.checks: list[Check] = []
-        self._last_change = last_change
-        self._effects: list[Callable[[_Held], None]] = []
-
-    def put_partner(self, partner: Partner, *, new: bool = False) -> None:
-        key = registry_keys.partner(partner.id)
-        if new:
-            self.checks.append(Check(key, None))
-        self.rows[key] = registry_codec.encode_partner(partner)
-        self._effects.append(lambda held: held.partners.update({partner.id: partner}))
-
-    def begin(self, partner: Partner, who: str) -> None:
-        """Write down a partner to be onboarded."""
-        self.put_partner(partner, new=True)
-        named = ("cell", "mode", "name", "isolation", "rate_per_second", "rate_burst", "in_flight_max")
-        detail = {name: getattr(partner, name) for name in named}
-        detail |= {"acquirers": list(partner.acquirers), "currencies": list(partner.currencies)}
-        self.note(who, "partner_onboarding", partner.id, detail)
-
-    def put_key(self, key: Key, *, new: bool = False) -> None:
-        place = registry_keys.key(key.partner_id, key.id)
-        self.rows[place] = registry_codec.encode_key(key)
-        if new:
-            named = registry_keys.key_hash(key.hash)
-            self.checks += [Check(place, None), Check(named, None)]
-            self.rows[named] = registry_codec.encode_key_hash(key)
-        self._effects.append(lambda held: held.keys.setdefault(key.partner_id, {}).update({key.id: key}))
-
-    def forget_key(self, key: Key) -> None:
-        self.rows[registry_keys.key(key.partner_id, key.id)] = None
-        self.rows[registry_keys.key_hash(key.hash)] = None
-        self._effects.append(lambda held: held.keys[key.partner_id].__delitem__(key.id))
-
-    def put_directory_version(self, version: int) -> None:
-        self.rows[registry_keys.DIRECTORY] = registry_codec.encode_directory_version(version)
-        self._effects.append(lambda held: setattr(held, "directory_version", version))
-
-    def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
-        """Append a change. It carries the next number and nothing may be there: whose memory is old conflicts."""
-        self._last_change = sequence = self._last_change + 1
-        change = Change(sequence, timestamp(), who, what, partner_id, detail)
-        self.checks.append(Check(registry_keys.change(sequence), None))
-        self.rows |= {put.key: put.value for put in rows_of_change(change)}
-        self._effects.append(lambda held: setattr(held, "last_change", sequence))
-
-    def mutations(self) -> list[contract.Mutation]:
-        return [contract.Clear(key) if value is None else Put(key, value) for key, value in self.rows.items()]
-
-    def apply(self, held: _Held) -> None:
-        for effect in self._effects:
-            effect(held)
-
-
 class Registry:
     """Belongs to one event loop. Reading is from memory; each write is one commit, durable before it returns.
 
@@ -131,11 +64,12 @@ class Registry:
     (the book is gone or damaged) and RegistryLostError (another control plane owns it; `lost` is set from then on).
     """
 
-    def __init__(self, store: Store, where: str, owner: Owner, held: _Held) -> None:
+    def __init__(self, store: Store, where: str, owner: Owner, held: Held) -> None:
         self._store = store
         self._where = where
         self._owner = owner
         self._held = held
+        self._keep_head: Callable[[Head], None] | None = None
         self._lock = asyncio.Lock()
         self._in_doubt = False  # a commit's outcome is not known, so memory may be behind
         self.lost: RegistryLostError | None = None
@@ -195,6 +129,53 @@ class Registry:
         """Give the newest version that was taken for a directory."""
         return self._held.directory_version
 
+    @property
+    def head(self) -> Head:
+        """The number and hash of the audit log's newest entry."""
+        return self._held.head
+
+    async def audit_log(self, after: int = 0) -> AsyncGenerator[Change, None]:
+        """Give all entries of the audit log after a number, oldest first, read now. Raises ControlPlaneError."""
+        try:
+            while True:
+                (page,) = (await self._store.read([], [registry_keys.changes(after, limits.REGISTRY_PAGE_ROWS)])).ranges
+                for entry in page:
+                    yield registry_codec.decode_change(entry.value)
+                if len(page) < limits.REGISTRY_PAGE_ROWS:
+                    return
+                after = int(page[-1].key[-1])
+        except StoreError as error:
+            raise explain(error, self._where) from error
+
+    async def keep_heads(self, keep: Callable[[Head], None]) -> None:
+        """Have the audit log's newest hash kept where the book is not, now and after each change, in a thread.
+
+        A failure costs no change: the next one, or the next start, keeps a newer head.
+        """
+        self._keep_head = keep
+        try:
+            await asyncio.to_thread(keep, self._held.head)
+        except OSError as error:
+            log.warning("audit_head_not_kept", error=str(error))
+
+    async def holds(self, head: Head) -> bool:
+        """Whether the audit log has the entry that a head of before names. Raises ControlPlaneError."""
+        if not head.sequence:
+            return True
+        try:
+            (value,) = (await self._store.read([registry_keys.change(head.sequence)])).values
+            return value is not None and audit_chain.digest(registry_codec.decode_change(value)) == head.hash
+        except StoreError as error:
+            raise explain(error, self._where) from error
+
+    async def kept_head(self) -> Head | None:
+        """Give the head as it stands beside the entries, read now; None where nothing was chained yet."""
+        try:
+            (value,) = (await self._store.read([registry_keys.HEAD])).values
+            return registry_codec.decode_head(value)
+        except StoreError as error:
+            raise explain(error, self._where) from error
+
     async def changes(self, partner_id: str) -> list[Change]:
         """Give the newest changes to a partner, newest first, read from the store now. Raises ControlPlaneError."""
         asked = registry_keys.newest_changes_of(partner_id, limits.HISTORY_ROWS_SHOWN_MAX)
@@ -251,7 +232,7 @@ class Registry:
             found = self.partner(partner_id)
             if found.status == "onboarding":
                 draft.put_partner(replace(found, status="active"))
-                draft.note(who, "partner_active", partner_id, {})
+                draft.note(who, "partner_active", partner_id, {"status": [found.status, "active"]})
         return self.partner(partner_id)
 
     async def set_status(self, partner_id: str, status: str, who: str) -> Partner:
@@ -261,7 +242,7 @@ class Registry:
             found = self.partner(partner_id)
             if found.status not in {status, "onboarding"}:
                 draft.put_partner(replace(found, status=status, profile_version=found.profile_version + 1))
-                draft.note(who, f"partner_{status}", partner_id, {})
+                draft.note(who, f"partner_{status}", partner_id, {"status": [found.status, status]})
         return self.partner(partner_id)
 
     async def set_limits(self, partner_id: str, changed: dict[str, int], who: str) -> Partner:
@@ -292,7 +273,7 @@ class Registry:
             found = self.partner(partner_id)
             if found.isolation != isolation:
                 draft.put_partner(replace(found, isolation=isolation, profile_version=found.profile_version + 1))
-                draft.note(who, f"partner_{isolation}", partner_id, {})
+                draft.note(who, f"partner_{isolation}", partner_id, {"isolation": [found.isolation, isolation]})
         return self.partner(partner_id)
 
     async def set_acquirers(self, partner_id: str, acquirers: tuple[str, ...], who: str) -> Partner:
@@ -321,7 +302,10 @@ class Registry:
         """Make the partner's profile newer than one that its door has seen already."""
         async with self._writing() as draft:
             found = self.partner(partner_id)
-            draft.put_partner(replace(found, profile_version=max(found.profile_version, above) + 1))
+            version = max(found.profile_version, above) + 1
+            draft.put_partner(replace(found, profile_version=version))
+            detail = {"profile_version": [found.profile_version, version]}
+            draft.note("reconciler", "partner_profile_raised", partner_id, detail)
         return self.partner(partner_id)
 
     async def add_key(self, partner_id: str, key: ApiKey, who: str, *, others_end_at: datetime | None = None) -> None:
@@ -392,7 +376,7 @@ class Registry:
     # Inside.
 
     @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[_Draft]:
+    async def _writing(self) -> AsyncIterator[Draft]:
         """Give a draft to fill; it is committed afterwards, unless it is empty or something was raised."""
         async with self._lock:
             if self.lost is not None:
@@ -402,12 +386,13 @@ class Registry:
                     await self._read_again()
                 except StoreError as error:
                     raise explain(error, self._where) from error
-            draft = _Draft(self._held.last_change)
+            draft = Draft(self._held.head)
             yield draft
             if draft.rows:
                 await self._commit(draft)
 
-    async def _commit(self, draft: _Draft) -> None:
+    async def _commit(self, draft: Draft) -> None:
+        assert draft.is_noted, f"the audit log would not tell of {list(draft.rows)}"
         self._in_doubt = True  # until its end is known; also where this task is canceled
         try:
             await self._store.commit(draft.checks, draft.mutations())
@@ -420,8 +405,10 @@ class Registry:
         else:
             draft.apply(self._held)
             self._in_doubt = False
+        if registry_keys.HEAD in draft.rows and self._keep_head is not None:
+            await self.keep_heads(self._keep_head)
 
-    async def _find_out(self, draft: _Draft, error: StoreError) -> None:
+    async def _find_out(self, draft: Draft, error: StoreError) -> None:
         """Own the book again, after which the commit can't take place any more, and look what became of it."""
         log.warning("registry_commit_in_doubt", error=str(error))
         try:
@@ -483,14 +470,6 @@ def end_of_grace(grace_s: int) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=grace_s)
 
 
-def rows_of_change(change: Change) -> list[Put]:
-    """Give a change's row and, where it is of a partner, its index row."""
-    rows = [Put(registry_keys.change(change.sequence), registry_codec.encode_change(change))]
-    if change.partner_id is not None:
-        rows.append(Put(registry_keys.change_of(change.partner_id, change.sequence), registry_codec.PRESENT))
-    return rows
-
-
 def explain(error: StoreError, where: str) -> ControlPlaneError:
     """Give what a store's error means for an operator; of all but CommitUnknownError nothing was changed."""
     match error:
@@ -536,13 +515,13 @@ def _lost(to: Owner | None, where: str) -> RegistryLostError:
     )
 
 
-async def _load(store: Store, where: str) -> _Held:
+async def _load(store: Store, where: str) -> Held:
     """Read everything but the changes, a page at a time."""
     found = await store.read([registry_keys.OWNER, registry_keys.DIRECTORY], [registry_keys.newest_change()])
-    held = _Held(
+    held = Held(
         owner=registry_codec.decode_owner(found.values[0]),
         directory_version=registry_codec.decode_directory_version(found.values[1]),
-        last_change=sum(int(entry.key[-1]) for entry in found.ranges[0]),
+        head=_head_of(found.ranges[0]),
     )
     async for entry in _rows(store, registry_keys.partners, limits.PARTNERS_MAX, where):
         partner = registry_codec.decode_partner(entry)
@@ -553,6 +532,11 @@ async def _load(store: Store, where: str) -> _Held:
             raise StoreCorruptError(f"key {key.id!r} is of no partner")
         held.keys.setdefault(key.partner_id, {})[key.id] = key
     return held
+
+
+def _head_of(newest: Sequence[Entry]) -> Head:
+    changes = [registry_codec.decode_change(entry.value) for entry in newest]
+    return Head(changes[0].sequence, audit_chain.digest(changes[0])) if changes else Head(0, audit_chain.NOTHING)
 
 
 async def _rows(

@@ -25,7 +25,7 @@ import structlog
 from control_plane import limits, registry_codec, registry_keys
 from control_plane.data_folder import timestamp
 from control_plane.errors import FolderError
-from control_plane.registry import rows_of_change
+from control_plane.registry_draft import rows_of_change
 from control_plane.registry_records import IMPORTED, Change, Key, Origin, Partner
 from stores import contract
 from stores.contract import Put, Store

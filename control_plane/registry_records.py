@@ -50,7 +50,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One line of the operators' log."""
+    """One entry of the audit log. `previous`: the hash of the one before it (audit_chain.py); empty in old ones."""
 
     sequence: int
     at: str
@@ -58,6 +58,7 @@ class Change:
     what: str
     partner_id: str | None
     detail: dict[str, Any]
+    previous: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from control_plane.audit_chain import Verdict
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError
 from control_plane.processes import ProcessSpec
@@ -246,6 +247,27 @@ def show_audit(report: dict[str, Any]) -> None:
     out.print(
         f"{verdict}: {report['payments']} payments, {report['operations']} operations, {report['in_doubt']} in doubt"
     )
+
+
+def show_audit_log(entries: Sequence[dict[str, Any]]) -> None:
+    """Show entries of the audit log."""
+    table = _table("number", "when", "who", "what", "partner", "detail")
+    for entry in entries:
+        names = ("sequence", "at", "who", "what", "partner_id")
+        table.add_row(*(_text(entry[name]) for name in names), escape(json.dumps(entry["detail"])))
+    _make_console().print(table if entries else "no changes yet")
+
+
+def show_audit_verdict(verdict: Verdict) -> None:
+    """Show whether the audit log is whole, and the head to be kept elsewhere."""
+    out = _make_console()
+    for problem in verdict.problems:
+        out.print(f"[red]{escape(problem)}[/]", soft_wrap=True)
+    if verdict.unchained:
+        out.print(f"the first {verdict.unchained} entries are of before there was a chain", soft_wrap=True)
+    word = "[bold red]the audit log is not whole[/]" if verdict.problems else "[green]the audit log is whole[/]"
+    out.print(f"{word}: {verdict.entries} entries", soft_wrap=True)
+    out.print(f"head: {verdict.head.sequence}:{verdict.head.hash}", soft_wrap=True)
 
 
 def show_as_it_is(text: str) -> None:
