@@ -1,4 +1,4 @@
-"""The admin API: what the `bulkhead` command asks, over a Unix socket that only this user can open.
+"""The admin API: what the `bulkhead` command asks, over a Unix socket that only this user can open, or over TCP.
 
 It reads and checks requests and calls the control plane's parts; no decision about a partner is made here.
 """
@@ -8,31 +8,37 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import structlog
 import uvicorn
-from fastapi import APIRouter, FastAPI, Header, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
-from control_plane import audit_routes, limits
+from control_plane import audit_routes, limits, operator_routes
 from control_plane.api_keys import make_partner_id
 from control_plane.doors import Doors
-from control_plane.errors import ControlPlaneError, RegistryError, SettingsError
+from control_plane.dry_run import DryRunDone
+from control_plane.errors import ControlPlaneError, NotFoundError, RefusedError, RegistryError, SettingsError
+from control_plane.gate import Gate
 from control_plane.importing import Imported
+from control_plane.operator_routes import AskedBy
+from control_plane.operators import Operators
 from control_plane.partner_fields import AcquirerNames, Burst, Currencies, Id, InFlight, PartnerFields, Rate
 from control_plane.partners import Changed, NewPartner, Partners
+from control_plane.problem import problem
 from control_plane.registry import Registry
 from control_plane.registry_records import Partner
 from router.directory import PARTNER_ID
 
 log = structlog.get_logger()
 
-OPERATOR_HEADER: Final = "X-Operator"
 
-Operator = Annotated[str, Header(alias=OPERATOR_HEADER, min_length=1, max_length=100)]
+# Who asks, for the audit log.
+Operator = AskedBy
 
 
 class _Body(BaseModel):
@@ -103,10 +109,28 @@ class NoteReconciliation(_Body):
 
 
 def make_app(
-    registry: Registry, partners: Partners, doors: Doors, status: Callable[[], Awaitable[dict[str, Any]]]
+    registry: Registry,
+    partners: Partners,
+    doors: Doors,
+    status: Callable[[], Awaitable[dict[str, Any]]],
+    operators: Operators,
+) -> Gate:
+    """Make the application, behind its gate."""
+    app = make_routes(registry, partners, doors, status, operators)
+    return Gate(app, operators)
+
+
+def make_routes(
+    registry: Registry,
+    partners: Partners,
+    doors: Doors,
+    status: Callable[[], Awaitable[dict[str, Any]]],
+    operators: Operators,
 ) -> FastAPI:
-    """Make the application."""
+    """Make the application. Each of its routes stands in roles.py."""
     app = FastAPI(title="Bulkhead control plane", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(HTTPException, _explain_http)
+    app.add_exception_handler(DryRunDone, _tell_dry_run)
     app.add_exception_handler(ControlPlaneError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_invalid)
     app.include_router(_partner_routes(registry, partners, doors))
@@ -115,10 +139,15 @@ def make_app(
     app.include_router(_unknown_routes(registry, doors))
     app.include_router(_settlement_routes(registry))
     app.include_router(audit_routes.make_routes(registry))
+    app.include_router(operator_routes.make_routes(registry, operators))
 
     @app.get("/status")
     async def get_status() -> dict[str, Any]:
         return await status()
+
+    @app.get("/openapi.json")
+    async def describe() -> dict[str, Any]:
+        return app.openapi()
 
     return app
 
@@ -260,10 +289,12 @@ class AdminServer(uvicorn.Server):
         yield
 
 
-def make_server(app: FastAPI) -> AdminServer:
+def make_server(app: Gate) -> AdminServer:
     """Make the server; `serve(sockets=[...])` runs it, `should_exit = True` ends it."""
     return AdminServer(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, proxy_headers=False
+        )
     )
 
 
@@ -346,7 +377,23 @@ def _changed(changed: Changed) -> dict[str, Any]:
 
 async def _explain(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ControlPlaneError)
-    return JSONResponse(error.fields(), status_code=error.http_status)
+    return problem(error)
+
+
+async def _tell_dry_run(_request: Request, done: Exception) -> JSONResponse:
+    assert isinstance(done, DryRunDone)
+    entries = [{"what": one.what, "partner_id": one.partner_id, "detail": one.detail} for one in done.changes]
+    return JSONResponse({"dry_run": True, "entries": entries})
+
+
+async def _explain_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    found = RefusedError if error.status_code != 404 else NotFoundError
+    where = f"{request.method} {request.url.path}"
+    explained = found(f"{error.detail}", where=where, hint="the routes are in GET /openapi.json")
+    answer = problem(explained)
+    answer.status_code = error.status_code
+    return answer
 
 
 async def _explain_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -127,6 +127,11 @@ class DataFolder:
         """The key of the keys' hashes."""
         return self.secrets / "api_key_pepper"
 
+    @property
+    def operator_key_file(self) -> Path:
+        """The key of the installation's own operator, for the commands of this user."""
+        return self.secrets / "operator.key"
+
     def acquirer_secret_file(self, acquirer: str) -> Path:
         """Give the key with which an acquirer signs its notifications."""
         named = "" if acquirer == MAIN_ACQUIRER else f".{acquirer}"

@@ -19,6 +19,18 @@ NOTE_CHARACTERS_MAX: Final = 500
 HISTORY_ROWS_SHOWN_MAX: Final = 20
 AUDIT_ENTRIES_SHOWN_MAX: Final = 10_000
 
+# Operators, and what the admin API takes of them.
+OPERATORS_MAX: Final = 1_000
+OPERATOR_NAME_CHARACTERS_MAX: Final = 100
+ADMIN_BODY_BYTES_MAX: Final = 16_000_000
+# Keys that are not good: each of an address within the window is answered twice as late as the one before.
+FAILED_KEYS_WINDOW_MS: Final = 60_000
+FAILED_KEYS_ADDRESSES_MAX: Final = 1_000
+FAILED_KEY_DELAY_MS_MIN: Final = 50
+FAILED_KEY_DELAY_MS_MAX: Final = 3_000
+# So many wait for their answer at once; one more is answered at once, with 429.
+FAILED_KEYS_WAITING_MAX: Final = 64
+
 # Keys. An old key stays good for this long after a rotation, unless the operator says otherwise.
 KEY_GRACE_S_DEFAULT: Final = 24 * 3_600
 KEY_GRACE_S_MAX: Final = 90 * 24 * 3_600
@@ -78,6 +90,7 @@ CONFIGURE_RETRY_DELAY_MS_MAX: Final = 60_000
 
 # The command line.
 CONTROL_TIMEOUT_MS: Final = 60_000
+WATCH_INTERVAL_MS: Final = 2_000
 AUDIT_TIMEOUT_MS: Final = 600_000
 AUDITS_AT_ONCE_MAX: Final = 2
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import structlog
 
-from control_plane import audit_chain, limits, registry_codec, registry_keys
+from control_plane import audit_chain, dry_run, limits, registry_codec, registry_keys
 from control_plane.api_keys import ApiKey
 from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
+from control_plane.dry_run import DryRunDone
 from control_plane.errors import (
     ControlPlaneError,
     FolderError,
@@ -31,7 +32,7 @@ from control_plane.errors import (
     RegistryUnknownError,
 )
 from control_plane.registry_draft import Draft, Held
-from control_plane.registry_records import ISOLATIONS, NEW, Change, Key, Origin, Owner, Partner
+from control_plane.registry_records import ISOLATIONS, NEW, Change, Key, Operator, Origin, Owner, Partner
 from stores import contract
 from stores.contract import (
     Check,
@@ -124,6 +125,21 @@ class Registry:
     def all_keys(self) -> list[Key]:
         """Give all partners' keys, oldest first, the revoked and expired ones too."""
         return [key for partner_id in sorted(self._held.keys) for key in self.keys(partner_id)]
+
+    def operators(self) -> list[Operator]:
+        """Give all operators by id."""
+        return [self._held.operators[operator_id] for operator_id in sorted(self._held.operators)]
+
+    def find_operator(self, operator_id: str) -> Operator | None:
+        """Give one operator, None where there is none."""
+        return self._held.operators.get(operator_id)
+
+    def operator(self, operator_id: str) -> Operator:
+        """Give one operator. Raises NotFoundError."""
+        found = self.find_operator(operator_id)
+        if found is None:
+            raise NotFoundError(f"there is no operator {operator_id!r}", hint="see them all: bulkhead operator list")
+        return found
 
     def directory_version(self) -> int:
         """Give the newest version that was taken for a directory."""
@@ -348,6 +364,31 @@ class Registry:
                 draft.note(who, "key_revoked", partner_id, {"key": key_id})
         return self._held.keys[partner_id][key_id]
 
+    async def add_operator(self, operator: Operator, who: str) -> None:
+        """Let an operator in. Raises RefusedError where one of that name is there, or too many are."""
+        async with self._writing() as draft:
+            if operator.id in self._held.operators:
+                raise RefusedError(
+                    f"operator {operator.id!r} exists already",
+                    hint=f"for a new key: bulkhead operator rotate-key {operator.id}",
+                )
+            if len(self._held.operators) >= limits.OPERATORS_MAX:
+                raise RefusedError(f"there are {limits.OPERATORS_MAX} operators already, the most that there may be")
+            draft.put_operator(operator, new=True)
+            detail = {"operator": operator.id, "role": operator.role, "hint": operator.hint}
+            draft.note(who, "operator_added", None, detail)
+
+    async def put_operator(self, operator: Operator, what: str, who: str) -> Operator:
+        """Change an operator; nothing changes where it is so already. Raises NotFoundError."""
+        async with self._writing() as draft:
+            found = self.operator(operator.id)
+            if found != operator:
+                draft.put_operator(operator)
+                pairs = {name: [getattr(found, name), getattr(operator, name)] for name in ("role", "status", "hint")}
+                changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+                draft.note(who, what, None, {"operator": operator.id, **changed})
+        return operator
+
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
         async with self._writing() as draft:
@@ -388,6 +429,8 @@ class Registry:
                     raise explain(error, self._where) from error
             draft = Draft(self._held.head)
             yield draft
+            if dry_run.ASKED.get():
+                raise DryRunDone(draft.changes)
             if draft.rows:
                 await self._commit(draft)
 
@@ -531,6 +574,9 @@ async def _load(store: Store, where: str) -> Held:
         if key.partner_id not in held.partners:
             raise StoreCorruptError(f"key {key.id!r} is of no partner")
         held.keys.setdefault(key.partner_id, {})[key.id] = key
+    async for entry in _rows(store, registry_keys.operators, limits.OPERATORS_MAX, where):
+        operator = registry_codec.decode_operator(entry)
+        held.operators[operator.id] = operator
     return held
 
 

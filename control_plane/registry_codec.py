@@ -17,9 +17,12 @@ from control_plane.registry_records import (
     ISOLATIONS,
     MODES,
     NEW,
+    OPERATOR_ROLES,
+    OPERATOR_STATUSES,
     STATUSES,
     Change,
     Key,
+    Operator,
     Origin,
     Owner,
     Partner,
@@ -74,6 +77,22 @@ def decode_key(entry: Entry) -> Key:
 def encode_key_hash(key: Key) -> bytes:
     """Give the bytes of what names the key with a hash."""
     return _pack(key.partner_id, key.id)
+
+
+def encode_operator(operator: Operator) -> bytes:
+    """Give an operator's bytes."""
+    assert operator.role in OPERATOR_ROLES, operator.role
+    assert operator.status in OPERATOR_STATUSES, operator.status
+    return _pack(*astuple(operator))
+
+
+def decode_operator(entry: Entry) -> Operator:
+    """Read an operator. Raises StoreCorruptError."""
+    operator = checked(Operator(*_unpack(entry.value, 6)))
+    known = operator.role in OPERATOR_ROLES and operator.status in OPERATOR_STATUSES
+    if operator.id != entry.key[1] or not known:
+        raise StoreCorruptError(f"the row of operator {entry.key[1]!r} is none of it")
+    return operator
 
 
 def encode_change(change: Change) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 from control_plane import audit_chain, registry_codec, registry_keys
 from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
-from control_plane.registry_records import Change, Key, Owner, Partner
+from control_plane.registry_records import Change, Key, Operator, Owner, Partner
 from stores import contract
 from stores.contract import Check, Put
 
@@ -21,6 +21,7 @@ class Held:
     head: Head = field(default_factory=lambda: Head(0, audit_chain.NOTHING))  # of the audit log
     partners: dict[str, Partner] = field(default_factory=dict)
     keys: dict[str, dict[str, Key]] = field(default_factory=dict)
+    operators: dict[str, Operator] = field(default_factory=dict)
 
 
 class Draft:
@@ -30,6 +31,7 @@ class Draft:
         self.rows: dict[contract.Key, bytes | None] = {}
         self.checks: list[Check] = []
         self._head = head
+        self.changes: list[Change] = []
         self._effects: list[Callable[[Held], None]] = []
 
     def put_partner(self, partner: Partner, *, new: bool = False) -> None:
@@ -64,6 +66,14 @@ class Draft:
         self.rows[registry_keys.key_hash(key.hash)] = None
         self._effects.append(lambda held: held.keys[key.partner_id].__delitem__(key.id))
 
+    def put_operator(self, operator: Operator, *, new: bool = False) -> None:
+        """Write an operator; a new one has to be new."""
+        place = registry_keys.operator(operator.id)
+        if new:
+            self.checks.append(Check(place, None))
+        self.rows[place] = registry_codec.encode_operator(operator)
+        self._effects.append(lambda held: held.operators.update({operator.id: operator}))
+
     def put_directory_version(self, version: int) -> None:
         """Write the newest version that was taken for a directory."""
         self.rows[registry_keys.DIRECTORY] = registry_codec.encode_directory_version(version)
@@ -77,6 +87,7 @@ class Draft:
         sequence = self._head.sequence + 1
         change = Change(sequence, timestamp(), who, what, partner_id, detail, self._head.hash)
         self._head = head = Head(sequence, audit_chain.digest(change))
+        self.changes.append(change)
         self.checks.append(Check(registry_keys.change(sequence), None))
         self.rows |= {put.key: put.value for put in rows_of_change(change)}
         self.rows[registry_keys.HEAD] = registry_codec.encode_head(head)

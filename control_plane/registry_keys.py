@@ -6,6 +6,7 @@
     ("partner", partner_id)                Partner
     ("key", partner_id, key_id)            Key: what is kept of an API key
     ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
+    ("operator", operator_id)              Operator: who may use the admin API
     ("change", sequence)                   Change: who did what, and when; only ever appended
     ("head",)                              the newest change's number and hash
     ("change_of", partner_id, sequence)    index of changes by partner
@@ -42,6 +43,16 @@ def key(partner_id: str, key_id: str) -> Key:
 def key_hash(hashed: str) -> Key:
     """Where the one key with this hash is named."""
     return ("key_hash", hashed)
+
+
+def operator(operator_id: str) -> Key:
+    """Where an operator is."""
+    return ("operator", operator_id)
+
+
+def operators(after: Key | None, rows: int) -> Range:
+    """Give the range of the next operators after a key, by id."""
+    return Range(_after(after, "operator"), ("operator", _LAST), rows)
 
 
 def change(sequence: int) -> Key:

@@ -7,6 +7,8 @@ from typing import Any, Final
 STATUSES: Final = frozenset({"onboarding", "active", "suspended"})
 MODES: Final = frozenset({"test", "live"})
 ISOLATIONS: Final = frozenset({"dedicated", "pooled"})
+OPERATOR_ROLES: Final = frozenset({"viewer", "operator", "admin"})
+OPERATOR_STATUSES: Final = frozenset({"active", "disabled"})
 NEW: Final = "new"
 IMPORTED: Final = "imported"
 
@@ -46,6 +48,18 @@ class Key:
     def is_good(self, now: datetime) -> bool:
         """Whether it still opens the door."""
         return self.revoked_at is None and (self.expires_at is None or datetime.fromisoformat(self.expires_at) > now)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who may use the admin API. Status: active, disabled. Of its key only the hash is kept, and how it ends."""
+
+    id: str
+    role: str
+    status: str
+    hash: str
+    hint: str
+    created_at: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,11 @@ def _make_console(*, stderr: bool = False) -> RichConsole:
     return RichConsole(stderr=stderr, width=None if terminal else _WIDTH_ELSEWHERE, highlight=False)
 
 
+def clear() -> None:
+    """Begin anew on a terminal; elsewhere go on below."""
+    _make_console().clear()
+
+
 def say(text: str) -> None:
     """Print one plain line."""
     _make_console().print(escape(text), soft_wrap=True)
@@ -247,6 +252,33 @@ def show_audit(report: dict[str, Any]) -> None:
     out.print(
         f"{verdict}: {report['payments']} payments, {report['operations']} operations, {report['in_doubt']} in doubt"
     )
+
+
+def show_dry_run(found: dict[str, Any]) -> None:
+    """Show what would be written, had it been no dry run."""
+    out = _make_console()
+    for entry in found["entries"]:
+        whose = f" of {entry['partner_id']}" if entry["partner_id"] else ""
+        out.print(escape(f"{entry['what']}{whose}: {json.dumps(entry['detail'])}"), soft_wrap=True)
+    out.print("nothing was changed: this was a dry run" if found["entries"] else "nothing would change", soft_wrap=True)
+
+
+def show_operators(operators: Sequence[dict[str, Any]]) -> None:
+    """Show all operators."""
+    table = _table("operator", "role", "status", "key ends in", "created")
+    for row in operators:
+        table.add_row(*(_text(row[name]) for name in ("id", "role", "status", "hint", "created_at")))
+    _make_console().print(table)
+
+
+def show_operator(found: dict[str, Any]) -> None:
+    """Show an operator after a change, and its key where it is new."""
+    out = _make_console()
+    operator = found["operator"]
+    out.print(f"{escape(operator['id'])} is {escape(operator['role'])}, {escape(operator['status'])}", soft_wrap=True)
+    if "key" in found:
+        out.print(f"\n  {escape(found['key'])}\n", soft_wrap=True)
+        out.print("Keep this key now: it is not stored and can't be shown again.", soft_wrap=True)
 
 
 def show_audit_log(entries: Sequence[dict[str, Any]]) -> None:

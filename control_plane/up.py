@@ -19,6 +19,8 @@ from control_plane import admin, data_folder, limits, memory, opening, status
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.doors import Doors, advertised_addresses, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
+from control_plane.gate import Gate
+from control_plane.operators import Operators
 from control_plane.partners import Partners
 from control_plane.processes import ProcessSpec, plan
 from control_plane.publishing import Publisher
@@ -161,7 +163,9 @@ class _Up:
                 directory_version=publisher.version,
             )
 
-        app = admin.make_app(self._registry, partners, doors, collect)
+        operators = Operators(self._registry, data_folder.read_secret(self._folder.pepper_file))
+        await operators.ensure_local(self._folder.operator_key_file)
+        app = admin.make_app(self._registry, partners, doors, collect, operators)
         async with (
             self._serving(app),
             _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
@@ -269,17 +273,31 @@ class _Up:
             asyncio.get_running_loop().add_signal_handler(number, told)
 
     @contextlib.asynccontextmanager
-    async def _serving(self, app: Any) -> AsyncIterator[None]:
+    async def _serving(self, app: Gate) -> AsyncIterator[None]:
         server = admin.make_server(app)
-        listener = data_folder.listen_on(self._folder.control_socket)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
+        listeners = [*self._listen_on_port(), data_folder.listen_on(self._folder.control_socket)]
+        task = asyncio.create_task(server.serve(sockets=listeners))
         try:
             yield
         finally:
             server.should_exit = True
             await task
-            listener.close()
+            for listener in listeners:
+                listener.close()
             self._folder.control_socket.unlink(missing_ok=True)
+
+    def _listen_on_port(self) -> list[socket.socket]:
+        host, port = self._settings.admin_host, self._settings.admin_port
+        if port is None:
+            return []
+        try:
+            return [socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)]
+        except OSError as error:
+            raise RefusedError(
+                f"the admin API can't listen on {host}:{port}: {error.strerror}",
+                where="admin_host and admin_port in the settings",
+                hint="end what listens there, or move the port",
+            ) from error
 
 
 @contextlib.asynccontextmanager

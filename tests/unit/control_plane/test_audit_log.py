@@ -1,6 +1,7 @@
 """Every change of the registry stands in the audit log, chained, in the same commit; and its head beside it."""
 
 import inspect
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from control_plane import api_keys, audit_chain, audit_head, data_folder, openin
 from control_plane.audit_chain import Verdict
 from control_plane.registry import Registry
 from control_plane.registry_draft import Draft
-from control_plane.registry_records import Partner
+from control_plane.registry_records import Operator, Partner
 from stores.contract import Check, Clear, Put
 from stores.sqlite_shelf import SqliteShelf
 from tests.stand_in_door import Installation
@@ -46,9 +47,21 @@ async def change_everything(registry: Registry) -> set[str]:
     await registry.add_key("acme", key, "ann", others_end_at=datetime.now(UTC))
     await registry.revoke_key("acme", key.id, "ann")
     await registry.note("ann", "noted", None, {})
+    operator = Operator("bob", "viewer", "active", "h", "hint", "now")
+    await registry.add_operator(operator, "ann")
+    await registry.put_operator(replace(operator, status="disabled"), "operator_disabled", "ann")
     return {
         *("begin_onboarding", "activate", "begin_onboardings", "admit", "set_status", "set_limits", "set_isolation"),
-        *("set_acquirers", "set_currencies", "raise_profile_version", "add_key", "revoke_key", "note"),
+        *(
+            "set_acquirers",
+            "set_currencies",
+            "raise_profile_version",
+            "add_key",
+            "revoke_key",
+            "note",
+            "add_operator",
+            "put_operator",
+        ),
     }
 
 
