@@ -125,7 +125,7 @@ IMPORT_BATCH_PARTNERS_MAX: Final = 250
 # So long it is waited for more of them, because each batch costs a directory.
 IMPORT_GATHER_MS: Final = 300
 # Books that one cell makes and opens at once.
-IMPORT_ONBOARDS_AT_ONCE_MAX: Final = 64
+IMPORT_ONBOARDS_AT_ONCE_MAX: Final = 32
 
 # The registry is read so many rows at a time.
 REGISTRY_PAGE_ROWS: Final = 1_000

@@ -29,7 +29,9 @@ def write(folder: Path) -> Path:
 
 def pay(base_url: str, key: str, currency: str = "EUR") -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{base_url}/v1/payments", json={**BODY, "currency": currency}, headers=headers, trust_env=False)
+    return httpx.post(
+        f"{base_url}/v1/payments", json={**BODY, "currency": currency}, headers=headers, timeout=15, trust_env=False
+    )
 
 
 def begin_import(gateway: Gateway, file: Path) -> "subprocess.Popen[str]":
@@ -56,11 +58,12 @@ async def test_each_can_pay_when_its_line_is_printed_and_a_killed_import_is_said
 def _import_and_kill(gateway: Gateway) -> None:
     file = write(gateway.root)
     importing = begin_import(gateway, file)
-    assert importing.stdout is not None
-    line = importing.stdout.readline()
-    assert pay(gateway.base_url, json.loads(line)["key"]["api_key"]).status_code == 201
-    gateway.kill_control_plane()
-    _, errors = importing.communicate(timeout=60)
+    with importing:
+        assert importing.stdout is not None
+        line = importing.stdout.readline()
+        assert pay(gateway.base_url, json.loads(line)["key"]["api_key"]).status_code == 201
+        gateway.kill_control_plane()
+        _, errors = importing.communicate(timeout=60)
     assert importing.returncode == 1, errors
     assert "ask again" in errors
 
