@@ -15,12 +15,12 @@ import httpx
 import psutil
 from chaoslib.exceptions import InterruptExecution
 
-from cells.api import limits as api_limits
 from chaos import limits, partners, session, victims
 from chaos.faults import Target
 from chaos.fdb_server import FdbServerError
 from chaos.gateway import Gateway
 from chaos.installation import GatewayError, is_alive
+from chaos.limits_checker import Limits
 from chaos.load_process import LoadError
 from chaos.session import NOBODY, AbortedError, Session
 from chaos.workload import BookError
@@ -89,25 +89,23 @@ def set_acquirer_fault(partner: str, mode: str, delay_ms: int | None = None) -> 
 
 
 @_ending
-def start_flood(partner: str) -> None:
-    """Let a partner pay at 50 times its limit, beside its share of the load."""
+def start_flood(
+    partner: str,
+    per_second: float,
+    mix: str,
+    rate_per_second: int,
+    rate_burst: int,
+    in_flight_max: int,
+) -> None:
+    """Let a partner pay more than these limits, which it has meanwhile, beside its share of the load."""
     run = session.current()
     gateway = run.require_gateway()
-    run.undo.add(
-        f"give {partner} its limits back",
-        functools.partial(
-            partners.set_limits,
-            gateway,
-            partner,
-            api_limits.PARTNER_RATE_PER_SECOND_DEFAULT,
-            api_limits.PARTNER_RATE_BURST_DEFAULT,
-        ),
-    )
-    partners.set_limits(gateway, partner, limits.CHAOS_RATE_PER_SECOND, limits.CHAOS_RATE_BURST)
+    allowed = Limits(rate_per_second, rate_burst, in_flight_max)
+    run.undo.add(f"give {partner} its limits back", functools.partial(partners.set_limits, gateway, partner))
+    partners.set_limits(gateway, partner, allowed)
+    run.flood_limits = allowed
     run.strike()
-    run.start_flood(
-        {partner: run.keys[partner]}, float(limits.CHAOS_RATE_PER_SECOND * limits.CHAOS_FLOOD_FACTOR), "flood"
-    )
+    run.start_flood({partner: run.keys[partner]}, per_second, mix)
 
 
 @_ending
@@ -117,6 +115,20 @@ def start_flood_of_bad_keys() -> None:
     run.strike()
     key = f"sk_test_{NOBODY}_{secrets.token_urlsafe(32)}"
     run.start_flood({NOBODY: key}, float(limits.CHAOS_BAD_KEYS_PER_SECOND), "bad_keys")
+
+
+@_ending
+def hang_cell(cell: str, per_second: float) -> None:
+    """SIGSTOP a cell's door and the control plane, which would replace it, while the cell's partners go on sending."""
+    run = session.current()
+    doors, supervisors = _find(run, Target.DOOR, cell, ""), _find(run, Target.CONTROL_PLANE, "", "")
+    keys = {partner: run.keys[partner] for partner, home in run.target.cells.items() if home == cell}
+    run.start_flood(keys, per_second, "flood")
+    for process in [*supervisors, *doors]:  # the door goes on first
+        run.undo.add(f"SIGCONT to {process.pid}", functools.partial(_signal, process, signal.SIGCONT))
+    run.strike()
+    for process in [*supervisors, *doors]:
+        _signal(process, signal.SIGSTOP)
 
 
 @_ending

@@ -14,8 +14,21 @@ from typing import Any, Final
 
 import orjson
 
+from actors import limits as actor_limits
+from cells.api import limits as api_limits
 from chaos import limits
-from chaos.faults import DELAYED, IS_LIMITED, MAY_CUT_OFF, MAY_PEND, MAY_REFUSE, NO_ERROR, Excuse, Excuses, in_words
+from chaos.faults import (
+    DELAYED,
+    IS_CROWDED,
+    IS_LIMITED,
+    MAY_CUT_OFF,
+    MAY_PEND,
+    MAY_REFUSE,
+    NO_ERROR,
+    Excuse,
+    Excuses,
+    in_words,
+)
 
 FOLDER: Final = Path(__file__).parent / "experiments"
 EXTENSION: Final = "bulkhead"
@@ -71,7 +84,8 @@ class Experiment:
     """A row of the table. `goal_ms`: so long after the fault's begin, or its end, everybody is served as ever.
 
     `fdb_server`: it needs a FoundationDB server of its own. `begin`: what is done; `end`: what takes it away again,
-    None where it is over at once.
+    None where it is over at once. `fails_after_ms`: the target's acquirer fails whatever it is asked, each time after
+    so long, so that its breaker has to open; None: it does not. `partners_in_cell`: so many live in the target's cell.
     """
 
     name: str
@@ -86,6 +100,8 @@ class Experiment:
     goal_from_end: bool = False
     signs: tuple[Sign, ...] = ()
     fdb_server: bool = False
+    fails_after_ms: int | None = None
+    partners_in_cell: int = limits.CHAOS_PARTNERS_PER_CELL
 
     def excuses(self, group: "Group") -> Excuses:
         """Give what a group of partners may get while the fault lasts."""
@@ -131,6 +147,29 @@ def _bank(mode: str, **more: Any) -> tuple[Activity, Activity]:
     )
 
 
+def _flood(
+    per_second: float,
+    mix: str,
+    *,
+    rate_per_second: int = actor_limits.RATE_PER_SECOND_MAX,
+    rate_burst: int = actor_limits.RATE_BURST_MAX,
+    in_flight_max: int = api_limits.PARTNER_IN_FLIGHT_DEFAULT,
+) -> tuple[Activity, Activity]:
+    return (
+        _act(
+            "flood",
+            "start_flood",
+            partner="${partner}",
+            per_second=per_second,
+            mix=mix,
+            rate_per_second=rate_per_second,
+            rate_burst=rate_burst,
+            in_flight_max=in_flight_max,
+        ),
+        _act("the flood ends", "restore"),
+    )
+
+
 def _ended(child: str) -> Sign:
     return Sign("log", "process_ended", "control_plane", (("child", child),))
 
@@ -138,11 +177,17 @@ def _ended(child: str) -> Sign:
 _WORKER_DEAD: Final = Sign("log", "worker_dead", "${cell}.door")
 _NO_OUTCOME: Final = Sign("log", "acquirer_gave_no_outcome", "${cell}.worker-*", (("partner", "${partner}"),))
 _BREAKER: Final = Sign("breaker")
+_LIMITED: Final = Sign(
+    "metric",
+    "bulkhead_router_partner_requests_total",
+    where=(("partner", "${partner}"), ("outcome", "429")),
+)
 _STORE_AWAY: Final = (
     Sign("log", "partner_unavailable", "cell-*.door"),
     Sign("log", "commit_failed", "cell-*.worker-*"),
 )
 _UP_MS: Final = limits.GOAL_CONTROL_PLANE_STARTS_MS
+_TIMES_OUT_MS: Final = actor_limits.ACQUIRER_TIMEOUT_MS
 _BANK_MS: Final = limits.GOAL_ACQUIRER_MS
 # The second death of a worker finds the spare used up.
 _REPLACED_MS: Final = limits.GOAL_WORKER_KILLED_MS + limits.GOAL_WORKER_STARTS_MS
@@ -170,10 +215,17 @@ EXPERIMENTS: Final = (
                signs=(_WORKER_DEAD,)),
     Experiment("flood", "A partner floods at 50 times its limit", Scope.PARTNER,
                IS_LIMITED, NO_ERROR, NO_ERROR, limits.FLOOD_RECOVERY_MS,
-               _act("flood", "start_flood", partner="${partner}"), _act("the flood ends", "restore"),
-               goal_from_end=True,
-               signs=(Sign("metric", "bulkhead_router_partner_requests_total",
-                           where=(("partner", "${partner}"), ("outcome", "429"))),)),
+               *_flood(limits.CHAOS_RATE_PER_SECOND * limits.CHAOS_FLOOD_FACTOR, "flood",
+                       rate_per_second=limits.CHAOS_RATE_PER_SECOND, rate_burst=limits.CHAOS_RATE_BURST),
+               goal_from_end=True, signs=(_LIMITED,)),
+    Experiment("flood-in-flight", "A partner has more payments in flight than it may", Scope.PARTNER,
+               IS_LIMITED, NO_ERROR, NO_ERROR, limits.FLOOD_RECOVERY_MS,
+               *_flood(limits.CHAOS_IN_FLIGHT_PER_SECOND, "slow_flood", in_flight_max=limits.CHAOS_IN_FLIGHT_MAX),
+               goal_from_end=True, signs=(_LIMITED,)),
+    Experiment("flood-share", "A partner without limits of its own sends more than its acquirer takes", Scope.PARTNER,
+               IS_LIMITED | MAY_PEND, NO_ERROR, NO_ERROR, limits.CHAOS_BACKLOG_MS + limits.FLOOD_RECOVERY_MS,
+               *_flood(limits.CHAOS_SHARE_PER_SECOND, "slow_flood", in_flight_max=actor_limits.IN_FLIGHT_MAX),
+               goal_from_end=True, signs=(_LIMITED,)),
     Experiment("flood-bad-keys", "Somebody floods with keys that are none", Scope.NOBODY,
                NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_KILLED_MS,
                _act("flood with bad keys", "start_flood_of_bad_keys"), _act("the flood ends", "restore"),
@@ -181,19 +233,19 @@ EXPERIMENTS: Final = (
                signs=(Sign("metric", "bulkhead_router_requests_total", where=(("status", "401"),)),)),
     Experiment("acquirer-hanging", "A partner's acquirer does not answer", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("hang"), goal_from_end=True,
-               signs=(_NO_OUTCOME, _BREAKER)),
+               signs=(_NO_OUTCOME, _BREAKER), fails_after_ms=_TIMES_OUT_MS),
     Experiment("acquirer-slow", "A partner's acquirer takes two seconds for each answer", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS,
                *_bank("slow", delay_ms=limits.ACQUIRER_SLOW_MS), goal_from_end=True),
     Experiment("acquirer-failing", "A partner's acquirer fails", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("refuse"), goal_from_end=True,
-               signs=(_NO_OUTCOME, _BREAKER)),
+               signs=(_NO_OUTCOME, _BREAKER), fails_after_ms=0),
     Experiment("acquirer-garbage", "A partner's acquirer charges and answers garbage", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("garbage"), goal_from_end=True,
-               signs=(_NO_OUTCOME, _BREAKER)),
+               signs=(_NO_OUTCOME, _BREAKER), fails_after_ms=0),
     Experiment("acquirer-silent", "A partner's acquirer charges and does not answer", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("silent"), goal_from_end=True,
-               signs=(_NO_OUTCOME, _BREAKER)),
+               signs=(_NO_OUTCOME, _BREAKER), fails_after_ms=_TIMES_OUT_MS),
     # One cell.
     Experiment("door-killed", "A cell's door is killed", Scope.CELL,
                DELAYED, DELAYED, NO_ERROR, limits.GOAL_DOOR_KILLED_MS,
@@ -201,6 +253,13 @@ EXPERIMENTS: Final = (
     Experiment("door-stopped", "A cell's door is stopped, and goes on later", Scope.CELL,
                DELAYED, DELAYED, NO_ERROR, limits.GOAL_STOPPED_FOUND_MS + limits.GOAL_DOOR_KILLED_MS,
                *_stop("the door", "door"), signs=(_ended("${cell}.door"),)),
+    Experiment("cell-hung", "A cell's door is stopped, nobody finds it, and its partners go on sending", Scope.CELL,
+               IS_CROWDED, IS_CROWDED, NO_ERROR, limits.GOAL_CELL_HUNG_MS,
+               _act("stop the door and who would replace it", "hang_cell", cell="${cell}",
+                    per_second=limits.CHAOS_HUNG_PER_SECOND),
+               _act("let them go on", "restore"), goal_from_end=True,
+               signs=(Sign("metric", "bulkhead_router_requests_total", where=(("status", "503"),)),),
+               partners_in_cell=limits.CHAOS_HUNG_PARTNERS),
     Experiment("ray-head-killed", "A cell's Ray head is killed", Scope.CELL,
                MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_CELL_KILLED_MS,
                _kill("the Ray head", "Ray head"), signs=(_ended("${cell}.ray"),)),
@@ -218,6 +277,12 @@ EXPERIMENTS: Final = (
                NO_ERROR, NO_ERROR, NO_ERROR, _UP_MS,
                _act("kill the control plane", "kill_control_plane"),
                _act("start the control plane again", "restore"), goal_from_end=True, signs=(Sign("control_plane"),)),
+    Experiment("redis-killed", "The installation's Redis is killed", Scope.ALL,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_REDIS_MS,
+               _kill("Redis", "redis"), signs=(_ended("redis"),)),
+    Experiment("redis-stopped", "The installation's Redis is stopped, and goes on later", Scope.ALL,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_REDIS_MS,
+               *_stop("Redis", "redis"), signs=(_ended("redis"),)),
     Experiment("fdb-server-killed", "The only FoundationDB server is killed, and started again later", Scope.ALL,
                MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.GOAL_FDB_SERVER_BACK_MS,
                _act("kill the server", "kill_fdb_server"),
@@ -301,6 +366,12 @@ def _extension(experiment: Experiment) -> dict[str, Any]:
         "goal_ms": experiment.goal_ms,
         "goal_from_end": experiment.goal_from_end,
         "fdb_server": experiment.fdb_server,
+        **({} if experiment.fails_after_ms is None else {"fails_after_ms": experiment.fails_after_ms}),
+        **(
+            {}
+            if experiment.partners_in_cell == limits.CHAOS_PARTNERS_PER_CELL
+            else {"partners_in_cell": experiment.partners_in_cell}
+        ),
         "signs": [
             {"kind": sign.kind, "name": sign.name, "log": sign.log, "where": dict(sign.where)}
             for sign in experiment.signs
@@ -358,6 +429,8 @@ def read(found: Mapping[str, Any], where: str = "the experiment") -> Experiment:
             goal_from_end=bool(extension["goal_from_end"]),
             signs=tuple(signs),
             fdb_server=bool(extension["fdb_server"]),
+            fails_after_ms=int(extension["fails_after_ms"]) if "fails_after_ms" in extension else None,
+            partners_in_cell=int(extension.get("partners_in_cell", limits.CHAOS_PARTNERS_PER_CELL)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CatalogueError(f"{where}: its extension {EXTENSION!r} can't be read: {error!r}") from error

@@ -37,6 +37,7 @@ class Ports:
     metrics: int
     ray: int
     second_acquirer: int
+    redis: int
 
 
 class Gateway(Installation):
@@ -93,6 +94,7 @@ class Gateway(Installation):
         ports = self.ports
         arguments = ["up", "--cells", self.cells, "--http-port", ports.http, "--acquirer-port", ports.acquirer]
         arguments += ["--door-port", ports.door, "--metrics-port", ports.metrics, "--ray-port", ports.ray]
+        arguments += ["--redis-port", ports.redis]
         arguments += [*self.store.up_arguments, *self.up_arguments]
         arguments += ["--second-acquirer-port", ports.second_acquirer] if self.second_acquirer else []
         with (self.root / "up.out").open("ab") as output:
@@ -206,8 +208,8 @@ class Gateway(Installation):
 def free_ports(cells: int) -> Ports:
     """Find a block of free ports. Another process may still take one before it is used; `up` says so then."""
     try:
-        first = free_block(3 + 3 * cells)
+        first = free_block(4 + 3 * cells)
     except NoPortsError as error:
         raise GatewayError(str(error)) from error
-    row = first + 3
-    return Ports(first, first + 1, row, row + cells, row + 2 * cells, second_acquirer=first + 2)
+    row = first + 4
+    return Ports(first, first + 1, row, row + cells, row + 2 * cells, second_acquirer=first + 2, redis=first + 3)

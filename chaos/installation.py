@@ -83,11 +83,15 @@ class Installation:
         return self.run_json("audit")
 
     def is_well(self, partners: Collection[str]) -> bool:
-        """Say whether all processes are ready, each cell has its spare, and these partners are served."""
+        """Say whether all processes are ready, each cell has its spare, and these partners are served.
+
+        Redis, too, for which nobody else waits.
+        """
         status = self.status()
         rows = [row for row in status["partners"] if row["partner"] in partners]
         return (
             bool(status["ready"])
+            and all(row["health"] == "ready" for row in status["processes"] if row["role"] == "redis")
             and all(cell["answers"] and cell["spares"] for cell in status["cells"])
             and len(rows) == len(partners)
             and all(row["state"] == "active" and row["breaker"] == "closed" for row in rows)

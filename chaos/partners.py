@@ -4,14 +4,22 @@ On a gateway that others use, too, they are all that an experiment sends payment
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from cells.api import limits as api_limits
 from chaos.catalogue import Scope
 from chaos.installation import GatewayError, Installation
+from chaos.limits_checker import Limits
 from chaos.run_settings import PARTNER_PREFIX
 from control_plane import client
 from router.directory import Cell, rendezvous
+
+# What partners have that nobody set limits for.
+USUAL_LIMITS: Final = Limits(
+    api_limits.PARTNER_RATE_PER_SECOND_DEFAULT,
+    api_limits.PARTNER_RATE_BURST_DEFAULT,
+    api_limits.PARTNER_IN_FLIGHT_DEFAULT,
+)
 
 
 def names_for(cells: Sequence[str], each: int, prefix: str = PARTNER_PREFIX) -> dict[str, str]:
@@ -68,7 +76,7 @@ def take(gateway: Installation, partner: str, there: Mapping[str, Mapping[str, A
         return gateway.create_partner(partner)
     if there[partner]["mode"] != "test":
         raise GatewayError(f"{partner} is a live partner: nobody's but an experiment's may be called {PARTNER_PREFIX}…")
-    set_limits(gateway, partner, api_limits.PARTNER_RATE_PER_SECOND_DEFAULT, api_limits.PARTNER_RATE_BURST_DEFAULT)
+    set_limits(gateway, partner)
     if there[partner]["status"] == "suspended":
         client.ask(gateway.folder, "POST", f"/partners/{partner}/resume")
     key = client.ask(gateway.folder, "POST", f"/partners/{partner}/keys", {"grace_s": 0})
@@ -80,10 +88,14 @@ def release(gateway: Installation, partner: str) -> None:
     client.ask(gateway.folder, "POST", f"/partners/{partner}/release")
 
 
-def set_limits(gateway: Installation, partner: str, rate_per_second: int, rate_burst: int) -> None:
+def set_limits(gateway: Installation, partner: str, wanted: Limits = USUAL_LIMITS) -> None:
     """Change how much a partner may send. Raises ControlPlaneError."""
-    wanted = {"rate_per_second": rate_per_second, "rate_burst": rate_burst}
-    client.ask(gateway.folder, "PATCH", f"/partners/{partner}/limits", wanted)
+    body = {
+        "rate_per_second": wanted.rate_per_second,
+        "rate_burst": wanted.rate_burst,
+        "in_flight_max": wanted.in_flight_max,
+    }
+    client.ask(gateway.folder, "PATCH", f"/partners/{partner}/limits", body)
 
 
 def suspend(gateway: Installation, partners: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ of its own. What is judged stands in `chaos/containment.py`, what is written in 
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import secrets
 import threading
@@ -18,9 +19,9 @@ from typing import Any, Final
 import orjson
 import psutil
 
-from cells.api import limits as api_limits
 from cells.fault_injection import METADATA_KEY
-from chaos import limits, limits_checker, linearizability, machine, partners, safeguards
+from chaos import bounds, breaker_checker, limits, limits_checker, linearizability, machine, partners, safeguards
+from chaos.bounds_reader import BoundsReader
 from chaos.catalogue import Experiment, Sign
 from chaos.checker import Fault, Judgement, judge_money, judge_ordered
 from chaos.containment import Circumstances, Moments, Target
@@ -35,7 +36,7 @@ from chaos.own_gateway import ROOT, OwnGateway
 from chaos.run_settings import RunSettings
 from chaos.signs import Seen, Watcher, first_sign
 from chaos.undo import Undo
-from chaos.workload import means_again, read_book, send_one
+from chaos.workload import means_again, read_book, repeat_unanswered, send_one
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError
 
@@ -67,6 +68,7 @@ class Session:
         self.ends_early = False
         self.calls: list[Call] = []
         self.flood_calls: list[Call] = []
+        self.flood_limits: limits_checker.Limits | None = None
         self.leftovers: list[str] = []
         self.keys: dict[str, str] = {}
         self._old_books: dict[str, set[str]] = {}
@@ -77,6 +79,7 @@ class Session:
         self._watcher: Watcher | None = None
         self._guards = safeguards.Safeguards({})
         self._watching: threading.Thread | None = None
+        self._bounds: BoundsReader | None = None
         self._over = threading.Event()
 
     # What actions ask for
@@ -215,6 +218,8 @@ class Session:
         self._watcher = Watcher(gateway, self._signs(), self.target.partner)
         self._watching = threading.Thread(target=self._watch, name="chaos-watch", daemon=True)
         self._watching.start()
+        self._bounds = BoundsReader(gateway, self.keys)
+        self._bounds.start()
         self._say("warming up")
         self.wait(self.moments.warm_s - time.monotonic())
         self._say("calm")
@@ -254,6 +259,8 @@ class Session:
         self._over.set()
         if self._watching is not None:
             self._watching.join()
+        if self._bounds is not None:
+            self._bounds.stop()
         self.moments.end_s = time.monotonic()
         if self._load is not None:
             self._say("the load comes to its end")
@@ -267,7 +274,12 @@ class Session:
         self._say("bringing everything to rest")
         names = sorted(self.keys)
         open_calls = [call for call in calls if means_again(call)]
-        repeats = asyncio.run(bring_to_rest(gateway, self.keys, open_calls, names))
+        # Where it is never set aside, each attempt at a command that orders a fault costs its partner two workers.
+        ordered = [call for call in open_calls if call.key == f"{self.name}-ordered"]
+        most = limits.CHAOS_ORDERED_REPEATS_MAX
+        repeats = asyncio.run(repeat_unanswered(ordered, gateway.base_url, self.keys, repeats_max=most))
+        others = [call for call in open_calls if call not in ordered]
+        repeats += asyncio.run(bring_to_rest(gateway, self.keys, others, names))
         self._say("checkers and audit")
         books = asyncio.run(self._read_books())
         record = [
@@ -282,6 +294,7 @@ class Session:
         everything = [*calls, *repeats]
         judgement = judge_money(everything, books, record, {**audit, "partners": rows})
         self._judge_order_and_limits(judgement, everything)
+        self._judge_bulkheads(judgement, everything)
         ordered = [call for call in everything if call.key == f"{self.name}-ordered"]
         if ordered:
             judge_ordered(judgement, ordered)
@@ -296,15 +309,38 @@ class Session:
             if impossible.payment_id in ours:
                 judgement.accuse(Fault.NOT_LINEARIZABLE, impossible.partner, str(impossible))
         judgement.unknowns += order.unknowns
-        # What partners have but for a flood's time: so a flood is judged by more than it may, and again after it.
-        allowed = limits_checker.Limits(
-            api_limits.PARTNER_RATE_PER_SECOND_DEFAULT,
-            api_limits.PARTNER_RATE_BURST_DEFAULT,
-            api_limits.PARTNER_IN_FLIGHT_DEFAULT,
-            refills=2 if self.flood_calls else 0,
-        )
-        for exceeded in limits_checker.judge(calls, dict.fromkeys(self.keys, allowed)).findings:
-            judgement.accuse(Fault.LIMIT_EXCEEDED, exceeded.partner, exceeded.detail)
+        # A flood has its partner's limits changed and changed back, and is judged by those that it had; all calls
+        # together by what nobody may exceed, and again after a flood, which then finds its bucket full.
+        usual, flood = partners.USUAL_LIMITS, self.flood_limits
+        allowed = dataclasses.replace(usual, refills=2 if self.flood_calls else 0)
+        if flood is not None:
+            allowed = limits_checker.Limits(
+                max(usual.rate_per_second, flood.rate_per_second),
+                max(usual.rate_burst, flood.rate_burst),
+                max(usual.in_flight_max, flood.in_flight_max),
+                allowed.refills,
+            )
+        exceeded = limits_checker.judge(calls, dict.fromkeys(self.keys, allowed)).findings
+        if flood is not None:
+            # One refill: what its bucket held when the limits were changed.
+            during = dict.fromkeys(self.keys, dataclasses.replace(flood, refills=1))
+            exceeded += limits_checker.judge(self.flood_calls, during).findings
+        for one in exceeded:
+            judgement.accuse(Fault.LIMIT_EXCEEDED, one.partner, one.detail)
+
+    def _judge_bulkheads(self, judgement: Judgement, calls: list[Call]) -> None:
+        """Add what of the gateway's own bounds was not kept, whether anybody was harmed by it or not."""
+        for one in bounds.judge(self._bounds.readings if self._bounds is not None else (), self.settings.patience):
+            judgement.accuse(Fault.BOUND_EXCEEDED, one.who, one.detail)
+        moments, fails_after_ms = self.moments, self.experiment.fails_after_ms
+        if fails_after_ms is None or moments.struck_s is None or moments.ended_s is None:
+            return
+        offset_s = time.time() - time.monotonic()
+        begin_ms, end_ms = ((at_s + offset_s) * 1_000 for at_s in (moments.struck_s, moments.ended_s))
+        own = [call for call in calls if call.partner == self.target.partner]
+        told = breaker_checker.judge(own, begin_ms, end_ms, fails_after_ms)
+        if told is not None:
+            judgement.accuse(Fault.BREAKER_CLOSED, self.target.partner, told)
 
     def circumstances(self, *, interrupted: bool) -> Circumstances:
         """Sum up what else counts for the verdict."""
@@ -327,6 +363,8 @@ class Session:
         """Leave nothing behind: no load, no fault, our partners suspended, a gateway of our own stopped."""
         self.undo.all()
         self._over.set()
+        if self._bounds is not None:
+            self._bounds.stop()
         for load in (self._load, self._flood):
             if load is not None:
                 load.kill()
@@ -368,6 +406,8 @@ class Session:
             homes.setdefault(settings.partner, partners.home_of(settings.partner, cells))
         dice = random.Random(settings.seed)
         cell = settings.cell or (homes[settings.partner] if settings.partner else dice.choice(cells))
+        more = partners.names_for(cells, self.experiment.partners_in_cell)
+        homes |= {name: home for name, home in more.items() if home == cell}
         there = sorted(partner for partner, home in homes.items() if home == cell)
         partner = settings.partner or dice.choice(there)
         if homes[partner] != cell:

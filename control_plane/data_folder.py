@@ -5,7 +5,7 @@ instance.json     what this folder is; written last at the first start
 control.sqlite    partners, hashes of keys, operators' changes, where the store is SQLite (control_plane/registry.py)
 registry.sqlite   the same in a folder of before; the first `up` imports it and renames it to registry.sqlite.imported
 control.sock      the control plane, for this user only
-secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acquirer's; 0600 in a folder of 0700
+secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acquirer's, Redis's; 0600 in one of 0700
 directory/        what routers read          routers/<name>/   what each router last knew
 cells/<name>/     the partners' books        acquirer/         the simulator's record (-second: another's)
 audit_head.json   the audit log's newest hash, kept beside it (control_plane/audit_chain.py)
@@ -150,6 +150,11 @@ class DataFolder:
         return self.secrets / f"{cell}.ray_token"
 
     @property
+    def redis_secret_file(self) -> Path:
+        """What the password of the installation's own Redis is made of."""
+        return self.secrets / "redis.key"
+
+    @property
     def directory_file(self) -> Path:
         """The directory as published."""
         return self.root / "directory" / "directory.json"
@@ -170,6 +175,11 @@ class DataFolder:
     def run(self) -> Path:
         """Configurations and records of processes."""
         return self.root / "run"
+
+    @property
+    def redis_config_file(self) -> Path:
+        """What the installation's own Redis reads, its password included."""
+        return self.run / "redis.conf"
 
     @property
     def settings_file(self) -> Path:
@@ -369,6 +379,8 @@ def _identity(seed: str, folder: DataFolder) -> str:
 def _secret_files(folder: DataFolder, settings: Settings) -> list[tuple[Path, str]]:
     files = [(folder.pepper_file, "bytes")]
     files += [(folder.acquirer_secret_file(name), "bytes") for name in settings.acquirer_urls]
+    if settings.starts_redis:
+        files.append((folder.redis_secret_file, "bytes"))
     for cell in settings.cell_names:
         files.append((folder.cell_secret_file(cell), "bytes"))
         files.append((folder.ray_token_file(cell), "text"))
@@ -382,8 +394,9 @@ def _make_secrets(folder: DataFolder, settings: Settings, *, first_start: bool) 
             _check_secret(path, kind)
             continue
         # Who signs and who checks both read an acquirer's key here, so a new one loses nothing: it is also made in a
-        # folder of before there were notifications, or that acquirer.
-        if not first_start and not path.name.endswith(".notifications.key"):
+        # folder of before there were notifications, or that acquirer. So is Redis's, which keeps nothing.
+        may_be_new = path == folder.redis_secret_file or path.name.endswith(".notifications.key")
+        if not first_start and not may_be_new:
             raise FolderError(f"the secret {path.name} is missing", where=str(path), hint=_SECRETS_HINT)
         content = secrets.token_bytes(SECRET_BYTES)
         write_atomically(path, content.hex().encode() if kind == "text" else content)

@@ -37,7 +37,18 @@ def test_chaos_toolkit_takes_each(name: str) -> None:
 def test_what_a_row_says_is_read_back_from_its_file(experiment: Experiment) -> None:
     found = catalogue.read(orjson.loads(orjson.dumps(catalogue.document(experiment))))
     assert found.signs == experiment.signs
-    for field in ("name", "title", "scope", "own", "cell", "others", "goal_ms", "goal_from_end", "fdb_server"):
+    for field in (
+        "name",
+        "title",
+        "scope",
+        "own",
+        "cell",
+        "others",
+        "goal_ms",
+        "goal_from_end",
+        "fdb_server",
+        "fails_after_ms",
+    ):
         assert getattr(found, field) == getattr(experiment, field), field
 
 
@@ -89,3 +100,8 @@ def test_an_experiment_that_says_nothing_of_its_target_is_refused() -> None:
 def test_a_sign_is_of_its_target() -> None:
     sign = Sign("log", "worker_dead", "${cell}.door", (("partner", "${partner}"),)).of("cell-1", "eve")
     assert (sign.log, sign.where) == ("cell-1.door", (("partner", "eve"),))
+
+
+def test_a_breaker_is_judged_where_the_acquirer_fails_whatever_it_is_asked() -> None:
+    judged = {experiment.name for experiment in EXPERIMENTS if experiment.fails_after_ms is not None}
+    assert judged == {"acquirer-hanging", "acquirer-failing", "acquirer-garbage", "acquirer-silent"}
