@@ -187,6 +187,9 @@ KINDS: Final = (
     Kind("acquirer stopped for long, unsupervised",
          (_stop(Target.CONTROL_PLANE, (12_000, 15_000)), _stop(Target.ACQUIRER, (10_000, 11_500), (100, 200))),
          MAY_PEND, MAY_PEND, MAY_PEND, 12_000 + limits.GOAL_ACQUIRER_MS),
+    # Redis carries nothing that a payment waits for.
+    Kind("Redis killed", (_kill(Target.REDIS),), NO_ERROR, NO_ERROR, NO_ERROR, _WORKER_MS),
+    Kind("Redis stopped", (_stop(Target.REDIS, _LONG_MS),), NO_ERROR, NO_ERROR, NO_ERROR, _WORKER_MS, replaces=True),
     # The only server of the only cluster: nobody is served while it is away; nothing else has to be started again.
     Kind("FoundationDB server killed", (_kill(Target.FDB_SERVER),),
          MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.FDB_SERVER_AWAY_MS + limits.GOAL_FDB_SERVER_BACK_MS),

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Gateway(Installation):
         store: StoreChoice = SQLITE,
         second_acquirer: bool = False,
         up_arguments: Sequence[str] = (),
+        more_environment: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(DataFolder(root / "data"), working_folder=root)
         self.root = root
@@ -58,6 +59,7 @@ class Gateway(Installation):
         self.store = store
         self.second_acquirer = second_acquirer
         self.up_arguments = up_arguments
+        self.more_environment = dict(more_environment or {})
         self.ports = free_ports(cells)
         self.up: subprocess.Popen[bytes] | None = None
         self._seen: set[psutil.Process] = set()
@@ -66,6 +68,11 @@ class Gateway(Installation):
     def base_url(self) -> str:
         """Where partners send their payments."""
         return f"http://{HOST}:{self.ports.http}"
+
+    @property
+    def store_kind(self) -> str:
+        """What keeps its partners' books."""
+        return self.store.kind
 
     @property
     def acquirer_url(self) -> str:
@@ -103,7 +110,7 @@ class Gateway(Installation):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment(),
+                env={**environment(), **self.more_environment},
                 cwd=self.root,
                 start_new_session=True,  # a Ctrl-C at the experiment is the experiment's to handle
             )

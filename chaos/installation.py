@@ -52,6 +52,11 @@ class Installation:
         """Where each simulator listens, by its acquirer's name."""
         return {MAIN_ACQUIRER: self.acquirer_url}
 
+    @property
+    def store_kind(self) -> str:
+        """What keeps its partners' books (stores.shelf.KINDS)."""
+        raise NotImplementedError
+
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run one `bulkhead` command on this data folder."""
         return subprocess.run(
@@ -206,6 +211,11 @@ class Attached(Installation):
     def base_url(self) -> str:
         """Where partners send their payments: the first router."""
         return f"http://{self._settings.http_host}:{self._settings.http_port}"
+
+    @property
+    def store_kind(self) -> str:
+        """What keeps its partners' books."""
+        return self._settings.store
 
     @property
     def acquirer_url(self) -> str:

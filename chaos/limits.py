@@ -141,6 +141,8 @@ FAULT_PROXY_CONNECTIONS_MAX: Final = 1_024
 FAULT_PROXY_BACKLOG: Final = 256
 FAULT_PROXY_CONNECT_TIMEOUT_MS: Final = 5_000
 FAULT_PROXY_CLOSE_TIMEOUT_MS: Final = 5_000
+FAULT_PROXY_START_TIMEOUT_MS: Final = 20_000
+FAULT_PROXY_API_TIMEOUT_MS: Final = 5_000
 FAULT_PROXY_REQUEST_BYTES_MAX: Final = 64 * 1_024
 TOXICS_MAX: Final = 32
 TOXIC_TIME_MS_MAX: Final = 3_600_000
@@ -148,6 +150,7 @@ TOXIC_BYTES_MAX: Final = 1 << 40
 TOXIC_RATE_KB_MAX: Final = 1 << 30
 
 CLOCK_OFFSET_S_MAX: Final = 10 * 366 * 86_400
+CHAOS_CLOCK_JUMP_S: Final = 3_600
 # System calls that are made slow or fail. A tracer ends by itself after so long.
 SYNC_DELAY_MS_MAX: Final = 60_000
 TRACED_S_MAX: Final = 600
@@ -162,6 +165,10 @@ assert FAULT_PROXY_READ_BYTES <= FAULT_PROXY_BUFFER_BYTES
 # Chaos experiments. The load is that of all partners together.
 CHAOS_CELLS: Final = 3
 CHAOS_PARTNERS_PER_CELL: Final = 2
+# Beside these: they share one worker.
+CHAOS_POOLED_PER_CELL: Final = 2
+# Until those that were kept apart are in one pool again.
+CHAOS_POOLED_MS_MAX: Final = 30_000
 CHAOS_DURATION_S: Final = 15.0
 CHAOS_DURATION_S_MIN: Final = 2.0
 CHAOS_DURATION_S_MAX: Final = 300.0
@@ -212,6 +219,18 @@ CHAOS_FLOOD_FIRST_AMOUNT: Final = 100_000_000
 CHAOS_BAD_KEYS_PER_SECOND: Final = 300
 # Slow, and within the time that the gateway waits for an acquirer.
 ACQUIRER_SLOW_MS: Final = 2_000
+# An fsync that takes so long is a disk in trouble; commits of one partner still end within the client's deadline.
+CHAOS_SYNC_DELAY_MS: Final = 300
+# Both ways, each with a jitter: a call takes twice that, and is disturbed.
+CHAOS_NETWORK_DELAY_MS: Final = 250
+CHAOS_NETWORK_JITTER_MS: Final = 50
+CHAOS_SLICE_BYTES: Final = 64
+CHAOS_SLICE_VARIATION_BYTES: Final = 60
+CHAOS_SLICE_PAUSE_US: Final = 100
+# After its disk or its network is well again a cell is served as ever within this.
+GOAL_DISK_MS: Final = 4_000
+GOAL_NETWORK_MS: Final = 2_000
+GOAL_CLOCK_MS: Final = GOAL_WORKER_KILLED_MS
 CHAOS_FINDINGS_SHOWN_MAX: Final = 50
 CHAOS_CHART_STEP_S: Final = 1.0
 
@@ -224,6 +243,9 @@ assert (CHAOS_DURATION_S_MAX + CHAOS_LOAD_MORE_S) * CHAOS_LOAD_PER_SECOND_MAX / 
     "a journey makes two calls and more"
 )
 assert CHAOS_DURATION_S_MAX * CHAOS_RATE_PER_SECOND * CHAOS_FLOOD_FACTOR < JOURNEYS_PLANNED_MAX
+assert 2 * CHAOS_NETWORK_DELAY_MS > DISTURBED_MS
+assert CHAOS_SLICE_VARIATION_BYTES < CHAOS_SLICE_BYTES
+assert 4 * CHAOS_SYNC_DELAY_MS < CLIENT_DEADLINE_MS
 assert ACQUIRER_SLOW_MS < actor_limits.ACQUIRER_TIMEOUT_MS
 assert FLOOD_RECOVERY_MS > CHAOS_RATE_BURST * 1_000 // CHAOS_RATE_PER_SECOND
 assert CHAOS_IN_FLIGHT_PER_SECOND * CHAOS_FLOOD_SLOW_MS > 2 * 1_000 * CHAOS_IN_FLIGHT_MAX, (

@@ -10,7 +10,7 @@ from cells.api import limits as api_limits
 from chaos.catalogue import Scope
 from chaos.installation import GatewayError, Installation
 from chaos.limits_checker import Limits
-from chaos.run_settings import PARTNER_PREFIX
+from chaos.run_settings import PARTNER_PREFIX, POOLED_PREFIX
 from control_plane import client
 from router.directory import Cell, rendezvous
 
@@ -39,6 +39,11 @@ def names_for(cells: Sequence[str], each: int, prefix: str = PARTNER_PREFIX) -> 
     return found
 
 
+def is_pooled(partner: str) -> bool:
+    """Say whether an experiment's partner shares its worker with others; its name tells."""
+    return partner.startswith(POOLED_PREFIX)
+
+
 def home_of(partner: str, cells: Sequence[str]) -> str:
     """Say in which of these cells the gateway places a partner."""
     home = rendezvous(partner, [Cell(name=cell, host="-", port=1) for cell in cells])
@@ -50,6 +55,8 @@ def require_harmless(partners: Sequence[Mapping[str, Any]], scope: Scope, cell: 
     """See that no live partner would be hurt. Raises GatewayError."""
     if scope in {Scope.NOBODY, Scope.PARTNER}:
         return
+    if scope is Scope.POOL:
+        partners = [row for row in partners if row["isolation"] == "pooled"]
     live = [
         str(row["id"])
         for row in partners
@@ -72,13 +79,17 @@ def list_all(gateway: Installation) -> list[dict[str, Any]]:
 
 def take(gateway: Installation, partner: str, there: Mapping[str, Mapping[str, Any]]) -> str:
     """Make a partner, or let one of before in again; give its new key. Raises GatewayError, ControlPlaneError."""
+    isolation = "pooled" if is_pooled(partner) else "dedicated"
     if partner not in there:
-        return gateway.create_partner(partner)
+        return gateway.create_partner(partner, isolation=isolation)
     if there[partner]["mode"] != "test":
         raise GatewayError(f"{partner} is a live partner: nobody's but an experiment's may be called {PARTNER_PREFIX}…")
     set_limits(gateway, partner)
     if there[partner]["status"] == "suspended":
         client.ask(gateway.folder, "POST", f"/partners/{partner}/resume")
+    if isolation == "pooled":
+        # Its door may keep it apart, for a worker that an earlier run killed under its command.
+        client.ask(gateway.folder, "POST", f"/partners/{partner}/pool")
     key = client.ask(gateway.folder, "POST", f"/partners/{partner}/keys", {"grace_s": 0})
     return str(key["key"]["api_key"])
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,20 +21,22 @@ import orjson
 import psutil
 
 from cells.fault_injection import METADATA_KEY
-from chaos import bounds, breaker_checker, limits, limits_checker, linearizability, machine, partners, safeguards
+from chaos import bounds, breaker_checker, limits, limits_checker, linearizability, machine, needs, partners, safeguards
 from chaos.bounds_reader import BoundsReader
-from chaos.catalogue import Experiment, Sign
+from chaos.catalogue import Experiment, Scope, Sign
 from chaos.checker import Fault, Judgement, judge_money, judge_ordered
+from chaos.clocks import Clock
 from chaos.containment import Circumstances, Moments, Target
+from chaos.door_proxies import DoorProxies
 from chaos.experiment import bring_to_rest, plan_for
 from chaos.faults import NO_ERROR
 from chaos.fdb_server import FdbServer
 from chaos.gateway import Gateway
 from chaos.history import Call, Outcome
-from chaos.installation import Attached, GatewayError, Installation
+from chaos.installation import Attached, GatewayError, Installation, wait_for
 from chaos.load_process import LoadError, LoadProcess
 from chaos.own_gateway import ROOT, OwnGateway
-from chaos.run_settings import RunSettings
+from chaos.run_settings import POOLED_PREFIX, RunSettings
 from chaos.signs import Seen, Watcher, first_sign
 from chaos.undo import Undo
 from chaos.workload import means_again, read_book, repeat_unanswered, send_one
@@ -94,6 +97,18 @@ class Session:
         if self.own is None or self.own.server is None:
             raise GatewayError("there is no FoundationDB server of the experiment's own: run it with --own")
         return self.own.server
+
+    def require_proxies(self) -> DoorProxies:
+        """Give the fault proxies before its doors. Raises GatewayError."""
+        if self.own is None or self.own.proxies is None:
+            raise GatewayError("there are no fault proxies before this gateway's doors: run it with --own")
+        return self.own.proxies
+
+    def require_clock(self) -> Clock:
+        """Give the clock of its processes. Raises GatewayError."""
+        if self.own is None or self.own.clock is None:
+            raise GatewayError("this gateway's clock can't be moved: run it with --own")
+        return self.own.clock
 
     @property
     def protected(self) -> dict[str, str]:
@@ -379,18 +394,22 @@ class Session:
     # Parts
 
     def _find_gateway(self) -> None:
-        settings = self.settings
+        settings, needed = self.settings, self.experiment.needs
+        missing = needs.missing_here(needed, own=self.own is not None or settings.own)
+        if missing is not None:
+            raise GatewayError(missing)
         if self.own is None and settings.own:
             self._say("starting a gateway")
-            self.own = OwnGateway(ROOT, fdb_server=self.experiment.fdb_server, bulkheads_off=settings.bulkheads_off)
+            self.own = OwnGateway(ROOT, needs=needed, bulkheads_off=settings.bulkheads_off)
             self._ends_own = True
             self.own.start()
         if self.own is not None:
             self.gateway = self.own.gateway
         else:
             self.gateway = Attached(DataFolder(settings.data_folder))
-        if self.experiment.fdb_server:
-            self.require_server()
+        missing = needs.missing_there(needed, self.gateway.status(), self.gateway.store_kind)
+        if missing is not None:
+            raise GatewayError(missing)
 
     def _choose(self) -> None:
         """Choose the target, as the seed has it where nobody was named; name the partners. Raises GatewayError."""
@@ -402,19 +421,26 @@ class Session:
         if settings.cell and settings.cell not in cells:
             raise GatewayError(f"there is no cell {settings.cell!r}; there are {', '.join(cells)}")
         homes = partners.names_for(cells, limits.CHAOS_PARTNERS_PER_CELL)
+        pooled = partners.names_for(cells, limits.CHAOS_POOLED_PER_CELL, POOLED_PREFIX)
         if settings.partner:
-            homes.setdefault(settings.partner, partners.home_of(settings.partner, cells))
+            known = pooled if partners.is_pooled(settings.partner) else homes
+            known.setdefault(settings.partner, partners.home_of(settings.partner, cells))
         dice = random.Random(settings.seed)
-        cell = settings.cell or (homes[settings.partner] if settings.partner else dice.choice(cells))
+        everybody = homes | pooled
+        cell = settings.cell or (everybody[settings.partner] if settings.partner else dice.choice(cells))
         more = partners.names_for(cells, self.experiment.partners_in_cell)
-        homes |= {name: home for name, home in more.items() if home == cell}
-        there = sorted(partner for partner, home in homes.items() if home == cell)
+        more = {name: home for name, home in more.items() if home == cell}
+        homes, everybody = homes | more, everybody | more
+        wanted = pooled if self.experiment.scope is Scope.POOL else homes
+        there = sorted(partner for partner, home in wanted.items() if home == cell)
         partner = settings.partner or dice.choice(there)
-        if homes[partner] != cell:
-            raise GatewayError(f"{partner} lives in {homes[partner]}, not in {cell}: leave --cell out")
+        if everybody[partner] != cell:
+            raise GatewayError(f"{partner} lives in {everybody[partner]}, not in {cell}: leave --cell out")
+        if self.experiment.scope is Scope.POOL and not partners.is_pooled(partner):
+            raise GatewayError(f"{partner} shares no worker; those that do are called {POOLED_PREFIX}…")
         if not settings.force:
             partners.require_harmless(partners.list_all(gateway), self.experiment.scope, cell)
-        self.target = Target(partner, cell, homes)
+        self.target = Target(partner, cell, everybody)
 
     def _onboard(self) -> None:
         gateway = self.require_gateway()
@@ -424,15 +450,25 @@ class Session:
             keys = list(pool.map(lambda name: partners.take(gateway, name, there), names))
         self.keys = dict(zip(names, keys, strict=True))
         gateway.wait_well(names)
-        found = {row["partner"]: row["cell"] for row in gateway.status()["partners"] if row["partner"] in self.keys}
+        rows = [row for row in gateway.status()["partners"] if row["partner"] in self.keys]
+        found = {row["partner"]: row["cell"] for row in rows}
         if found != dict(self.target.cells):
             raise GatewayError(f"partners live elsewhere than their names say: {found}")
+        if self.experiment.scope is Scope.POOL:
+            mates = wait_for(self._mates, f"{self.target.partner} shares its worker", limits.CHAOS_POOLED_MS_MAX)
+            self.target = replace(self.target, mates=mates)
         for name in names:
             self._old_books[name], self._old_keys[name] = set(), set()
             if name in there:
                 book = asyncio.run(read_book(gateway.base_url, self.keys[name]))
                 self._old_books[name] = {str(payment["id"]) for payment in book}
                 self._old_keys[name] = {str(row["key"]) for row in gateway.acquirer_record(name)}
+
+    def _mates(self) -> frozenset[str] | None:
+        """Give those of our partners who share the target's worker, itself among them; None: not all that should."""
+        workers = {row["partner"]: row["worker"] for row in self.require_gateway().status()["partners"]}
+        mates = frozenset(name for name in self.keys if workers.get(name) == workers[self.target.partner])
+        return mates if len(mates) >= limits.CHAOS_POOLED_PER_CELL else None
 
     async def _read_books(self) -> dict[str, list[dict[str, Any]]]:
         base_url = self.require_gateway().base_url
@@ -487,6 +523,8 @@ class Session:
             pids.append(self.gateway.up.pid)
         if self.own is not None and self.own.server is not None:
             pids.append(self.own.server.pid)
+        if self.own is not None and self.own.proxies is not None:
+            pids.append(self.own.proxies.pid)
         for pid in pids:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if pid is not None:

@@ -25,6 +25,7 @@ from control_plane.dry_run import DryRunDone
 from control_plane.errors import ControlPlaneError, NotFoundError, RefusedError, RegistryError, SettingsError
 from control_plane.gate import Gate
 from control_plane.importing import Imported
+from control_plane.moves import Moves
 from control_plane.operator_routes import AskedBy
 from control_plane.operators import Operators
 from control_plane.partner_fields import AcquirerNames, Burst, Currencies, Id, InFlight, PartnerFields, Rate
@@ -87,6 +88,13 @@ class SetCurrencies(_Body):
     currencies: Currencies
 
 
+class MovePartner(_Body):
+    """Where a partner is to go, and how long to wait for it; it goes on after that, too."""
+
+    to: Annotated[str, Field(pattern="^[a-z0-9-]{1,40}$")]
+    wait_s: Annotated[float, Field(ge=0, le=limits.MOVE_WAIT_S_MAX)] = 0
+
+
 class RotateKey(_Body):
     """How long the older keys stay good."""
 
@@ -112,11 +120,12 @@ def make_app(
     registry: Registry,
     partners: Partners,
     doors: Doors,
+    moves: Moves,
     status: Callable[[], Awaitable[dict[str, Any]]],
     operators: Operators,
 ) -> Gate:
     """Make the application, behind its gate."""
-    app = make_routes(registry, partners, doors, status, operators)
+    app = make_routes(registry, partners, doors, moves, status, operators)
     return Gate(app, operators)
 
 
@@ -124,6 +133,7 @@ def make_routes(
     registry: Registry,
     partners: Partners,
     doors: Doors,
+    moves: Moves,
     status: Callable[[], Awaitable[dict[str, Any]]],
     operators: Operators,
 ) -> FastAPI:
@@ -136,6 +146,7 @@ def make_routes(
     app.include_router(_partner_routes(registry, partners, doors))
     app.include_router(_profile_routes(partners))
     app.include_router(_isolation_routes(partners))
+    app.include_router(_move_routes(moves))
     app.include_router(_unknown_routes(registry, doors))
     app.include_router(_settlement_routes(registry))
     app.include_router(audit_routes.make_routes(registry))
@@ -243,6 +254,31 @@ def _isolation_routes(partners: Partners) -> APIRouter:
     @routes.post("/{partner_id}/release")
     async def release_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
         return _changed(await partners.release(partner_id, operator))
+
+    return routes
+
+
+def _move_routes(moves: Moves) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/moves")
+    async def list_moves() -> dict[str, Any]:
+        return {"moves": [move.described() for move in moves.running()]}
+
+    @routes.post("/partners/{partner_id}/move")
+    async def move_partner(partner_id: str, body: MovePartner, operator: Operator) -> dict[str, Any]:
+        task = await moves.start(partner_id, body.to, operator)
+        if body.wait_s:
+            await asyncio.wait([task], timeout=body.wait_s)
+        if task.done():
+            return {**task.result().described(), "ended": True}
+        running = next((move for move in moves.running() if move.partner_id == partner_id), None)
+        return {**({} if running is None else running.described()), "ended": False}
+
+    @routes.delete("/partners/{partner_id}/move")
+    async def abort_move(partner_id: str, operator: Operator) -> dict[str, Any]:
+        log.info("move_abort_asked", partner=partner_id, who=operator)
+        return (await moves.abort(partner_id)).described()
 
     return routes
 

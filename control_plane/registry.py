@@ -31,6 +31,7 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
+from control_plane.move_record import Move
 from control_plane.registry_draft import Draft, Held
 from control_plane.registry_records import ISOLATIONS, NEW, Change, Key, Operator, Origin, Owner, Partner
 from stores import contract
@@ -140,6 +141,14 @@ class Registry:
         if found is None:
             raise NotFoundError(f"there is no operator {operator_id!r}", hint="see them all: bulkhead operator list")
         return found
+
+    def moves(self) -> list[Move]:
+        """Give the moves that did not end, by partner."""
+        return [self._held.moves[partner_id] for partner_id in sorted(self._held.moves)]
+
+    def move(self, partner_id: str) -> Move | None:
+        """Give the move that a partner is on; None where it is on none."""
+        return self._held.moves.get(partner_id)
 
     def directory_version(self) -> int:
         """Give the newest version that was taken for a directory."""
@@ -389,6 +398,36 @@ class Registry:
                 draft.note(who, what, None, {"operator": operator.id, **changed})
         return operator
 
+    async def begin_move(self, move: Move) -> Move:
+        """Write down that a partner is to go to another cell, before anything is done."""
+        async with self._writing() as draft:
+            self.partner(move.partner_id)
+            draft.put_move(move, new=True)
+            detail = {"move": move.id, "from": move.source, "to": move.target}
+            draft.note(move.who, "partner_move_begun", move.partner_id, detail)
+        return move
+
+    async def put_move(self, move: Move) -> Move:
+        """Write down how far a move is."""
+        async with self._writing() as draft:
+            draft.put_move(move)
+        return move
+
+    async def partner_moved(self, move: Move) -> Move:
+        """Write down, in one commit, that a partner lives in its new cell and that its old book is to be cleared."""
+        async with self._writing() as draft:
+            draft.put_partner(replace(self.partner(move.partner_id), cell=move.target))
+            draft.put_move(move)
+            draft.note(move.who, "partner_moved", move.partner_id, {"cell": [move.source, move.target]})
+        return move
+
+    async def end_move(self, move: Move, what: str) -> Move:
+        """Write down that a move has ended, and how."""
+        async with self._writing() as draft:
+            draft.forget_move(move.partner_id)
+            draft.note(move.who, what, move.partner_id, move.described())
+        return move
+
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
         async with self._writing() as draft:
@@ -577,6 +616,9 @@ async def _load(store: Store, where: str) -> Held:
     async for entry in _rows(store, registry_keys.operators, limits.OPERATORS_MAX, where):
         operator = registry_codec.decode_operator(entry)
         held.operators[operator.id] = operator
+    async for entry in _rows(store, registry_keys.moves, limits.PARTNERS_MAX, where):
+        move = registry_codec.decode_move(entry)
+        held.moves[move.partner_id] = move
     return held
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from control_plane import audit_chain, registry_codec, registry_keys
 from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
+from control_plane.move_record import Move
 from control_plane.registry_records import Change, Key, Operator, Owner, Partner
 from stores import contract
 from stores.contract import Check, Put
@@ -22,6 +23,7 @@ class Held:
     partners: dict[str, Partner] = field(default_factory=dict)
     keys: dict[str, dict[str, Key]] = field(default_factory=dict)
     operators: dict[str, Operator] = field(default_factory=dict)
+    moves: dict[str, Move] = field(default_factory=dict)
 
 
 class Draft:
@@ -74,6 +76,19 @@ class Draft:
         self.rows[place] = registry_codec.encode_operator(operator)
         self._effects.append(lambda held: held.operators.update({operator.id: operator}))
 
+    def put_move(self, move: Move, *, new: bool = False) -> None:
+        """Write a move; a new one has to be new."""
+        key = registry_keys.move(move.partner_id)
+        if new:
+            self.checks.append(Check(key, None))
+        self.rows[key] = registry_codec.encode_move(move)
+        self._effects.append(lambda held: held.moves.update({move.partner_id: move}))
+
+    def forget_move(self, partner_id: str) -> None:
+        """Take a move away."""
+        self.rows[registry_keys.move(partner_id)] = None
+        self._effects.append(lambda held: held.moves.__delitem__(partner_id))
+
     def put_directory_version(self, version: int) -> None:
         """Write the newest version that was taken for a directory."""
         self.rows[registry_keys.DIRECTORY] = registry_codec.encode_directory_version(version)
@@ -95,8 +110,9 @@ class Draft:
 
     @property
     def is_noted(self) -> bool:
-        """Whether the audit log tells of it. That a directory has the next version is no operator's change."""
-        return registry_keys.HEAD in self.rows or self.rows.keys() <= {registry_keys.DIRECTORY}
+        """Whether the audit log tells of it. A directory's version and a move's next step are nobody's change."""
+        steps = {key for key in self.rows if key == registry_keys.DIRECTORY or key[0] == "move"}
+        return registry_keys.HEAD in self.rows or self.rows.keys() <= steps
 
     def mutations(self) -> list[contract.Mutation]:
         """Give what the store is to write."""

@@ -7,6 +7,7 @@
     ("key", partner_id, key_id)            Key: what is kept of an API key
     ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
     ("operator", operator_id)              Operator: who may use the admin API
+    ("move", partner_id)                   Move: a partner on its way to another cell
     ("change", sequence)                   Change: who did what, and when; only ever appended
     ("head",)                              the newest change's number and hash
     ("change_of", partner_id, sequence)    index of changes by partner
@@ -53,6 +54,16 @@ def operator(operator_id: str) -> Key:
 def operators(after: Key | None, rows: int) -> Range:
     """Give the range of the next operators after a key, by id."""
     return Range(_after(after, "operator"), ("operator", _LAST), rows)
+
+
+def move(partner_id: str) -> Key:
+    """Where a partner's move is, while it has not ended."""
+    return ("move", partner_id)
+
+
+def moves(after: Key | None, rows: int) -> Range:
+    """Give the range of the next moves after a key, by partner."""
+    return Range(_after(after, "move"), ("move", _LAST), rows)
 
 
 def change(sequence: int) -> Key:

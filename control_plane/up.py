@@ -18,11 +18,14 @@ from cells.api import logs
 from control_plane import admin, data_folder, limits, memory, opening, redis_server, status
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.directory_spreading import spread_by
+from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors, advertised_addresses, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
 from control_plane.gate import Gate
+from control_plane.moves import Moves
 from control_plane.operators import Operators
-from control_plane.partners import Partners
+from control_plane.partners import Partners, to_profile
+from control_plane.places import place_of_cell
 from control_plane.processes import ProcessSpec, plan
 from control_plane.publishing import Publisher
 from control_plane.registry import Registry
@@ -174,12 +177,18 @@ class _Up:
                 directory_version=publisher.version,
             )
 
+        places = {
+            cell: place_of_cell(self._settings, self._folder, self._instance, cell)
+            for cell in self._settings.cell_names
+        }
+        moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, lambda: places)
         operators = Operators(self._registry, data_folder.read_secret(self._folder.pepper_file))
         await operators.ensure_local(self._folder.operator_key_file)
-        app = admin.make_app(self._registry, partners, doors, collect, operators)
+        app = admin.make_app(self._registry, partners, doors, moves, collect, operators)
         async with (
             self._serving(app),
             _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
+            _repeating(moves.resume, limits.RECONCILE_INTERVAL_MS),
             _repeating(supervisor.trim_outputs, limits.TRIM_INTERVAL_MS),
         ):
             supervisor.start()
@@ -190,6 +199,7 @@ class _Up:
                 announcing.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await announcing
+            await moves.stop()
             if self._registry.lost is not None and not self._stop.is_set():
                 raise self._registry.lost  # the processes are left to themselves, as after a crash
             if failure is not None:

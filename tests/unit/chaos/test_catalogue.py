@@ -46,8 +46,9 @@ def test_what_a_row_says_is_read_back_from_its_file(experiment: Experiment) -> N
         "others",
         "goal_ms",
         "goal_from_end",
-        "fdb_server",
+        "needs",
         "fails_after_ms",
+        "partners_in_cell",
     ):
         assert getattr(found, field) == getattr(experiment, field), field
 
@@ -56,7 +57,7 @@ def test_what_a_row_says_is_read_back_from_its_file(experiment: Experiment) -> N
 def test_nobody_outside_the_target_may_notice_anything(experiment: Experiment) -> None:
     if experiment.scope is not Scope.ALL:
         assert experiment.others == NO_ERROR
-    if experiment.scope is Scope.PARTNER:
+    if experiment.scope in {Scope.PARTNER, Scope.POOL}:
         assert experiment.cell == NO_ERROR
 
 
@@ -71,6 +72,7 @@ def test_what_can_be_taken_away_again_is() -> None:
     ("scope", "expected"),
     [
         (Scope.PARTNER, (Group.TARGET, Group.CELL, Group.OTHERS)),
+        (Scope.POOL, (Group.TARGET, Group.CELL, Group.OTHERS)),
         (Scope.CELL, (Group.TARGET, Group.TARGET, Group.OTHERS)),
         (Scope.ALL, (Group.TARGET, Group.TARGET, Group.TARGET)),
         (Scope.NOBODY, (Group.OTHERS, Group.OTHERS, Group.OTHERS)),

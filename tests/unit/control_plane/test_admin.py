@@ -10,9 +10,12 @@ import pytest
 
 from cells.api.messages import RefusalCode
 from control_plane import admin, limits, registry_codec, registry_keys, status
+from control_plane.door_moves import DoorMoves
 from control_plane.errors import ERRORS_BY_CODE
 from control_plane.gate import OPERATOR_HEADER
+from control_plane.moves import Moves
 from control_plane.operators import Operators
+from control_plane.partners import to_profile
 from stores.contract import StoreUnavailableError
 from stores.sqlite_shelf import SqliteShelf
 from stores.sqlite_store import SqliteStore
@@ -34,9 +37,16 @@ async def client(installation: Installation) -> AsyncIterator[httpx.AsyncClient]
             directory_version=publisher.version,
         )
 
+    moving = Moves(
+        registry,
+        DoorMoves(doors),
+        publisher.publish,
+        to_profile,
+        lambda: {"cell-0": {"store": "sqlite"}, "cell-1": {"store": "sqlite"}},
+    )
     operators = Operators(registry, installation.folder.pepper_file.read_bytes())
     await operators.ensure_local(installation.folder.operator_key_file)
-    transport = httpx.ASGITransport(admin.make_app(registry, control, doors, collect, operators))
+    transport = httpx.ASGITransport(admin.make_app(registry, control, doors, moving, collect, operators))
     key = installation.folder.operator_key_file.read_text()
     headers = {OPERATOR_HEADER: "ann@host", "Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as made:

@@ -8,9 +8,12 @@ import pytest
 from fastapi import FastAPI
 
 from control_plane import admin, gate, limits
+from control_plane.door_moves import DoorMoves
 from control_plane.errors import FolderError, RefusedError
 from control_plane.gate import DRY_RUN_HEADER, OPERATOR_HEADER, FailedKeys, Gate
+from control_plane.moves import Moves
 from control_plane.operators import LOCAL, Operators
+from control_plane.partners import to_profile
 from control_plane.registry import Registry
 from control_plane.roles import DRY_RUNS, ROLE_OF, ROLES, Role, role_for
 from tests.stand_in_door import Installation
@@ -44,14 +47,17 @@ class Scene:
 
 @pytest.fixture
 async def scene(installation: Installation) -> AsyncIterator[Scene]:
-    control, registry, doors, _ = await installation.control_plane()
+    control, registry, doors, publisher = await installation.control_plane()
+    moves = Moves(registry, DoorMoves(doors), publisher.publish, to_profile, dict)
     operators = Operators(registry, installation.folder.pepper_file.read_bytes())
     await operators.ensure_local(installation.folder.operator_key_file)
 
     async def status() -> dict[str, Any]:
         return {"fine": True}
 
-    return Scene(registry, operators, admin.make_routes(registry, control, doors, status, operators), installation)
+    return Scene(
+        registry, operators, admin.make_routes(registry, control, doors, moves, status, operators), installation
+    )
 
 
 def routes_of(app: FastAPI) -> set[tuple[str, str]]:
