@@ -4,17 +4,22 @@ Also looks whether FoundationDB's client and cluster files can be used, before a
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from control_plane import registry_import, registry_keys
+import structlog
+
+from control_plane import audit_head, registry_import, registry_keys
 from control_plane.data_folder import DataFolder, Instance, require_instance
-from control_plane.errors import FolderError, SettingsError
+from control_plane.errors import FolderError, InputFileError, SettingsError
 from control_plane.places import describe, place_of_cell, place_of_registry
 from control_plane.registry import Registry, explain, read_partners
 from control_plane.registry_records import Partner
 from control_plane.settings import Settings
 from stores.contract import StoreClientError, StoreError, StoreExistsError
 from stores.shelf import Shelf, open_shelf
+
+log = structlog.get_logger()
 
 
 async def open_registry(settings: Settings, folder: DataFolder, instance: Instance, *, first_start: bool) -> Registry:
@@ -35,10 +40,13 @@ async def open_registry(settings: Settings, folder: DataFolder, instance: Instan
         try:
             if has_file_of_before:
                 await registry_import.run(store, folder.registry_file_of_before, folder.registry_file_imported)
-            return await Registry.open(store, where, new=first_start)
+            registry = await Registry.open(store, where, new=first_start)
+            await _keep_heads(registry, folder)
         except BaseException:
             await store.close()
             raise
+        else:
+            return registry
     except StoreError as error:
         raise explain(error, where) from error
 
@@ -64,6 +72,23 @@ def require_clients(settings: Settings, folder: DataFolder, instance: Instance) 
         cells = {settings.cluster_file_of(cell): cell for cell in settings.cell_names}
         for cell in cells.values():
             _shelf(place_of_cell(settings, folder, instance, cell))
+
+
+async def _keep_heads(registry: Registry, folder: DataFolder) -> None:
+    """Have the audit log's head kept in its file, unless that knows of an entry that is not there any more.
+
+    Then the file stays as it is and tells on: `audit-log verify` shows it. Payments and partners don't suffer for it.
+    """
+    file = folder.audit_head_file
+    try:
+        kept = audit_head.read(file)
+    except InputFileError as error:
+        log.error("audit_head_unreadable", file=str(file), error=error.what)  # noqa: TRY400 - no bug of ours
+        return
+    if kept is not None and not await registry.holds(kept):
+        log.error("audit_log_not_whole", file=str(file), entry=kept.sequence)
+        return
+    await registry.keep_heads(partial(audit_head.write, file))
 
 
 async def _make(shelf: Shelf, folder: DataFolder) -> None:

@@ -21,7 +21,9 @@ from control_plane.directory_spreading import spread_by
 from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors, advertised_addresses, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
+from control_plane.gate import Gate
 from control_plane.moves import Moves
+from control_plane.operators import Operators
 from control_plane.partners import Partners, to_profile
 from control_plane.places import place_of_cell
 from control_plane.processes import ProcessSpec, plan
@@ -160,7 +162,9 @@ class _Up:
             publisher,
             data_folder.read_secret(self._folder.pepper_file),
             acquirers=self._settings.acquirer_urls,
-            require_room=lambda isolation: memory.require_room_for_one(isolation, memory.available_bytes()),
+            require_room=lambda dedicated, pooled: memory.require_room_for_more(
+                dedicated, pooled, memory.available_bytes()
+            ),
             test_only=self._settings.fault_injection,
         )
 
@@ -178,7 +182,9 @@ class _Up:
             for cell in self._settings.cell_names
         }
         moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, lambda: places)
-        app = admin.make_app(self._registry, partners, doors, moves, collect)
+        operators = Operators(self._registry, data_folder.read_secret(self._folder.pepper_file))
+        await operators.ensure_local(self._folder.operator_key_file)
+        app = admin.make_app(self._registry, partners, doors, moves, collect, operators)
         async with (
             self._serving(app),
             _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
@@ -288,17 +294,31 @@ class _Up:
             asyncio.get_running_loop().add_signal_handler(number, told)
 
     @contextlib.asynccontextmanager
-    async def _serving(self, app: Any) -> AsyncIterator[None]:
+    async def _serving(self, app: Gate) -> AsyncIterator[None]:
         server = admin.make_server(app)
-        listener = data_folder.listen_on(self._folder.control_socket)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
+        listeners = [*self._listen_on_port(), data_folder.listen_on(self._folder.control_socket)]
+        task = asyncio.create_task(server.serve(sockets=listeners))
         try:
             yield
         finally:
             server.should_exit = True
             await task
-            listener.close()
+            for listener in listeners:
+                listener.close()
             self._folder.control_socket.unlink(missing_ok=True)
+
+    def _listen_on_port(self) -> list[socket.socket]:
+        host, port = self._settings.admin_host, self._settings.admin_port
+        if port is None:
+            return []
+        try:
+            return [socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)]
+        except OSError as error:
+            raise RefusedError(
+                f"the admin API can't listen on {host}:{port}: {error.strerror}",
+                where="admin_host and admin_port in the settings",
+                hint="end what listens there, or move the port",
+            ) from error
 
 
 @contextlib.asynccontextmanager
