@@ -5,7 +5,7 @@ It reads and checks requests and calls the control plane's parts; no decision ab
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
@@ -94,9 +94,13 @@ class NoteReconciliation(_Body):
 
 
 def make_app(
-    registry: Registry, partners: Partners, doors: Doors, status: Callable[[], Awaitable[dict[str, Any]]]
+    registry: Registry,
+    partners: Partners,
+    doors: Doors,
+    status: Callable[[], Awaitable[dict[str, Any]]],
+    more: Sequence[APIRouter] = (),
 ) -> FastAPI:
-    """Make the application."""
+    """Make the application; `more` are routes that stand in files of their own."""
     app = FastAPI(title="Bulkhead control plane", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ControlPlaneError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_invalid)
@@ -104,6 +108,8 @@ def make_app(
     app.include_router(_isolation_routes(partners))
     app.include_router(_unknown_routes(registry, doors))
     app.include_router(_settlement_routes(registry))
+    for routes in more:
+        app.include_router(routes)
 
     @app.get("/status")
     async def get_status() -> dict[str, Any]:

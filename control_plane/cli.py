@@ -4,24 +4,21 @@ Exit codes: 0 done, 1 failed or the books disagree, 2 wrong usage or refused, 3 
 """
 
 import asyncio
-import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Final, ParamSpec, TypeVar
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import typer
 
 from cells.api.bulkheads import Bulkhead
 from control_plane import audit as audits
-from control_plane import client, limits, reconciliation, screen, settings, status, up
-from control_plane.data_folder import DataFolder
+from control_plane import cell_commands, client, limits, reconciliation, screen, settings, status, up
+from control_plane.command_line import AsJson, Where
+from control_plane.command_line import explained as _explained
+from control_plane.command_line import where_of as _where
 from control_plane.errors import EXIT_FAILED, EXIT_OK, ControlPlaneError, NotRunningError, SettingsError
 from control_plane.plugins import PluginGroup
-from control_plane.settings import Settings
 
 app = typer.Typer(
     name="bulkhead",
@@ -32,64 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 partner_app = typer.Typer(help="Partners: onboard, limit, suspend, and their keys.", no_args_is_help=True)
-cell_app = typer.Typer(help="Cells.", no_args_is_help=True)
 unknown_app = typer.Typer(help="Operations whose outcome at the acquirer is not known.", no_args_is_help=True)
 app.add_typer(partner_app, name="partner")
-app.add_typer(cell_app, name="cell")
+app.add_typer(cell_commands.app, name="cell")
 app.add_typer(unknown_app, name="unknown")
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 PartnerId = Annotated[str, typer.Argument(help="The partner's id.")]
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """What all commands share: which installation is meant."""
-
-    settings_file: Path | None
-    data_folder: Path | None
-
-    def load(self, **options: Any) -> Settings:
-        """Read the settings as `up` wants them."""
-        return settings.load(self.settings_file, {"data_folder": self.data_folder, **options})
-
-    def folder(self) -> DataFolder:
-        """Give the data folder that is meant."""
-        return DataFolder(self.load().data_folder)
-
-    def of_last_up(self) -> tuple[Settings, DataFolder]:
-        """Read the settings that the last `up` on this data folder ran with, its options included."""
-        folder = self.folder()
-        try:
-            return Settings(**json.loads(folder.settings_file.read_bytes())), folder
-        except FileNotFoundError as error:
-            raise NotRunningError(
-                "no Bulkhead was ever started on this data folder", where=str(folder.root), hint="start it: bulkhead up"
-            ) from error
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise SettingsError(
-                f"the settings of the last `up` can't be read: {error}",
-                where=str(folder.settings_file),
-                hint="start it again: bulkhead up",
-            ) from error
-
-
-def _explained(command: Callable[P, R]) -> Callable[P, R]:
-    """Show what went wrong as what, where and what to do, and end with its exit code."""
-
-    @wraps(command)
-    def run(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return command(*arguments, **options)
-        except ControlPlaneError as error:
-            screen.show_error(error)
-            raise typer.Exit(error.exit_code) from error
-
-    return run
 
 
 @app.callback()
@@ -333,17 +279,6 @@ def revoke_key(
     _show_changed(found, f"rid of {key}", as_json=as_json)
 
 
-@cell_app.command("list")
-@_explained
-def list_cells(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """List the cells and what is in them."""
-    found = client.ask(_where(context).folder(), "GET", "/status")["cells"]
-    if as_json:
-        screen.show_json({"cells": found})
-    else:
-        screen.show_cells(found)
-
-
 @unknown_app.command("list")
 @_explained
 def list_unknown(
@@ -466,11 +401,6 @@ def parse_duration_s(text: str, *, option: str = "--grace", most_s: int = limits
         longest = f"{most_s // 86_400} days" if most_s >= 86_400 else f"{most_s // 3_600} hours"
         raise SettingsError(f"{text} is longer than {longest}", where=f"option {option}", hint="name less")
     return seconds
-
-
-def _where(context: typer.Context) -> Where:
-    assert isinstance(context.obj, Where)
-    return context.obj
 
 
 def _names(text: str) -> list[str]:

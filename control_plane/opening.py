@@ -3,15 +3,16 @@
 Also looks whether FoundationDB's client and cluster files can be used, before any process is started that needs them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from control_plane import registry_import, registry_keys
-from control_plane.data_folder import DataFolder, Instance, require_instance
+from control_plane.cell_rules import first_cells
+from control_plane.data_folder import DataFolder, Instance, require_instance, timestamp
 from control_plane.errors import FolderError, SettingsError
 from control_plane.places import describe, place_of_cell, place_of_registry
-from control_plane.registry import Registry, explain, read_partners
-from control_plane.registry_records import Partner
+from control_plane.registry import Registry, explain, read_cells, read_partners
+from control_plane.registry_records import Cell, Partner
 from control_plane.settings import Settings
 from stores.contract import StoreClientError, StoreError, StoreExistsError
 from stores.shelf import Shelf, open_shelf
@@ -35,7 +36,10 @@ async def open_registry(settings: Settings, folder: DataFolder, instance: Instan
         try:
             if has_file_of_before:
                 await registry_import.run(store, folder.registry_file_of_before, folder.registry_file_imported)
-            return await Registry.open(store, where, new=first_start)
+            registry = await Registry.open(store, where, new=first_start)
+            if not registry.cells():  # also where the data is older than cells' rows
+                await registry.write_cells(first_cells(settings, timestamp()))
+            return registry  # noqa: TRY300 - all that may fail is above
         except BaseException:
             await store.close()
             raise
@@ -45,6 +49,16 @@ async def open_registry(settings: Settings, folder: DataFolder, instance: Instan
 
 async def read_registered(settings: Settings, folder: DataFolder) -> list[Partner]:
     """Read all partners, whether a control plane runs or not. Raises ControlPlaneError."""
+    return await read_partners(*_unowned(settings, folder))
+
+
+async def read_registered_cells(settings: Settings, folder: DataFolder) -> list[Cell]:
+    """Read all cells likewise, the removed ones too. Raises ControlPlaneError."""
+    found = await read_cells(*_unowned(settings, folder))
+    return found or first_cells(settings, timestamp())  # data that no `up` of this version has opened yet
+
+
+def _unowned(settings: Settings, folder: DataFolder) -> tuple[Shelf, str]:
     place = place_of_registry(settings, folder, require_instance(folder))
     if settings.store == "sqlite" and folder.registry_file_of_before.exists() and not folder.registry_file.exists():
         raise FolderError(
@@ -52,18 +66,18 @@ async def read_registered(settings: Settings, folder: DataFolder) -> list[Partne
             where=str(folder.registry_file_of_before),
             hint="start it once with this version, which imports it: bulkhead up",
         )
-    return await read_partners(_shelf(place), describe(place, *registry_keys.BOOK))
+    return _shelf(place), describe(place, *registry_keys.BOOK)
 
 
-def require_clients(settings: Settings, folder: DataFolder, instance: Instance) -> None:
+def require_clients(settings: Settings, folder: DataFolder, instance: Instance, cells: Iterable[Cell]) -> None:
     """Say it now where cells' stores can't be used, rather than by doors that end again and again.
 
     Raises SettingsError: FoundationDB's client library is missing or doesn't fit, or a cluster file is none.
     """
     if settings.store == "fdb":
-        cells = {settings.cluster_file_of(cell): cell for cell in settings.cell_names}
-        for cell in cells.values():
-            _shelf(place_of_cell(settings, folder, instance, cell))
+        places = [place_of_cell(settings, folder, instance, cell) for cell in cells if cell.is_running]
+        for place in {place["cluster_file"]: place for place in places}.values():
+            _shelf(place)
 
 
 async def _make(shelf: Shelf, folder: DataFolder) -> None:

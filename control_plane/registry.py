@@ -1,4 +1,4 @@
-"""The control plane's own data: partners, hashes of their keys, the directory's version, who changed what and when.
+"""The control plane's own data: partners, hashes of keys, cells, the directory's version, who changed what and when.
 
 All but the changes is held in memory, so reading it asks nobody and goes on while the store is away. A write is one
 commit of the store; memory follows it. One control plane owns the book, by the store's epoch and a row that names it:
@@ -9,11 +9,11 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -29,7 +29,7 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
-from control_plane.registry_records import ISOLATIONS, NEW, Change, Key, Origin, Owner, Partner
+from control_plane.registry_records import ISOLATIONS, NEW, Cell, Change, Key, Origin, Owner, Partner
 from stores import contract
 from stores.contract import (
     Check,
@@ -52,6 +52,7 @@ from stores.shelf import Shelf
 log = structlog.get_logger()
 
 _MEND = "is the disk full or read-only, or the FoundationDB cluster away? Ask again once that is mended"
+_T = TypeVar("_T")
 _AGAIN = "ask again: what is done already is not done twice"
 
 
@@ -63,6 +64,7 @@ class _Held:
     directory_version: int = 0
     last_change: int = 0
     partners: dict[str, Partner] = field(default_factory=dict)
+    cells: dict[str, Cell] = field(default_factory=dict)
     keys: dict[str, dict[str, Key]] = field(default_factory=dict)
 
 
@@ -81,6 +83,10 @@ class _Draft:
             self.checks.append(Check(key, None))
         self.rows[key] = registry_codec.encode_partner(partner)
         self._effects.append(lambda held: held.partners.update({partner.id: partner}))
+
+    def put_cell(self, cell: Cell) -> None:
+        self.rows[registry_keys.cell(cell.name)] = registry_codec.encode_cell(cell)
+        self._effects.append(lambda held: held.cells.update({cell.name: cell}))
 
     def put_key(self, key: Key, *, new: bool = False) -> None:
         place = registry_keys.key(key.partner_id, key.id)
@@ -169,6 +175,17 @@ class Registry:
             raise NotFoundError(
                 f"there is no partner {partner_id!r}", where=self._where, hint="see them all: bulkhead partner list"
             )
+        return found
+
+    def cells(self) -> list[Cell]:
+        """Give all cells in the order in which they came, the removed ones too."""
+        return sorted(self._held.cells.values(), key=lambda cell: cell.slot)
+
+    def cell(self, name: str) -> Cell:
+        """Give one cell. Raises NotFoundError."""
+        found = self._held.cells.get(name)
+        if found is None:
+            raise NotFoundError(f"there is no cell {name!r}", where=self._where, hint="see them: bulkhead cell list")
         return found
 
     def keys(self, partner_id: str) -> list[Key]:
@@ -323,6 +340,14 @@ class Registry:
                 draft.note(who, "key_revoked", partner_id, {"key": key_id})
         return self._held.keys[partner_id][key_id]
 
+    async def write_cells(self, cells: Sequence[Cell], /, who: str = "", what: str = "", **detail: Any) -> None:
+        """Write cells as they are to be from now on, new ones too; `what` happened is noted where it is said."""
+        async with self._writing() as draft:
+            for cell in cells:
+                draft.put_cell(cell)
+            if what:
+                draft.note(who, what, None, detail)
+
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
         async with self._writing() as draft:
@@ -423,14 +448,29 @@ class Registry:
 
 async def read_partners(shelf: Shelf, where: str) -> list[Partner]:
     """Read the partners without owning the registry, which a control plane may hold. Raises ControlPlaneError."""
+    return await _read_unowned(shelf, registry_keys.partners, limits.PARTNERS_MAX, where, registry_codec.decode_partner)
+
+
+async def read_cells(shelf: Shelf, where: str) -> list[Cell]:
+    """Read the cells likewise, in the order in which they came. Raises ControlPlaneError."""
+    cells = await _read_unowned(shelf, registry_keys.cells, limits.CELLS_EVER_MAX, where, registry_codec.decode_cell)
+    return sorted(cells, key=lambda cell: cell.slot)
+
+
+async def _read_unowned(
+    shelf: Shelf,
+    of: Callable[[contract.Key | None, int], Range],
+    at_most: int,
+    where: str,
+    decode: Callable[[Entry], _T],
+) -> list[_T]:
     try:
         store = await shelf.open(*registry_keys.BOOK)
         try:
             (value,) = (await store.read([registry_keys.ORIGIN])).values
             if registry_codec.decode_origin(value) is None:
                 raise not_whole(where)
-            rows = _rows(store, registry_keys.partners, limits.PARTNERS_MAX, where)
-            return [registry_codec.decode_partner(entry) async for entry in rows]
+            return [decode(entry) async for entry in _rows(store, of, at_most, where)]
         finally:
             await store.close()
     except StoreError as error:
@@ -506,6 +546,9 @@ async def _load(store: Store, where: str) -> _Held:
     async for entry in _rows(store, registry_keys.partners, limits.PARTNERS_MAX, where):
         partner = registry_codec.decode_partner(entry)
         held.partners[partner.id] = partner
+    async for entry in _rows(store, registry_keys.cells, limits.CELLS_EVER_MAX, where):
+        cell = registry_codec.decode_cell(entry)
+        held.cells[cell.name] = cell
     async for entry in _rows(store, registry_keys.keys, limits.KEYS_MAX, where):
         key = registry_codec.decode_key(entry)
         if key.partner_id not in held.partners:

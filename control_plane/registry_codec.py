@@ -11,12 +11,15 @@ from typing import Any, Final
 
 import msgpack
 
+from control_plane import limits
 from control_plane.registry_records import (
+    CELL_STATES,
     IMPORTED,
     ISOLATIONS,
     MODES,
     NEW,
     STATUSES,
+    Cell,
     Change,
     Key,
     Origin,
@@ -51,6 +54,20 @@ def decode_partner(entry: Entry) -> Partner:
     if partner.id != entry.key[1] or not known:
         raise StoreCorruptError(f"the row of partner {entry.key[1]!r} is none of it")
     return partner
+
+
+def encode_cell(cell: Cell) -> bytes:
+    """Give a cell's bytes."""
+    assert cell.state in CELL_STATES, cell.state
+    return _pack(*astuple(cell))
+
+
+def decode_cell(entry: Entry) -> Cell:
+    """Read a cell. Raises StoreCorruptError."""
+    cell = checked(Cell(*_unpack(entry.value, 11)))
+    if cell.name != entry.key[1] or cell.state not in CELL_STATES or not 0 <= cell.weight <= limits.CELL_WEIGHT_MAX:
+        raise StoreCorruptError(f"the row of cell {entry.key[1]!r} is none of it")
+    return cell
 
 
 def encode_key(key: Key) -> bytes:

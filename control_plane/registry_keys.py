@@ -4,6 +4,7 @@
     ("owner",)                             Owner: the control plane that took the book over last
     ("directory",)                         the newest version that was taken for a directory
     ("partner", partner_id)                Partner
+    ("cell", name)                         Cell: the removed ones, too
     ("key", partner_id, key_id)            Key: what is kept of an API key
     ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
     ("change", sequence)                   Change: who did what, and when; only ever appended
@@ -32,6 +33,11 @@ def partner(partner_id: str) -> Key:
     return ("partner", partner_id)
 
 
+def cell(name: str) -> Key:
+    """Where a cell is."""
+    return ("cell", name)
+
+
 def key(partner_id: str, key_id: str) -> Key:
     """Where what is kept of an API key is."""
     return ("key", partner_id, key_id)
@@ -55,6 +61,11 @@ def change_of(partner_id: str, sequence: int) -> Key:
 def partners(after: Key | None, rows: int) -> Range:
     """Give the range of the next partners after a key, by id."""
     return Range(_after(after, "partner"), ("partner", _LAST), rows)
+
+
+def cells(after: Key | None, rows: int) -> Range:
+    """Give the range of the next cells after a key, by name."""
+    return Range(_after(after, "cell"), ("cell", _LAST), rows)
 
 
 def keys(after: Key | None, rows: int) -> Range:

@@ -7,6 +7,8 @@ from typing import Any, Final
 STATUSES: Final = frozenset({"onboarding", "active", "suspended"})
 MODES: Final = frozenset({"test", "live"})
 ISOLATIONS: Final = frozenset({"dedicated", "pooled"})
+# adding -> active <-> draining -> removing -> removed; one that was never ready goes from adding to removing.
+CELL_STATES: Final = frozenset({"adding", "active", "draining", "removing", "removed"})
 NEW: Final = "new"
 IMPORTED: Final = "imported"
 
@@ -28,6 +30,33 @@ class Partner:
     created_at: str
     isolation: str = "dedicated"  # dedicated: a worker of its own; pooled: one that it shares
     acquirers: tuple[str, ...] = ()  # by name, the first choice first; empty: the installation's own
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell as the operators want it. Its row stays when it is removed, so that no name or slot is used twice."""
+
+    name: str
+    slot: int  # those of the first start have 0 and up, as in the settings; each later one has the next
+    state: str
+    weight: float  # its share of new partners, beside the other cells' weights
+    host: str
+    door_port: int
+    advertised_port: int  # the door's port as routers are told it
+    metrics_port: int
+    ray_port: int
+    cluster_file: str  # FoundationDB's; empty: the one that all cells share, or the store is SQLite
+    created_at: str
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its processes are to run."""
+        return self.state != "removed"
+
+    @property
+    def is_published(self) -> bool:
+        """Whether routers are told of it."""
+        return self.state in {"active", "draining"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from typing import Any, Final
 import structlog
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError
 from control_plane.processes import ProcessSpec
+from control_plane.registry_records import Cell
 from control_plane.settings import Settings
 from control_plane.up import Console
 
@@ -74,23 +75,23 @@ def console() -> Console:
         style = "green" if what in _GOOD else "yellow"
         write(f"[{style}]{escape(spec.name):>14}[/]  {escape(what)}")
 
-    def tell_ready(settings: Settings, folder: DataFolder, pid: int) -> None:
+    def tell_ready(settings: Settings, folder: DataFolder, pid: int, cells: Sequence[Cell]) -> None:
         base = f"http://{settings.http_host}:{settings.http_port}"
         write("\n[bold green]Bulkhead is ready[/]\n")
         # No frame around it and no colours in it: the lines are there to be copied.
-        write("\n".join(_summary(settings, folder, pid, base)), markup=False)
+        write("\n".join(_summary(settings, folder, pid, base, cells)), markup=False)
 
     return Console(lambda text: write(text, markup=False), tell_process, tell_ready)
 
 
-def _summary(settings: Settings, folder: DataFolder, pid: int, base: str) -> list[str]:
+def _summary(settings: Settings, folder: DataFolder, pid: int, base: str, cells: Sequence[Cell]) -> list[str]:
     bulkhead = "bulkhead"
     if folder.root.name != "data":
         bulkhead += f" --data-folder {folder.root}"
     others = "".join(
         f", http://{settings.http_host}:{settings.http_port + index}" for index in range(1, settings.routers)
     )
-    doors = ", ".join(f"http://127.0.0.1:{settings.metrics_port + index}/metrics" for index in range(settings.cells))
+    doors = ", ".join(f"http://{cell.host}:{cell.metrics_port}/metrics" for cell in cells if cell.is_running)
     simulated = " (the simulator)" if settings.starts_simulator else ""
     return [
         f"payments   {base}/v1/payments{others}",
@@ -191,15 +192,48 @@ def show_changed(found: dict[str, Any], what: str) -> None:
         out.print(f"[yellow]not yet taken by its cell, which is asked again: {escape(found['door_behind'])}[/]")
 
 
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal that something is waited for, and why; elsewhere nothing."""
+    console = _make_console(stderr=True)
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(escape(what))
+        yield lambda why: progress.update(task, description=escape(f"{what}: {why}"))
+
+
+def show_changed_cell(found: dict[str, Any], what: str) -> None:
+    """Show what became of a cell, or would, and how many partners belong elsewhere now."""
+    out = _make_console()
+    cell = found["cell"]
+    if found["dry_run"]:
+        out.print(f"{escape(cell['name'])} would be {escape(what)}; nothing was changed", soft_wrap=True)
+    else:
+        out.print(f"{escape(cell['name'])} is {escape(what)} ({cell['state']})", soft_wrap=True)
+    verb = "would belong" if found["dry_run"] else "belong"
+    out.print(
+        f"{found['partners_there']} of {found['partners']} partners are there; by the hash {found['partners_rehomed']} "
+        f"{verb} elsewhere than before, and stay where they are until they are moved",
+        soft_wrap=True,
+    )
+
+
 def show_cells(cells: Sequence[dict[str, Any]]) -> None:
     """Show all cells."""
     columns = ("workers", "pools", "spares", "partners", "pooled", "unknowns", "kept apart", "quarantined")
-    table = _table("cell", "door", "epoch", *columns)
+    table = _table("cell", "state", "weight", "door", "epoch", *columns)
     for cell in cells:
         door = "[green]answers[/]" if cell["answers"] else f"[red]{escape(cell['error'])}[/]"
+        state = cell["state"] if cell.get("waits_for") is None else f"{cell['state']}: {cell['waits_for']}"
         names = ("door_epoch", "workers", "pools", "spares", "partners", "pooled", "unknowns")
         escalated = (", ".join(cell.get(name, ())) or None for name in ("kept_apart", "quarantined"))
-        table.add_row(cell["cell"], door, *(_text(cell.get(name)) for name in names), *map(_text, escalated))
+        wanted = (_health(state), _text(f"{cell['weight']:g}"))
+        table.add_row(cell["cell"], *wanted, door, *(_text(cell.get(name)) for name in names), *map(_text, escalated))
     _make_console().print(table)
 
 
