@@ -13,7 +13,17 @@ import typer
 
 from cells.api.bulkheads import Bulkhead
 from control_plane import audit as audits
-from control_plane import cell_commands, client, limits, reconciliation, screen, settings, status, up
+from control_plane import (
+    cell_commands,
+    client,
+    limits,
+    rebalance_commands,
+    reconciliation,
+    screen,
+    settings,
+    status,
+    up,
+)
 from control_plane.command_line import AsJson, Where
 from control_plane.command_line import explained as _explained
 from control_plane.command_line import where_of as _where
@@ -32,6 +42,7 @@ partner_app = typer.Typer(help="Partners: onboard, limit, suspend, and their key
 unknown_app = typer.Typer(help="Operations whose outcome at the acquirer is not known.", no_args_is_help=True)
 app.add_typer(partner_app, name="partner")
 app.add_typer(cell_commands.app, name="cell")
+app.command("rebalance")(rebalance_commands.rebalance)
 app.add_typer(unknown_app, name="unknown")
 
 PartnerId = Annotated[str, typer.Argument(help="The partner's id.")]

@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane import limits
+from control_plane.admin import Operator
 from control_plane.cell_rules import NAME
 from control_plane.fleet import Fleet, NewCell
 
-Operator = Annotated[str, Header(alias="X-Operator", min_length=1, max_length=100)]
 Weight = Annotated[float, Field(ge=0, le=limits.CELL_WEIGHT_MAX, allow_inf_nan=False)]
 
 

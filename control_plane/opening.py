@@ -11,7 +11,8 @@ from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder, Instance, require_instance, timestamp
 from control_plane.errors import FolderError, SettingsError
 from control_plane.places import describe, place_of_cell, place_of_registry
-from control_plane.registry import Registry, explain, read_cells, read_partners
+from control_plane.registry import Registry, read_cells, read_partners
+from control_plane.registry_errors import explain
 from control_plane.registry_records import Cell, Partner
 from control_plane.settings import Settings
 from stores.contract import StoreClientError, StoreError, StoreExistsError

@@ -9,7 +9,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,6 @@ from control_plane import limits, registry_codec, registry_keys
 from control_plane.api_keys import ApiKey
 from control_plane.data_folder import timestamp
 from control_plane.errors import (
-    ControlPlaneError,
     FolderError,
     NotFoundError,
     RefusedError,
@@ -29,6 +28,7 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
+from control_plane.registry_errors import AGAIN, explain, lost, not_whole
 from control_plane.registry_records import ISOLATIONS, NEW, Cell, Change, Key, Origin, Owner, Partner
 from stores import contract
 from stores.contract import (
@@ -40,20 +40,14 @@ from stores.contract import (
     Put,
     Range,
     Store,
-    StoreClientError,
     StoreCorruptError,
     StoreError,
-    StoreLimitError,
-    StoreMissingError,
-    StoreUnavailableError,
 )
 from stores.shelf import Shelf
 
 log = structlog.get_logger()
 
-_MEND = "is the disk full or read-only, or the FoundationDB cluster away? Ask again once that is mended"
 _T = TypeVar("_T")
-_AGAIN = "ask again: what is done already is not done twice"
 
 
 @dataclass(slots=True)
@@ -212,6 +206,16 @@ class Registry:
         except StoreError as error:
             raise explain(error, self._where) from error
 
+    async def read_rows(
+        self, of: Callable[[contract.Key | None, int], Range], at_most: int, *keys: contract.Key
+    ) -> tuple[list[bytes | None], list[Entry]]:
+        """Give single rows' values and all rows of a kind that are not held in memory. Raises ControlPlaneError."""
+        try:
+            values = (await self._store.read(list(keys))).values
+            return list(values), [entry async for entry in _rows(self._store, of, at_most, self._where)]
+        except StoreError as error:
+            raise explain(error, self._where) from error
+
     # Writing.
 
     async def begin_onboarding(self, partner: Partner, who: str) -> Partner:
@@ -348,6 +352,15 @@ class Registry:
             if what:
                 draft.note(who, what, None, detail)
 
+    async def write_rows(
+        self, rows: Mapping[contract.Key, bytes | None], who: str = "", what: str = "", **detail: Any
+    ) -> None:
+        """Write rows that this does not hold in memory (None: none is left); `what` is noted where it is said."""
+        async with self._writing() as draft:
+            draft.rows |= rows
+            if what:
+                draft.note(who, what, None, detail)
+
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
         async with self._writing() as draft:
@@ -421,7 +434,7 @@ class Registry:
             raise explain(second, self._where) from second
         if isinstance(error, CommitUnknownError) and list(found) == list(draft.rows.values()):
             return
-        raise RegistryError(f"nothing was changed: {error}", where=self._where, hint=_AGAIN) from error
+        raise RegistryError(f"nothing was changed: {error}", where=self._where, hint=AGAIN) from error
 
     async def _read_again(self) -> None:
         """Own the book again and read it. Raises StoreError, RegistryLostError."""
@@ -441,7 +454,7 @@ class Registry:
     def _require_owner(self, found: Owner | None) -> None:
         if found == self._owner:
             return
-        self.lost = _lost(found, self._where)
+        self.lost = lost(found, self._where)
         log.error("registry_lost", to="nobody" if found is None else found.name)
         raise self.lost
 
@@ -488,51 +501,6 @@ def rows_of_change(change: Change) -> list[Put]:
     if change.partner_id is not None:
         rows.append(Put(registry_keys.change_of(change.partner_id, change.sequence), registry_codec.PRESENT))
     return rows
-
-
-def explain(error: StoreError, where: str) -> ControlPlaneError:
-    """Give what a store's error means for an operator; of all but CommitUnknownError nothing was changed."""
-    match error:
-        case StoreMissingError() | StoreCorruptError():
-            return FolderError(
-                f"the registry of partners can't be opened: {error}",
-                where=where,
-                hint="restore it from a backup; it is never made anew, for routers would then turn all partners away",
-            )
-        case StoreClientError():
-            return FolderError(f"the registry of partners can't be reached: {error}", where=where, hint="mend that")
-        case FencedError():
-            return RegistryLostError(
-                "another control plane took the registry over at this moment",
-                where=where,
-                hint="of two that use the same data one must end",
-            )
-        case StoreLimitError():
-            return RefusedError(f"it is too large to be written down: {error}", where=where, hint="say less")
-        case CommitUnknownError():
-            return RegistryUnknownError(f"whether it was written down is not known: {error}", where=where, hint=_AGAIN)
-        case StoreUnavailableError():
-            return RegistryError(f"the registry can't be used: {error}", where=where, hint=_MEND)
-        case _:
-            return RegistryError(f"nothing was changed: {error}", where=where, hint=_AGAIN)
-
-
-def not_whole(where: str) -> FolderError:
-    """Give the error for a book whose making was interrupted and can't go on here."""
-    return FolderError(
-        "the registry of partners is not whole: it was being imported when that was interrupted",
-        where=where,
-        hint="`bulkhead up` imports it from registry.sqlite; if that file is gone, restore it from a backup",
-    )
-
-
-def _lost(to: Owner | None, where: str) -> RegistryLostError:
-    who = "somebody" if to is None else f"{to.name} since {to.since}"
-    return RegistryLostError(
-        f"another control plane took the registry over ({who}), so this one ends; its processes go on without it",
-        where=where,
-        hint="two data folders must not hold the same data: stop one, and start the other again with `bulkhead up`",
-    )
 
 
 async def _load(store: Store, where: str) -> _Held:

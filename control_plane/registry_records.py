@@ -7,6 +7,8 @@ from typing import Any, Final
 STATUSES: Final = frozenset({"onboarding", "active", "suspended"})
 MODES: Final = frozenset({"test", "live"})
 ISOLATIONS: Final = frozenset({"dedicated", "pooled"})
+RUN_STATES: Final = frozenset({"planning", "running", "paused", "stopped", "aborted", "done"})
+STEP_STATES: Final = frozenset({"waiting", "moving", "done", "failed", "skipped"})
 # adding -> active <-> draining -> removing -> removed; one that was never ready goes from adding to removing.
 CELL_STATES: Final = frozenset({"adding", "active", "draining", "removing", "removed"})
 NEW: Final = "new"
@@ -57,6 +59,39 @@ class Cell:
     def is_published(self) -> bool:
         """Whether routers are told of it."""
         return self.state in {"active", "draining"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """A run of moves: what was planned, how it is bounded, and how it is. `why` says what stopped it."""
+
+    id: str
+    by: str  # hash, load, drain
+    state: str  # planning, running, paused, stopped, aborted, done
+    who: str
+    created_at: str
+    ended_at: str | None
+    why: str
+    at_once: int
+    per_hour: int
+    pause_budget_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RebalanceStep:
+    """One move of a run. Times are milliseconds since 1970; `pause_ms` is what its partner waited."""
+
+    run_id: str
+    partner_id: str
+    from_cell: str
+    to_cell: str
+    bytes: int
+    state: str  # waiting, moving, done, failed, skipped
+    attempts: int = 0
+    started_at_ms: int | None = None
+    ended_at_ms: int | None = None
+    pause_ms: int | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

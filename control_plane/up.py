@@ -15,15 +15,17 @@ import structlog
 import uvloop
 
 from cells.api import logs
-from control_plane import admin, data_folder, fleet_api, limits, memory, opening, status
+from control_plane import admin, data_folder, fleet_api, limits, memory, opening, rebalance_api, status
 from control_plane.cell_rules import first_cells, follow_settings
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.doors import Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
 from control_plane.fleet import Fleet, Ground, is_free
+from control_plane.load import Load, routers_of
 from control_plane.partners import Partners
 from control_plane.processes import ProcessSpec, SecretsDigest, plan
 from control_plane.publishing import Publisher
+from control_plane.rebalancer import Mover, Rebalancer
 from control_plane.registry import Registry
 from control_plane.registry_records import Cell, Partner
 from control_plane.settings import MAIN_ACQUIRER, Settings
@@ -156,7 +158,9 @@ class _Up:
             test_only=self._settings.fault_injection,
         )
 
-        fleet = self._make_fleet(publisher, doors, supervisor)
+        load = Load(self._registry, self._folder, routers_of(self._settings))
+        rebalancer = Rebalancer(self._registry, self._mover(), load)
+        fleet = self._make_fleet(publisher, doors, supervisor, rebalancer)
 
         async def collect() -> dict[str, Any]:
             cells = self._registry.cells()
@@ -169,12 +173,17 @@ class _Up:
                 directory_version=publisher.version,
             )
 
-        app = admin.make_app(self._registry, partners, doors, collect, [fleet_api.routes(fleet)])
+        app = admin.make_app(
+            self._registry, partners, doors, collect, [fleet_api.routes(fleet), rebalance_api.routes(rebalancer)]
+        )
         supervisor.start()
         async with (
             self._serving(app),
             _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
             _repeating(fleet.converge, limits.CELL_STEP_INTERVAL_MS),
+            _repeating(load.remember, limits.LOAD_INTERVAL_MS),
+            contextlib.aclosing(rebalancer),
+            _repeating(rebalancer.work, limits.REBALANCE_STEP_INTERVAL_MS),
             _repeating(supervisor.trim_outputs, limits.TRIM_INTERVAL_MS),
         ):
             announcing = asyncio.create_task(self._announce(supervisor))
@@ -230,7 +239,11 @@ class _Up:
             lambda cell: data_folder.secrets_digest(self._folder, self._settings, cell),
         )
 
-    def _make_fleet(self, publisher: Publisher, doors: Doors, supervisor: Supervisor) -> Fleet:
+    def _mover(self) -> Mover | None:
+        """Give what moves a partner: the one place where it is plugged in. None: plans are only shown."""
+        return None
+
+    def _make_fleet(self, publisher: Publisher, doors: Doors, supervisor: Supervisor, rebalancer: Rebalancer) -> Fleet:
         def require_room() -> None:
             spares = self._settings.spares_per_cell
             memory.require_room(dedicated=0, pooled=0, spares=spares, cells=1, available=memory.available_bytes())
@@ -242,7 +255,7 @@ class _Up:
             require_room,
             is_free,
         )
-        return Fleet(ground, self._registry, publisher, doors, supervisor)
+        return Fleet(ground, self._registry, publisher, doors, supervisor, moving=rebalancer.touched)
 
     def _require_memory(self) -> None:
         partners = self._registry.partners()

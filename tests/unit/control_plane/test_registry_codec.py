@@ -7,7 +7,7 @@ import msgpack
 import pytest
 
 from control_plane import registry_codec, registry_keys
-from control_plane.registry_records import IMPORTED, Cell, Change, Key, Origin, Owner, Partner
+from control_plane.registry_records import IMPORTED, Cell, Change, Key, Origin, Owner, Partner, Rebalance, RebalanceStep
 from stores import tuple_keys
 from stores.contract import Entry, StoreCorruptError
 
@@ -54,6 +54,16 @@ DECODERS: list[tuple[str, Callable[[bytes], Any], bytes]] = [
         "cell",
         lambda value: registry_codec.decode_cell(Entry(registry_keys.cell("cell-3"), value)),
         registry_codec.encode_cell(CELL),
+    ),
+    (
+        "step",
+        lambda value: registry_codec.decode_rebalance_step(Entry(registry_keys.rebalance_step("acme"), value)),
+        registry_codec.encode_rebalance_step(RebalanceStep("r", "acme", "cell-0", "cell-1", 9, "moving")),
+    ),
+    (
+        "rebalance",
+        registry_codec.decode_rebalance,
+        registry_codec.encode_rebalance(Rebalance("r", "hash", "running", "ann", "now", None, "", 2, 600, 250)),
     ),
     ("change", registry_codec.decode_change, registry_codec.encode_change(CHANGE)),
     ("directory", registry_codec.decode_directory_version, registry_codec.encode_directory_version(1)),
