@@ -85,11 +85,13 @@ class Rebalancer:
         observed: Observed,
         *,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        monotonic_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
     ) -> None:
         self._registry = registry
         self._mover = mover
         self._observed = observed
         self._now_ms = now_ms
+        self._monotonic_ms = monotonic_ms
         self._lock = asyncio.Lock()
         self._run: Rebalance | None = None
         self._steps: dict[str, RebalanceStep] = {}
@@ -214,7 +216,7 @@ class Rebalancer:
                 await self._write(run, "rebalancer", "rebalance_stopped", why=why)
         # What was begun is ended, also of a run that was stopped or aborted: a move goes only forward after its seal.
         for step in list(self._steps.values()):
-            is_due = self._not_before_ms.get(step.partner_id, 0) <= self._now_ms()
+            is_due = self._not_before_ms.get(step.partner_id, 0) <= self._monotonic_ms()
             if step.state == "moving" and step.partner_id not in self._tasks and is_due:
                 self._start(step)
         if run.state != "running":
@@ -233,7 +235,7 @@ class Rebalancer:
         waiting = (
             step
             for step in self._steps.values()
-            if step.state == "waiting" and self._not_before_ms.get(step.partner_id, 0) <= now
+            if step.state == "waiting" and self._not_before_ms.get(step.partner_id, 0) <= self._monotonic_ms()
         )
         return sorted(waiting, key=lambda step: (step.attempts, step.bytes, step.partner_id))[: max(free, 0)]
 
@@ -272,7 +274,7 @@ class Rebalancer:
         if error is not None:
             log.error("rebalance_move_unknown", partner=partner_id, error=str(error), kind=type(error).__name__)
             self._failures_in_row += 1
-            self._not_before_ms[partner_id] = self._now_ms() + limits.REBALANCE_RETRY_DELAY_MS
+            self._not_before_ms[partner_id] = self._monotonic_ms() + limits.REBALANCE_RETRY_DELAY_MS
 
     async def _carry_out(self, step: RebalanceStep) -> None:
         assert self._mover is not None
@@ -287,7 +289,7 @@ class Rebalancer:
             self._failures_in_row += 1
             is_last = step.attempts >= limits.REBALANCE_ATTEMPTS_MAX or result.pause_ms > run.pause_budget_ms
             ended = replace(ended, state="failed" if is_last else "waiting")
-            self._not_before_ms[step.partner_id] = self._now_ms() + limits.REBALANCE_RETRY_DELAY_MS
+            self._not_before_ms[step.partner_id] = self._monotonic_ms() + limits.REBALANCE_RETRY_DELAY_MS
             log.warning("rebalance_move_failed", partner=step.partner_id, error=result.error, again=not is_last)
         await self._write_step(ended)
 
@@ -295,7 +297,7 @@ class Rebalancer:
         """Give why the run must stop, in words; empty where it needn't."""
         if self._failures_in_row >= limits.REBALANCE_FAILURES_IN_ROW_MAX:
             return f"{self._failures_in_row} moves in a row failed"
-        now = self._now_ms()
+        now = self._monotonic_ms()
         if self._answers and now - self._answers[-1][0] < limits.REBALANCE_ERRORS_INTERVAL_MS:
             return ""
         try:

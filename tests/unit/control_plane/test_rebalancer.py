@@ -61,14 +61,21 @@ class World:
     def __init__(self) -> None:
         self.book = MemoryBook()
         self.registry: Registry
-        self.now_ms = 1_000_000
+        self.now_ms = 10_000_000
+        self.clock_jump_ms = 0
         self.seen = Answers(0, 0)
         self.blind = False
         self.mover = Mover(self)
 
     async def open(self, *, new: bool = False) -> Rebalancer:
         self.registry = await Registry.open(MemoryStore(self.book), "here", new=new)
-        return Rebalancer(self.registry, self.mover, self, now_ms=lambda: self.now_ms)
+        return Rebalancer(
+            self.registry,
+            self.mover,
+            self,
+            now_ms=lambda: self.now_ms + self.clock_jump_ms,
+            monotonic_ms=lambda: self.now_ms,
+        )
 
     async def answers(self) -> Answers:
         if self.blind:
@@ -140,6 +147,19 @@ async def test_no_more_moves_an_hour_than_allowed(world: World) -> None:
     world.now_ms += 3_600_000
     await world.steps(run, 20)
     assert len(world.mover.moves) == 4
+
+
+@pytest.mark.parametrize(("jump_ms", "moves"), [(-3_600_000, 2), (3_600_000, 4)])
+async def test_a_clock_that_jumps_costs_an_hour_s_moves_at_most(world: World, jump_ms: int, moves: int) -> None:
+    run = await world.open()
+    await run.apply("hash", Bounds(per_hour=2), "ann")
+    await world.steps(run, 20)
+    world.clock_jump_ms = jump_ms
+    await world.steps(run, 20)
+    assert len(world.mover.moves) == moves
+    world.now_ms += 2 * 3_600_000
+    await world.steps(run, 20)
+    assert len(world.mover.moves) == moves + 2
 
 
 async def test_whom_a_failed_move_paused_too_long_is_left_alone(world: World) -> None:
