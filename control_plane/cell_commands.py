@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from control_plane import client, limits, screen
-from control_plane.command_line import AsJson, DryRun, explained, where_of
+from control_plane.command_line import AsJson, DryRun, explained, where
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError, NotRunningError
 
@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Argument(help="The cell's name, as `cell list` shows
 @explained
 def list_cells(context: typer.Context, *, as_json: AsJson = False) -> None:
     """List the cells and what is in them."""
-    folder = where_of(context).folder()
+    folder = where(context).folder()
     answers = {cell["cell"]: cell for cell in client.ask(folder, "GET", "/status")["cells"]}
     wanted = client.ask(folder, "GET", "/cells")["cells"]
     found = [
@@ -58,7 +58,7 @@ def add_cell(
     body: dict[str, Any] = {"weight": weight, "dry_run": dry_run}
     body |= {} if name is None else {"name": name}
     body |= {} if cluster_file is None else {"cluster_file": str(cluster_file.expanduser().absolute())}
-    folder = where_of(context).folder()
+    folder = where(context).folder()
     found = client.ask(folder, "POST", "/cells", body)
     if not dry_run:
         found["cell"] = _watch(folder, found["cell"]["name"], "active")
@@ -69,7 +69,7 @@ def add_cell(
 @explained
 def drain_cell(context: typer.Context, cell: Name, *, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Have new partners go to other cells. Those that are there stay: `bulkhead rebalance` moves them."""
-    found = client.ask(where_of(context).folder(), "POST", f"{_path(cell)}/drain", {"dry_run": dry_run})
+    found = client.ask(where(context).folder(), "POST", f"{_path(cell)}/drain", {"dry_run": dry_run})
     _show(found, "drained of new partners", as_json=as_json)
 
 
@@ -85,7 +85,7 @@ def set_weight(
 ) -> None:
     """Change a cell's share of new partners. With a weight, a drained cell takes partners again."""
     body = {"weight": weight, "dry_run": dry_run}
-    found = client.ask(where_of(context).folder(), "PUT", f"{_path(cell)}/weight", body)
+    found = client.ask(where(context).folder(), "PUT", f"{_path(cell)}/weight", body)
     _show(found, f"of weight {weight:g}", as_json=as_json)
 
 
@@ -93,7 +93,7 @@ def set_weight(
 @explained
 def remove_cell(context: typer.Context, cell: Name, *, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Stop a drained, empty cell once no router sends there any more. Its folder is kept aside, nothing is deleted."""
-    folder = where_of(context).folder()
+    folder = where(context).folder()
     found = client.ask(folder, "POST", f"{_path(cell)}/remove", {"dry_run": dry_run})
     if not dry_run:
         found["cell"] = _watch(folder, cell, "removed")

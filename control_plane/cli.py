@@ -26,7 +26,7 @@ from control_plane import (
 )
 from control_plane.command_line import AsJson, Where
 from control_plane.command_line import explained as _explained
-from control_plane.command_line import where_of as _where
+from control_plane.command_line import where as _where
 from control_plane.errors import EXIT_FAILED, EXIT_OK, ControlPlaneError, NotRunningError, SettingsError
 from control_plane.plugins import PluginGroup
 

@@ -67,7 +67,7 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def where_of(context: typer.Context) -> Where:
+def where(context: typer.Context) -> Where:
     """Give which installation a command means."""
     assert isinstance(context.obj, Where)
     return context.obj

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from control_plane import client, limits, screen
-from control_plane.command_line import AsJson, explained, where_of
+from control_plane.command_line import AsJson, explained, where
 from control_plane.data_folder import DataFolder
 from control_plane.errors import EXIT_FAILED, EXIT_OK, NotRunningError, SettingsError
 
@@ -47,7 +47,7 @@ def rebalance(  # noqa: PLR0913 - one for each option
         raise SettingsError(
             "one thing at a time", where="--plan, --apply, --status, --pause, --abort", hint="name one of them"
         )
-    folder = where_of(context).folder()
+    folder = where(context).folder()
     body = {"by": by, "at_once": at_once, "per_hour": per_hour, "pause_budget_ms": pause_budget}
     if plan:
         found = client.ask(folder, "POST", "/rebalance/plan", body)
