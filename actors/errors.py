@@ -13,6 +13,7 @@ BulkheadError
  |    +-- StoreClientError         a store's client library or cluster file can't be used: an operator is needed
  +-- AcquirerUnknownError          no final answer: the acquirer may or may not have done it
  +-- ActorStoppedError             the actor gave up its partner; ask the new owner
+ +-- PartnerMovedError             the book is sealed: its partner lives in another cell
 """
 
 
@@ -70,3 +71,11 @@ class AcquirerUnknownError(BulkheadError):
 
 class ActorStoppedError(BulkheadError):
     """The actor no longer serves this partner. What was under way may have been written: the next owner knows."""
+
+
+class PartnerMovedError(BulkheadError):
+    """The partner's book is sealed. `receipt` says where the partner moved to, as its old cell wrote it down."""
+
+    def __init__(self, receipt: bytes) -> None:
+        super().__init__("the partner moved to another cell")
+        self.receipt = receipt

@@ -12,6 +12,8 @@
     ("reference", reference, payment_id)             index of payments by the partner's reference
     ("reconciled", operation_id)                     Reconciled: what a settlement file said, posted once
     ("due", at_ms, payment_id)                       authorizations and challenges to be looked at
+    ("moved",)                                       the book is sealed: where its partner went (cells/api/moves.py)
+    ("arrival",)                                     how this book came here from another cell, batch by batch
 
 The store keeps ownership (epoch, door epoch) in rows of its own, outside of this keyspace. docs/keyspace.md has
 the sizes of all rows, who reads and writes them, and how long they are kept.
@@ -23,6 +25,8 @@ from actors.profile import MAIN_ACQUIRER
 from actors.store import Key
 
 HEAD: Final[Key] = ("head",)
+MOVED: Final[Key] = ("moved",)
+ARRIVAL: Final[Key] = ("arrival",)
 # Sorts behind every id and every text that a partner can send. Numbers sort behind all texts and have their own end.
 LAST: Final = "\U0010ffff"
 LAST_NUMBER: Final = (1 << 63) - 1

@@ -26,6 +26,7 @@ from actors.errors import (
     CommitUnknownError,
     ConflictError,
     FencedError,
+    PartnerMovedError,
     StoreError,
     StoreUnavailableError,
 )
@@ -88,7 +89,10 @@ class PartnerActor:
     # What the worker calls
 
     async def start(self, door_epoch: int) -> int:
-        """Own the partner, load its head, resume what is open; give the epoch. Raises StoreError."""
+        """Own the partner, load its head, resume what is open; give the epoch.
+
+        Raises StoreError, and PartnerMovedError where the book is sealed because its partner moved away.
+        """
         self._door_epoch = door_epoch
         await self._reacquire()
         self._task = asyncio.create_task(self._serve(), name=f"actor-{self.profile.partner_id}")
@@ -294,7 +298,10 @@ class PartnerActor:
         begin: Key = ("open",)
         while True:
             page = Range(begin, ("open", keyspace.LAST), limits.STORE_RANGE_ROWS_MAX)
-            snapshot = await self.store.read([keyspace.HEAD], [page])
+            snapshot = await self.store.read([keyspace.HEAD, keyspace.MOVED], [page])
+            moved = snapshot.values[1]
+            if moved is not None:
+                raise PartnerMovedError(moved)
             rows = snapshot.ranges[0]
             for row in rows:
                 opened = codec.decode_open(row.value)

@@ -76,8 +76,8 @@ class Ownership:
 class Store(Protocol):
     """One partner's keyspace. Safe for one event loop; calls may overlap."""
 
-    async def acquire(self, door_epoch: int) -> Ownership:
-        """Raise the epoch and own the partner from now on; older owners' commits fail.
+    async def acquire(self, door_epoch: int, above: int = 0) -> Ownership:
+        """Raise the epoch, to more than `above`, and own the partner from now on; older owners' commits fail.
 
         Raises FencedError where a newer door was here already, StoreError otherwise.
         """

@@ -59,8 +59,9 @@ class ApprovingAcquirer:
 class History:
     """One partner whose history grows."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: Shelf, *book: str) -> None:
         self._shelf = shelf
+        self._book = book or PARTNER
         self._actor: PartnerActor | None = None
         self._epoch = 0
         self.payments = 0
@@ -71,7 +72,7 @@ class History:
             await self._actor.stop()
         began = time.perf_counter()
         profile = Profile("history", 1, rate_per_second=10_000, rate_burst=100_000, in_flight_max=10_000)
-        self._actor = PartnerActor(profile, await self._shelf.open(*PARTNER), {MAIN_ACQUIRER: ApprovingAcquirer()})
+        self._actor = PartnerActor(profile, await self._shelf.open(*self._book), {MAIN_ACQUIRER: ApprovingAcquirer()})
         self._epoch += 1
         await self._actor.start(self._epoch)
         return (time.perf_counter() - began) * 1e3

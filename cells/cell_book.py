@@ -40,7 +40,8 @@ async def open_book(shelf: Shelf) -> Store:
 class CellBook:
     """The rows of the book. `on_superseded`: it is another door's, or only a new door can tell whose."""
 
-    def __init__(self, store: Store, on_superseded: Callable[[], None]) -> None:
+    def __init__(self, cell: str, store: Store, on_superseded: Callable[[], None]) -> None:
+        self.cell = cell
         self._store = store
         self._on_superseded = on_superseded
         self.door_epoch = 0
@@ -58,6 +59,12 @@ class CellBook:
         escalations = {str(row.key[-1]): _kept_escalation(row) async for row in self._rows("escalation")}
         return profiles, escalations
 
+    async def read_moves(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Read the partners that left and those that may come, as departures.py and arrivals.py write them."""
+        left = {str(row.key[-1]): row.value async for row in self._rows("moved")}
+        expected = {str(row.key[-1]): row.value async for row in self._rows("arriving")}
+        return left, expected
+
     async def put_profile(self, profile: Profile) -> StoreError | None:
         """Keep a profile; give why it could not be kept."""
         return await self.write(Put(("partner", profile.partner_id), msgpack.packb(messages.encode_profile(profile))))
@@ -67,10 +74,10 @@ class CellBook:
         key = ("escalation", partner_id)
         return await self.write(Clear(key) if found is None else Put(key, escalation.encode(found)))
 
-    async def write(self, row: Mutation) -> StoreError | None:
-        """Write a row; end where the book is another door's, or where only a new door can tell."""
+    async def write(self, *rows: Mutation) -> StoreError | None:
+        """Write rows, all or none; end where the book is another door's, or where only a new door can tell."""
         try:
-            await self._store.commit((), [row])
+            await self._store.commit((), rows)
         except (FencedError, CommitUnknownError) as error:
             log.warning("door_superseded", error=f"{type(error).__name__}: {error}")
             self._on_superseded()

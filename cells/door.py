@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgpack
 import orjson
@@ -32,7 +32,9 @@ from cells.api import frames, limits, logs, messages
 from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
 from cells.api.messages import NOT_MINE, Answer, Method, Profile, RefusalCode
+from cells.arrivals import Arrivals, read_expected
 from cells.cell_book import CellBook, open_book
+from cells.departures import Departures, read_tombstone
 from cells.ownership import Ownership
 from cells.poison import Mark, Suspects
 from cells.remote import Cluster
@@ -43,7 +45,24 @@ from stores.shelf import Shelf, open_shelf
 
 log = structlog.get_logger()
 
-_CONTROL_ONLY: Final = frozenset(
+T = TypeVar("T")
+
+_DEPARTURES: Final = frozenset(
+    {
+        Method.BEGIN_LEAVING,
+        Method.COPY_ROWS,
+        Method.QUIESCE,
+        Method.SEAL,
+        Method.END_LEAVING,
+        Method.SUM_ROWS,
+        Method.BURY_MOVED,
+        Method.ERASE_MOVED,
+    }
+)
+_ARRIVALS: Final = frozenset(
+    {Method.BEGIN_ARRIVAL, Method.TAKE_ROWS, Method.ARRIVAL_STATUS, Method.OPEN_ARRIVAL, Method.END_ARRIVAL}
+)
+_CONTROL_ONLY: Final = (_DEPARTURES | _ARRIVALS) - {Method.OPEN_ARRIVAL} | frozenset(
     {
         Method.ONBOARD,
         Method.CONFIGURE,
@@ -92,7 +111,7 @@ class Door:
         self.cell = cell
         self._bulkheads_off = bulkheads_off
         self._shelf = shelf
-        self._book = CellBook(book, on_superseded)
+        self._book = CellBook(cell, book, on_superseded)
         self._seats: dict[str, Seat] = {}
         self._suspects = Suspects()
         self._shedder = LoadShedder(cell_limits.DOOR_COMMANDS_MAX)
@@ -101,6 +120,8 @@ class Door:
         self._onboarding = asyncio.Lock()
         self._confirming: asyncio.Task[None] | None = None
         self._ownership = Ownership(self._seats, self._book, acquirers, self.confirm)
+        self._departures = Departures(self._seats, self._book, shelf, self._ownership)
+        self._arrivals = Arrivals(self._seats, self._book, shelf, self._ownership, self._departures.tombstones)
 
     # Start and end
 
@@ -118,6 +139,9 @@ class Door:
             if seat.is_quarantined:
                 seat.state, seat.why = "quarantined", escalations[partner_id].why
         self._ownership.count_quarantined()
+        left, expected = await self._book.read_moves()
+        self._departures.tombstones.update(known(read_tombstone, left))
+        self._arrivals.expected.update(known(read_expected, expected))
         log.info("door_opened", door_epoch=self.door_epoch, partners=len(self._seats))
 
     async def staff(self, workforce: Workforce) -> None:
@@ -126,6 +150,7 @@ class Door:
 
     async def stop(self) -> None:
         """Begin nothing more; workers live on."""
+        await self._departures.stop()
         await self._ownership.stop()
 
     def confirm(self) -> None:
@@ -156,24 +181,32 @@ class Door:
         if method in messages.WRITES or method in messages.READS:
             return await self._forward(request)
         try:
-            match method:
-                case Method.ONBOARD:
-                    return await self._onboard(door_answers.profile_of(request))
-                case Method.CONFIGURE:
-                    return await self._configure(door_answers.profile_of(request))
-                case Method.RELEASE_PARTNER:
-                    return await self._release(request)
-                case Method.CELL_STATUS:
-                    return door_answers.ok(await self._status())
-                case _:
-                    return door_answers.refused(RefusalCode.INTERNAL_ERROR, f"A door has no method {method!r}.")
+            return await self._serve_control(request)
         except messages.MessageError as error:
             return door_answers.refused(RefusalCode.INTERNAL_ERROR, f"The door can't read this {method}: {error}")
+
+    async def _serve_control(self, request: Request) -> bytes:
+        method = request.method
+        if method in _DEPARTURES:
+            return await self._departures.handle(request)
+        if method in _ARRIVALS:
+            return await self._arrivals.handle(request)
+        match method:
+            case Method.ONBOARD:
+                return await self._onboard(door_answers.profile_of(request))
+            case Method.CONFIGURE:
+                return await self._configure(door_answers.profile_of(request))
+            case Method.RELEASE_PARTNER:
+                return await self._release(request)
+            case Method.CELL_STATUS:
+                return door_answers.ok(await self._status())
+            case _:
+                return door_answers.refused(RefusalCode.INTERNAL_ERROR, f"A door has no method {method!r}.")
 
     async def _forward(self, request: Request) -> bytes:
         seat = self._seats.get(request.partner_id)
         if seat is None:
-            return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+            return self._not_here(request.partner_id)
         if seat.is_quarantined:
             return _not_served(seat)
         if seat.in_flight >= limits.DOOR_PARTNER_COMMANDS_MAX and self._is_on(Bulkhead.PARTNER_SHARE):
@@ -200,7 +233,7 @@ class Door:
             return door_answers.refused(RefusalCode.INTERNAL_ERROR, f"{request.method} is for routers only.")
         seat = self._seats.get(request.partner_id)
         if seat is None:
-            return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+            return self._not_here(request.partner_id)
         if seat.is_quarantined:
             return _not_served(seat)
         if seat.notifying >= limits.DOOR_PARTNER_NOTIFICATIONS_MAX and self._is_on(Bulkhead.PARTNER_SHARE):
@@ -216,6 +249,9 @@ class Door:
             seat.notifying -= 1
             self._shedder.leave(request.partner_id)
             door_metrics.COMMANDS.labels(request.partner_id, request.method).inc()
+
+    def _not_here(self, partner_id: str) -> bytes:
+        return self._departures.tombstone(partner_id) or door_answers.not_here(partner_id, self.cell)
 
     def _enter(self, request: Request) -> bool:
         """Take a command into the cell's room, or shed it; a cell short of room says so before it sends anything."""
@@ -237,7 +273,7 @@ class Door:
                 return door_answers.outcome_unknown()
             link = await self._wait_active(seat, deadline)
             if link is None:
-                return door_answers.outcome_unknown() if sends or handed_over else _not_served(seat)
+                return _not_served(seat, is_tried=bool(sends or handed_over))
             budget_ms = int((deadline - time.monotonic()) * 1_000)
             handovers = seat.handovers
             seat.sent()
@@ -276,7 +312,12 @@ class Door:
     async def _wait_active(self, seat: Seat, deadline: float) -> Link | None:
         while not seat.is_ready:
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or seat.is_quarantined or (seat.state == "unavailable" and not seat.is_handed_over):
+            if (
+                remaining <= 0
+                or seat.is_quarantined
+                or seat.receipt is not None
+                or (seat.state == "unavailable" and not seat.is_handed_over)
+            ):
                 return None
             try:
                 async with asyncio.timeout(remaining):
@@ -314,6 +355,8 @@ class Door:
 
     async def _onboard(self, profile: Profile) -> bytes:
         partner_id = profile.partner_id
+        if partner_id in self._departures.tombstones or partner_id in self._arrivals.expected:
+            return self._not_here(partner_id)
         async with self._onboarding:  # asked twice at once, it is one seat all the same
             if partner_id not in self._seats:
                 try:
@@ -336,7 +379,7 @@ class Door:
     async def _configure(self, profile: Profile) -> bytes:
         seat = self._seats.get(profile.partner_id)
         if seat is None:
-            return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{profile.partner_id} is not of cell {self.cell}.")
+            return self._not_here(profile.partner_id)
         if profile.version > seat.profile.version:
             refused = await self._keep(profile)
             if refused is not None:
@@ -350,7 +393,7 @@ class Door:
         """Take back, as an operator wants it, what was decided about a partner of whom workers died."""
         seat = self._seats.get(request.partner_id)
         if seat is None:
-            return door_answers.refused(RefusalCode.PARTNER_MOVED, f"{request.partner_id} is not of cell {self.cell}.")
+            return self._not_here(request.partner_id)
         why = await self._ownership.release(seat, to_pool=door_answers.wants_pool(request))
         if why:
             return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, why)
@@ -405,6 +448,8 @@ class Door:
                 }
                 for partner_id, seat in sorted(self._seats.items())
             ],
+            "arriving": sorted(self._arrivals.expected),
+            "left": {partner_id: receipt.to for partner_id, receipt in self._departures.tombstones.items()},
         }
 
     async def _worker_status(self, link: Link) -> dict[str, dict[str, Any]]:
@@ -418,7 +463,17 @@ class Door:
         return dict(orjson.loads(answer.body)["partners"])
 
 
-def _not_served(seat: Seat) -> bytes:
+def known(read: Callable[[str, bytes], T | None], rows: Mapping[str, bytes]) -> dict[str, T]:
+    """Read rows, but for those that can't be read."""
+    found = {partner_id: read(partner_id, value) for partner_id, value in rows.items()}
+    return {partner_id: value for partner_id, value in found.items() if value is not None}
+
+
+def _not_served(seat: Seat, *, is_tried: bool = False) -> bytes:
+    if seat.receipt is not None:
+        return door_answers.moved(seat.receipt, is_tried=is_tried)
+    if is_tried:
+        return door_answers.outcome_unknown()
     if seat.escalation is not None and seat.is_quarantined:
         return door_answers.partner_quarantined(seat.escalation)
     return door_answers.unavailable(seat.why)

@@ -9,9 +9,10 @@ import orjson
 import structlog
 
 from cells import limits
-from cells.api import messages
+from cells.api import messages, moves
 from cells.api.connection import Request
 from cells.api.messages import Answer, Profile, Refusal, RefusalCode, Refused
+from cells.api.moves import Receipt
 from cells.escalation import Escalation
 
 log = structlog.get_logger()
@@ -66,6 +67,26 @@ def ok(fields: dict[str, Any]) -> bytes:
 def refused(code: RefusalCode, detail: str, retry_after_ms: int | None = None) -> bytes:
     """Refuse."""
     return messages.encode_answer(Refused(Refusal(code, detail, retry_after_ms=retry_after_ms)))
+
+
+def not_here(partner_id: str, cell: str) -> bytes:
+    """Say that a partner was never of this cell."""
+    return refused(RefusalCode.PARTNER_MOVED, f"{partner_id} is not of cell {cell}.")
+
+
+def moved(receipt: Receipt, *, is_tried: bool = False) -> bytes:
+    """Tell where a partner went, with the proof that opens its book there. Routers read it, partners never see it.
+
+    `is_tried`: the command may have been written before the partner left.
+    """
+    context: dict[str, str | int] = {
+        "to": receipt.to,
+        "epoch": receipt.epoch,
+        "receipt": moves.encode_receipt(receipt).hex(),
+        "tried": int(is_tried),
+    }
+    refusal = Refusal(RefusalCode.PARTNER_MOVED, "The partner moved to another cell.", context=context)
+    return messages.encode_answer(Refused(refusal))
 
 
 def unavailable(why: str) -> bytes:

@@ -56,6 +56,8 @@ ACTIVATION_SECONDS: Final = Histogram(
 HANDOVERS: Final = Counter(
     "bulkhead_door_handovers", "Partners handed over between living workers.", registry=_REGISTRY
 )
+DEPARTED: Final = Counter("bulkhead_door_partners_departed", "Partners that left for another cell.", registry=_REGISTRY)
+ARRIVED: Final = Counter("bulkhead_door_partners_arrived", "Partners that came from another cell.", registry=_REGISTRY)
 ESCALATIONS: Final = Counter(
     "bulkhead_door_escalations", "Partners kept apart for good, or quarantined.", ["kind"], registry=_REGISTRY
 )

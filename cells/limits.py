@@ -66,6 +66,22 @@ HANDOVER_RELEASE_MS_MAX: Final = 3_000
 # Whether everybody has the worker that it should have is looked at so often, and at once when that changes.
 PLACEMENT_LOOK_INTERVAL_MS: Final = 5_000
 
+# A partner that moves to another cell (cells/api/moves.py). A batch of its book's rows has so many, and ends before it
+# has more bytes than this: one that is under way costs its pool-mates some milliseconds.
+COPY_ROWS_MAX: Final = 250
+COPY_BYTES_MAX: Final = 400_000
+# Its commands wait so long for the seal, whoever asked for it; then it is served where it was.
+QUIESCE_LEASE_MS: Final = 2_000
+QUIESCE_DRAIN_MS_MAX: Final = 50
+MOVE_TIMEOUT_MS: Final = 5_000
+
+assert COPY_BYTES_MAX + actor_limits.STORE_VALUE_BYTES_MAX + actor_limits.STORE_KEY_BYTES_MAX < (
+    wire_limits.ANSWER_BYTES_MAX
+), "any row fits into a batch"
+assert COPY_ROWS_MAX <= actor_limits.STORE_RANGE_ROWS_MAX
+assert COPY_ROWS_MAX < store_limits.STORE_READ_KEYS_MAX
+assert QUIESCE_DRAIN_MS_MAX < QUIESCE_LEASE_MS < actor_limits.COMMAND_DEADLINE_MS, "what waits is answered in time"
+
 assert 1 < POOL_PARTNERS_MAX <= wire_limits.ACQUIRER_CONNECTIONS_MAX // actor_limits.ACQUIRER_SLOTS, "slots for each"
 assert 1 < STRIKES_TO_DEDICATED < STRIKES_TO_QUARANTINE
 assert wire_limits.POISON_DEATHS_MAX < STRIKES_TO_QUARANTINE, "one command alone quarantines nobody"

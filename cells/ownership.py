@@ -6,7 +6,7 @@ Only the door assigns. Commands on their way are in door.py; which worker a part
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import msgpack
 import orjson
@@ -14,9 +14,10 @@ import structlog
 
 from cells import door_metrics, escalation, limits, placement
 from cells.api import limits as wire_limits
-from cells.api import messages
+from cells.api import messages, moves
 from cells.api.connection import PeerError, PeerTimeoutError
-from cells.api.messages import Answer, Method, Refused
+from cells.api.messages import Answer, Method, RefusalCode, Refused
+from cells.api.moves import Receipt
 from cells.cell_book import CellBook
 from cells.escalation import Escalation, Strikes
 from cells.placement import Host
@@ -49,6 +50,7 @@ class Ownership:
         self._look = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.workforce: Workforce | None = None
+        self.on_sealed: Callable[[Seat, Receipt], Awaitable[None]] | None = None
 
     # Start
 
@@ -206,7 +208,7 @@ class Ownership:
                 self._begin(by_id[partner_id], cause, after, shelter)
 
     def _begin(self, seat: Seat, cause: str, after: Link | None, shelter: "asyncio.Task[Link] | None") -> None:
-        if not seat.is_quarantined and (seat.activation is None or seat.activation.done()):
+        if seat.receipt is None and not seat.is_quarantined and (seat.activation is None or seat.activation.done()):
             seat.activation = asyncio.create_task(
                 self._activate(seat, cause, after, shelter), name=f"activate-{seat.partner_id}"
             )
@@ -227,7 +229,7 @@ class Ownership:
             # A stopped process could hold the book's write lock: it is gone before the next one opens the book.
             await self.workforce.wait_dead(after, _KILL_WAIT_MS)
         delay_ms = wire_limits.RECONNECT_DELAY_MS_MIN
-        while seat.link is None and not seat.is_quarantined:
+        while seat.link is None and seat.receipt is None and not seat.is_quarantined:
             try:
                 if shelter is not None:
                     link, shelter = await asyncio.shield(shelter), None
@@ -246,7 +248,7 @@ class Ownership:
                 # A bug costs this try; without a next one the partner would be gone until the door ends.
                 log.exception("activation_failed", partner=seat.partner_id)
                 shelter, seat.why = None, repr(error)
-            if seat.link is not None or seat.is_quarantined:
+            if seat.link is not None or seat.receipt is not None or seat.is_quarantined:
                 break  # looked at, not told: it may have been lost again since
             await asyncio.sleep(delay_ms / 1_000)
             delay_ms = min(delay_ms * 2, wire_limits.ACTIVATION_RETRY_DELAY_MS_MAX)
@@ -315,6 +317,10 @@ class Ownership:
             return
         finally:
             link.partners.discard(partner_id)
+        if isinstance(answer, Refused) and answer.refusal.code is RefusalCode.PARTNER_MOVED:
+            assert self.on_sealed is not None
+            await self.on_sealed(seat, moves.decode_receipt(bytes.fromhex(str(answer.refusal.context["receipt"]))))
+            return
         if isinstance(answer, Refused):
             seat.state, seat.why = "unavailable", answer.refusal.detail
             log.error("partner_unavailable", partner=partner_id, why=seat.why)
@@ -374,6 +380,40 @@ class Ownership:
             if not seat.is_quarantined:
                 seat.state = "activating"
                 seat.changed.clear()
+
+    # Moves to other cells (departures.py, arrivals.py)
+
+    def any_worker(self) -> Link | None:
+        """Give a worker to read or write a book that is nobody's now: a spare, else one with few partners."""
+        assert self.workforce is not None
+        links = [link for link in self.workforce.links.values() if link.connection.is_open]
+        return min(links, key=lambda link: (len(link.partners), link.name), default=None)
+
+    def leave(self, partner_id: str, link: Link) -> None:
+        """Take note that a partner is no longer of a worker, for it is gone."""
+        link.partners.discard(partner_id)
+        self._give_back_empty(link)
+
+    async def serve_again(self, seat: Seat, link: Link) -> None:
+        """Serve a partner again that was quiesced and did not leave, by the same worker where that lives."""
+        self._vacate(seat, link)
+        if link.connection.is_open:
+            await self._assign_to(seat, link)
+        if seat.link is None:
+            await self._activate(seat, "not moved", None, None)
+        self._look.set()
+
+    async def wait_settled(self, seat: Seat, timeout_ms: int) -> bool:
+        """Wait until a partner is served, or known not to be; say whether it is so."""
+        until = time.monotonic() + timeout_ms / 1_000
+        while time.monotonic() < until:
+            if seat.is_ready or seat.receipt is not None or seat.is_quarantined:
+                return True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(until - time.monotonic()):
+                    await seat.changed.wait()
+            await asyncio.sleep(0.01)
+        return False
 
     # Handover
 

@@ -8,6 +8,7 @@ from prometheus_client import Counter, Histogram
 
 from cells import door_metrics
 from cells.api.messages import Profile
+from cells.api.moves import Receipt
 from cells.escalation import QUARANTINED, Escalation
 from cells.workforce import Link
 
@@ -17,7 +18,7 @@ class Seat:
     """One partner's place at the door."""
 
     profile: Profile
-    state: str = "activating"  # activating, active, unavailable, quarantined
+    state: str = "activating"  # activating, active, unavailable, quarantined, moved
     why: str = ""
     link: Link | None = None
     epoch: int | None = None
@@ -28,6 +29,7 @@ class Seat:
     takeovers: int = 0
     handovers: int = 0
     is_handed_over: bool = False  # while it is, what comes waits
+    receipt: Receipt | None = None  # it left for another cell
     escalation: Escalation | None = None
     apart_until: float = 0.0  # monotonic: a pooled partner is kept from its pool so long
     changed: asyncio.Event = field(default_factory=asyncio.Event)

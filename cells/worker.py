@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY, Counter, Gauge
 from actors import commands, metrics
 from actors.answers import Answer, Refused
 from actors.bulkheads import Bulkhead
-from actors.errors import ActorStoppedError, StoreError
+from actors.errors import ActorStoppedError, PartnerMovedError, StoreError
 from actors.partner import PartnerActor
 from actors.payment import OperationState
 from actors.profile import MAIN_ACQUIRER
@@ -40,7 +40,10 @@ from cells.http_client import HttpClient
 from cells.poison import Marker
 from cells.process_config import read_secret
 from cells.shedding import WORK, LoadShedder
+from cells.worker_moves import METHODS as MOVES
+from cells.worker_moves import WorkerMoves
 from stores.shelf import open_shelf
+from stores.tracked_store import TrackedStore
 
 log = structlog.get_logger()
 
@@ -85,6 +88,8 @@ class Worker:
         self._bulkheads_off = frozenset(map(Bulkhead, config.bulkheads_off))
         self._shelf = open_shelf(config.place)
         self._actors: dict[str, PartnerActor] = {}
+        self._books: dict[str, TrackedStore] = {}
+        self._moves = WorkerMoves(self._shelf)
         # A partner is assigned and released one after the other, different ones side by side.
         self._changing: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._reads = asyncio.Semaphore(limits.WORKER_READS_AT_ONCE_MAX)
@@ -110,6 +115,7 @@ class Worker:
         await self._server.aclose()
         actors = list(self._actors.values())
         self._actors.clear()
+        self._books.clear()
         await asyncio.gather(*(actor.stop("worker stops") for actor in actors), *self._ending)
         if self._client is not None:
             await self._client.aclose()
@@ -131,6 +137,10 @@ class Worker:
             return _refused(RefusalCode.INTERNAL_ERROR, f"A worker can't read this {method}: {error!r:.200}")
 
     async def _serve_door(self, request: Request) -> bytes:
+        if request.method in MOVES:
+            actor = self._actors.get(request.partner_id)
+            owned = None if actor is None else (actor, self._books[request.partner_id])
+            return await self._moves.handle(request, owned)
         match request.method:
             case Method.ASSIGN:
                 return await self._assign(request)
@@ -226,7 +236,7 @@ class Worker:
             try:
                 urls = fields["acquirers"] | ({MAIN_ACQUIRER: profile.acquirer_url} if profile.acquirer_url else {})
                 acquirers = {name: HttpAcquirer(self._client, url, profile.partner_id) for name, url in urls.items()}
-                store = await self._shelf.open("partners", profile.partner_id)
+                store = TrackedStore(await self._shelf.open("partners", profile.partner_id))
             except (StoreError, ValueError) as error:
                 log.exception("partner_cannot_be_opened", partner=profile.partner_id)
                 return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
@@ -240,25 +250,32 @@ class Worker:
             )
             try:
                 epoch = await actor.start(door_epoch)
+            except PartnerMovedError as error:
+                await actor.stop("moved")
+                return _moved(error.receipt)
             except Exception as error:
                 # Whatever it is, this partner's book is at fault, not the worker: answered, so that nobody dies of it.
                 log.exception("partner_cannot_be_activated", partner=profile.partner_id)
                 await actor.stop("not activated")
                 return _refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
             self._actors[profile.partner_id] = actor
+            self._books[profile.partner_id] = store
         return _ok({"epoch": epoch})
 
     def _alone(self, partner_id: str) -> asyncio.Lock:
         return self._changing.setdefault(partner_id, asyncio.Lock())
 
     async def _release(self, partner_id: str, why: str) -> None:
+        await self._moves.end(partner_id)
         actor = self._actors.pop(partner_id, None)
+        self._books.pop(partner_id, None)
         if actor is not None:
             await actor.stop(why)
 
     def _forget(self, partner_id: str, why: str) -> None:
         """Let go of an actor that stopped by itself; the door hears it at its next command or look."""
         actor = self._actors.pop(partner_id, None)
+        self._books.pop(partner_id, None)
         if actor is not None:
             task = asyncio.create_task(actor.stop(why))
             self._ending.add(task)
@@ -313,6 +330,14 @@ def _fitting(answer: Answer | Refused) -> bytes:
         return data
     detail = f"The answer has {len(data)} bytes, {limits.ANSWER_BYTES_MAX} are possible: ask for a smaller page."
     return _refused(RefusalCode.COMMAND_TOO_LARGE, detail)
+
+
+def _moved(receipt: bytes) -> bytes:
+    """Say that the book is sealed, with the receipt that it holds: its door makes the tombstone of it."""
+    detail = "The partner moved to another cell."
+    return messages.encode_answer(
+        Refused(Refusal(RefusalCode.PARTNER_MOVED, detail, context={"receipt": receipt.hex()}))
+    )
 
 
 def _refusal(code: RefusalCode, detail: str, retry_after_ms: int | None) -> Refused:

@@ -21,6 +21,7 @@ from control_plane import limits
 from control_plane.api_keys import make_partner_id
 from control_plane.doors import Doors
 from control_plane.errors import ControlPlaneError, RegistryError, SettingsError
+from control_plane.moves import Moves
 from control_plane.partners import Changed, NewPartner, Partners
 from control_plane.registry import Registry
 from control_plane.registry_records import Partner
@@ -72,6 +73,13 @@ class SetAcquirers(_Body):
     acquirers: AcquirerNames
 
 
+class MovePartner(_Body):
+    """Where a partner is to go, and how long to wait for it; it goes on after that, too."""
+
+    to: Annotated[str, Field(pattern="^[a-z0-9-]{1,40}$")]
+    wait_s: Annotated[float, Field(ge=0, le=limits.MOVE_WAIT_S_MAX)] = 0
+
+
 class RotateKey(_Body):
     """How long the older keys stay good."""
 
@@ -97,6 +105,7 @@ def make_app(
     registry: Registry,
     partners: Partners,
     doors: Doors,
+    moves: Moves,
     status: Callable[[], Awaitable[dict[str, Any]]],
     more: Sequence[APIRouter] = (),
 ) -> FastAPI:
@@ -106,6 +115,7 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _explain_invalid)
     app.include_router(_partner_routes(registry, partners, doors))
     app.include_router(_isolation_routes(partners))
+    app.include_router(_move_routes(moves))
     app.include_router(_unknown_routes(registry, doors))
     app.include_router(_settlement_routes(registry))
     for routes in more:
@@ -201,6 +211,31 @@ def _isolation_routes(partners: Partners) -> APIRouter:
     @routes.post("/{partner_id}/release")
     async def release_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
         return _changed(await partners.release(partner_id, operator))
+
+    return routes
+
+
+def _move_routes(moves: Moves) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/moves")
+    async def list_moves() -> dict[str, Any]:
+        return {"moves": [move.described() for move in moves.running()]}
+
+    @routes.post("/partners/{partner_id}/move")
+    async def move_partner(partner_id: str, body: MovePartner, operator: Operator) -> dict[str, Any]:
+        task = await moves.start(partner_id, body.to, operator)
+        if body.wait_s:
+            await asyncio.wait([task], timeout=body.wait_s)
+        if task.done():
+            return {**task.result().described(), "ended": True}
+        running = next((move for move in moves.running() if move.partner_id == partner_id), None)
+        return {**({} if running is None else running.described()), "ended": False}
+
+    @routes.delete("/partners/{partner_id}/move")
+    async def abort_move(partner_id: str, operator: Operator) -> dict[str, Any]:
+        log.info("move_abort_asked", partner=partner_id, who=operator)
+        return (await moves.abort(partner_id)).described()
 
     return routes
 

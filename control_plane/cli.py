@@ -28,6 +28,7 @@ from control_plane.command_line import AsJson, Where
 from control_plane.command_line import explained as _explained
 from control_plane.command_line import where as _where
 from control_plane.errors import EXIT_FAILED, EXIT_OK, ControlPlaneError, NotRunningError, SettingsError
+from control_plane.following import follow_move
 from control_plane.plugins import PluginGroup
 
 app = typer.Typer(
@@ -226,6 +227,53 @@ def release_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJs
     """End a partner's quarantine: `partner show` says why it is in it."""
     found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/release")
     _show_changed(found, "released", as_json=as_json)
+
+
+@partner_app.command("move")
+@_explained
+def move_partner(
+    context: typer.Context,
+    partner: PartnerId,
+    *,
+    to: Annotated[str | None, typer.Option(help="The cell that it is to live in from now on.")] = None,
+    abort: Annotated[bool, typer.Option("--abort", help="Take a move back that is not sealed yet.")] = False,
+    wait: Annotated[str, typer.Option(help="How long to wait for its end: 90s, 30m; 0: not at all.")] = "30m",
+    as_json: AsJson = False,
+) -> None:
+    """Move a partner to another cell while it is served.
+
+    Its book is copied first; then its requests wait for some milliseconds, and go on in the new cell. Interrupting
+    this command interrupts no move: ask again to see its end.
+
+    \b
+    Examples:
+    bulkhead partner move acme --to cell-2
+    bulkhead partner move acme --abort
+    """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
+    folder = _where(context).folder()
+    if abort or to is None:
+        if to is not None or not abort:
+            raise SettingsError("say where to", where="options --to and --abort", hint="give one of the two")
+        found = client.ask(folder, "DELETE", f"{_path(partner)}/move")
+    else:
+        wait_s = parse_duration_s(wait, option="--wait")
+        with screen.waiting(f"moving {partner} to {to}") as told:
+            found = follow_move(folder, partner, to, wait_s, told)
+    if as_json:
+        screen.show_json(found)
+    else:
+        screen.show_move(found)
+
+
+@partner_app.command("moves")
+@_explained
+def list_moves(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """List the partners on their way to another cell."""
+    found = client.ask(_where(context).folder(), "GET", "/moves")
+    if as_json:
+        screen.show_json(found)
+    else:
+        screen.show_moves(found["moves"])
 
 
 @partner_app.command("set-limits")

@@ -267,6 +267,11 @@ class Doors:
         answer = await self._ask(cell, method, partner_id, body, limits.COMMAND_TIMEOUT_MS)
         return _read(kind, cell, _unrefused(cell, answer))
 
+    async def ask(self, cell: str, method: str, partner_id: str, body: bytes, budget_ms: int) -> Answer | Refused:
+        """Ask a door anything; a refusal is an answer. Raises DoorError."""
+        await self._wait(cell)
+        return await self._ask(cell, method, partner_id, body, budget_ms)
+
     async def _wait(self, cell: str) -> None:
         """Give a door that is just starting a moment."""
         await self._peer(cell).wait_connected(limits.DOOR_CONNECT_TIMEOUT_MS)

@@ -121,6 +121,20 @@ LOAD_SPAN_MS_MIN: Final = 2_000
 METRICS_TIMEOUT_MS: Final = 3_000
 METRICS_BYTES_MAX: Final = 64 * 1_048_576
 
+# Moves of partners between cells.
+MOVE_STEP_TIMEOUT_MS: Final = 6_000
+MOVE_RETRY_DELAY_MS_MIN: Final = 200
+MOVE_RETRY_DELAY_MS_MAX: Final = 5_000
+# A move that failed otherwise is looked at again so much later.
+MOVE_RESUME_DELAY_MS: Final = 60_000
+# How long a request waits for a move; the command line asks again.
+MOVE_WAIT_S_MAX: Final = 30
+MOVE_LOOK_INTERVAL_MS: Final = 500
+# A copy that is lost so often is given up; the partner stays where it is.
+MOVE_ATTEMPTS_MAX: Final = 10
+# So few rows may be left to copy when the partner is stopped for them: one batch.
+MOVE_ROWS_LEFT_MAX: Final = 100
+
 # The command line.
 CONTROL_TIMEOUT_MS: Final = 60_000
 AUDIT_TIMEOUT_MS: Final = 600_000

@@ -28,6 +28,7 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
+from control_plane.move_record import Move
 from control_plane.registry_errors import AGAIN, explain, lost, not_whole
 from control_plane.registry_records import ISOLATIONS, NEW, Cell, Change, Key, Origin, Owner, Partner
 from stores import contract
@@ -60,6 +61,7 @@ class _Held:
     partners: dict[str, Partner] = field(default_factory=dict)
     cells: dict[str, Cell] = field(default_factory=dict)
     keys: dict[str, dict[str, Key]] = field(default_factory=dict)
+    moves: dict[str, Move] = field(default_factory=dict)
 
 
 class _Draft:
@@ -95,6 +97,17 @@ class _Draft:
         self.rows[registry_keys.key(key.partner_id, key.id)] = None
         self.rows[registry_keys.key_hash(key.hash)] = None
         self._effects.append(lambda held: held.keys[key.partner_id].__delitem__(key.id))
+
+    def put_move(self, move: Move, *, new: bool = False) -> None:
+        key = registry_keys.move(move.partner_id)
+        if new:
+            self.checks.append(Check(key, None))
+        self.rows[key] = registry_codec.encode_move(move)
+        self._effects.append(lambda held: held.moves.update({move.partner_id: move}))
+
+    def forget_move(self, partner_id: str) -> None:
+        self.rows[registry_keys.move(partner_id)] = None
+        self._effects.append(lambda held: held.moves.__delitem__(partner_id))
 
     def put_directory_version(self, version: int) -> None:
         self.rows[registry_keys.DIRECTORY] = registry_codec.encode_directory_version(version)
@@ -189,6 +202,14 @@ class Registry:
     def all_keys(self) -> list[Key]:
         """Give all partners' keys, oldest first, the revoked and expired ones too."""
         return [key for partner_id in sorted(self._held.keys) for key in self.keys(partner_id)]
+
+    def moves(self) -> list[Move]:
+        """Give the moves that did not end, by partner."""
+        return [self._held.moves[partner_id] for partner_id in sorted(self._held.moves)]
+
+    def move(self, partner_id: str) -> Move | None:
+        """Give the move that a partner is on; None where it is on none."""
+        return self._held.moves.get(partner_id)
 
     def directory_version(self) -> int:
         """Give the newest version that was taken for a directory."""
@@ -361,6 +382,35 @@ class Registry:
             if what:
                 draft.note(who, what, None, detail)
 
+    async def begin_move(self, move: Move) -> Move:
+        """Write down that a partner is to go to another cell, before anything is done."""
+        async with self._writing() as draft:
+            self.partner(move.partner_id)
+            draft.put_move(move, new=True)
+            detail = {"move": move.id, "from": move.source, "to": move.target}
+            draft.note(move.who, "partner_move_begun", move.partner_id, detail)
+        return move
+
+    async def put_move(self, move: Move) -> Move:
+        """Write down how far a move is."""
+        async with self._writing() as draft:
+            draft.put_move(move)
+        return move
+
+    async def partner_moved(self, move: Move) -> Move:
+        """Write down, in one commit, that a partner lives in its new cell and that its old book is to be cleared."""
+        async with self._writing() as draft:
+            draft.put_partner(replace(self.partner(move.partner_id), cell=move.target))
+            draft.put_move(move)
+        return move
+
+    async def end_move(self, move: Move, what: str) -> Move:
+        """Write down that a move has ended, and how."""
+        async with self._writing() as draft:
+            draft.forget_move(move.partner_id)
+            draft.note(move.who, what, move.partner_id, move.described())
+        return move
+
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
         async with self._writing() as draft:
@@ -522,6 +572,9 @@ async def _load(store: Store, where: str) -> _Held:
         if key.partner_id not in held.partners:
             raise StoreCorruptError(f"key {key.id!r} is of no partner")
         held.keys.setdefault(key.partner_id, {})[key.id] = key
+    async for entry in _rows(store, registry_keys.moves, limits.PARTNERS_MAX, where):
+        move = registry_codec.decode_move(entry)
+        held.moves[move.partner_id] = move
     return held
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgpack
 
 from control_plane import limits
+from control_plane.move_record import STATES, WAYS, Move
 from control_plane.registry_records import (
     CELL_STATES,
     IMPORTED,
@@ -122,6 +123,20 @@ def decode_key(entry: Entry) -> Key:
 def encode_key_hash(key: Key) -> bytes:
     """Give the bytes of what names the key with a hash."""
     return _pack(key.partner_id, key.id)
+
+
+def encode_move(move: Move) -> bytes:
+    """Give a move's bytes."""
+    assert move.state in STATES, move.state
+    return _pack(*astuple(move))
+
+
+def decode_move(entry: Entry) -> Move:
+    """Read a move. Raises StoreCorruptError."""
+    move = checked(Move(*_unpack(entry.value, 13)))
+    if move.partner_id != entry.key[1] or move.state not in STATES or move.way not in WAYS:
+        raise StoreCorruptError(f"the row of the move of {entry.key[1]!r} is none of it")
+    return move
 
 
 def encode_change(change: Change) -> bytes:

@@ -9,6 +9,7 @@
     ("rebalance_step", partner_id)         RebalanceStep: one move of it
     ("key", partner_id, key_id)            Key: what is kept of an API key
     ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
+    ("move", partner_id)                   Move: a partner on its way to another cell
     ("change", sequence)                   Change: who did what, and when; only ever appended
     ("change_of", partner_id, sequence)    index of changes by partner
 
@@ -54,6 +55,16 @@ def key(partner_id: str, key_id: str) -> Key:
 def key_hash(hashed: str) -> Key:
     """Where the one key with this hash is named."""
     return ("key_hash", hashed)
+
+
+def move(partner_id: str) -> Key:
+    """Where a partner's move is, while it has not ended."""
+    return ("move", partner_id)
+
+
+def moves(after: Key | None, rows: int) -> Range:
+    """Give the range of the next moves after a key, by partner."""
+    return Range(_after(after, "move"), ("move", _LAST), rows)
 
 
 def change(sequence: int) -> Key:

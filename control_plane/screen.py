@@ -114,6 +114,35 @@ def _summary(settings: Settings, folder: DataFolder, pid: int, base: str, cells:
     ]
 
 
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[Callable[[str], None]]:
+    """Show that something goes on, and what is told of it, where a person sees it."""
+    out = _make_console(stderr=True)
+    with out.status(escape(text)) as shown:
+        yield lambda told: shown.update(escape(told))
+
+
+def show_move(found: dict[str, Any]) -> None:
+    """Show one move and how it went."""
+    if found.get("ended"):
+        pause = "" if found["pause_ms"] is None else f"; its requests waited {found['pause_ms']} ms"
+        say(f"{found['partner']} is in {found['target']} now: {found['rows']} rows{pause}")
+    else:
+        say(f"{found.get('partner')} is on its way to {found.get('target')}: {found.get('state')}. {found.get('why')}")
+
+
+def show_moves(moves: Sequence[dict[str, Any]]) -> None:
+    """Show the moves that go on."""
+    if not moves:
+        say("no partner is on its way to another cell")
+        return
+    table = _table("partner", "from", "to", "state", "attempt", "rows", "since", "why")
+    for move in moves:
+        names = ("partner", "source", "target", "state", "attempt", "rows", "started_at", "why")
+        table.add_row(*(_text(move[name]) for name in names))
+    _make_console().print(table)
+
+
 def show_status(found: dict[str, Any]) -> None:
     """Show every process, then how the partners are."""
     out = _make_console()
@@ -196,7 +225,7 @@ def show_changed(found: dict[str, Any], what: str) -> None:
 
 
 @contextlib.contextmanager
-def waiting(what: str) -> Iterator[Callable[[str], None]]:
+def watching_cell(what: str) -> Iterator[Callable[[str], None]]:
     """Show on a terminal that something is waited for, and why; elsewhere nothing."""
     console = _make_console(stderr=True)
     with Progress(

@@ -18,14 +18,18 @@ from cells.api import logs
 from control_plane import admin, data_folder, fleet_api, limits, memory, opening, rebalance_api, status
 from control_plane.cell_rules import first_cells, follow_settings
 from control_plane.data_folder import DataFolder, Instance
+from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
 from control_plane.fleet import Fleet, Ground, is_free
 from control_plane.load import Load, routers_of
-from control_plane.partners import Partners
+from control_plane.moves import Moves
+from control_plane.moves_mover import MovesMover
+from control_plane.partners import Partners, to_profile
+from control_plane.places import place_of_cell
 from control_plane.processes import ProcessSpec, SecretsDigest, plan
 from control_plane.publishing import Publisher
-from control_plane.rebalancer import Mover, Rebalancer
+from control_plane.rebalancer import Rebalancer
 from control_plane.registry import Registry
 from control_plane.registry_records import Cell, Partner
 from control_plane.settings import MAIN_ACQUIRER, Settings
@@ -159,8 +163,9 @@ class _Up:
         )
 
         load = Load(self._registry, self._folder, routers_of(self._settings))
-        rebalancer = Rebalancer(self._registry, self._mover(), load)
-        fleet = self._make_fleet(publisher, doors, supervisor, rebalancer)
+        moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, self._places)
+        rebalancer = Rebalancer(self._registry, MovesMover(moves), load)
+        fleet = self._make_fleet(publisher, doors, supervisor, moves)
 
         async def collect() -> dict[str, Any]:
             cells = self._registry.cells()
@@ -174,12 +179,13 @@ class _Up:
             )
 
         app = admin.make_app(
-            self._registry, partners, doors, collect, [fleet_api.routes(fleet), rebalance_api.routes(rebalancer)]
+            self._registry, partners, doors, moves, collect, [fleet_api.routes(fleet), rebalance_api.routes(rebalancer)]
         )
         supervisor.start()
         async with (
             self._serving(app),
             _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
+            _repeating(moves.resume, limits.RECONCILE_INTERVAL_MS),
             _repeating(fleet.converge, limits.CELL_STEP_INTERVAL_MS),
             _repeating(load.remember, limits.LOAD_INTERVAL_MS),
             contextlib.aclosing(rebalancer),
@@ -193,6 +199,7 @@ class _Up:
                 announcing.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await announcing
+            await moves.stop()
             if self._registry.lost is not None and not self._stop.is_set():
                 raise self._registry.lost  # the processes are left to themselves, as after a crash
             if failure is not None:
@@ -239,11 +246,15 @@ class _Up:
             lambda cell: data_folder.secrets_digest(self._folder, self._settings, cell),
         )
 
-    def _mover(self) -> Mover | None:
-        """Give what moves a partner: the one place where it is plugged in. None: plans are only shown."""
-        return None
+    def _places(self) -> dict[str, dict[str, Any]]:
+        """Give where the books of each cell stand that routers know."""
+        return {
+            cell.name: place_of_cell(self._settings, self._folder, self._instance, cell)
+            for cell in self._registry.cells()
+            if cell.is_published
+        }
 
-    def _make_fleet(self, publisher: Publisher, doors: Doors, supervisor: Supervisor, rebalancer: Rebalancer) -> Fleet:
+    def _make_fleet(self, publisher: Publisher, doors: Doors, supervisor: Supervisor, moves: Moves) -> Fleet:
         def require_room() -> None:
             spares = self._settings.spares_per_cell
             memory.require_room(dedicated=0, pooled=0, spares=spares, cells=1, available=memory.available_bytes())
@@ -255,7 +266,11 @@ class _Up:
             require_room,
             is_free,
         )
-        return Fleet(ground, self._registry, publisher, doors, supervisor, moving=rebalancer.touched)
+
+        def moving() -> set[str]:
+            return {cell for move in moves.running() for cell in (move.source, move.target)}
+
+        return Fleet(ground, self._registry, publisher, doors, supervisor, moving=moving)
 
     def _require_memory(self) -> None:
         partners = self._registry.partners()

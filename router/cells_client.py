@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+import msgpack
 import structlog
 
 from cells.api import limits as wire
-from cells.api.connection import Peer, PeerLostError, PeerTimeoutError, PeerUnavailableError
+from cells.api.connection import Peer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError
 from cells.api.messages import (
     UNTOUCHED,
     Answer,
     Command,
     MessageError,
+    Method,
     Refusal,
     RefusalCode,
     Refused,
@@ -24,6 +26,7 @@ from cells.api.messages import (
 )
 from router import limits
 from router.directory import Cell
+from router.moved import Following, MovedPartners
 from router.settings import SettingsError
 
 log = structlog.get_logger()
@@ -47,6 +50,7 @@ class CellsClient:
         self._now = now
         self._links: dict[str, _Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._moved = MovedPartners()
         self.resent = 0
 
     async def use(self, cells: Iterable[Cell]) -> None:
@@ -76,11 +80,58 @@ class CellsClient:
     async def ask(self, cell: str, partner_id: str, method: str, command: Command, *, writes: bool) -> Answer | Refused:
         """Send the command and give what the cell says; never raises for what a cell or connection does.
 
+        `cell` is where the directory says that the partner is. A cell that it left tells where it went, with proof; the
+        same command then goes there, and so do all until a newer directory says so, too.
+        """
+        deadline = self._now() + _DEADLINE_MS / 1000
+        at = self._moved.whereabouts(partner_id, cell)
+        answer = await self._ask_cell(at, partner_id, method, command, deadline, writes=writes)
+        is_tried = False
+        for _ in range(limits.MOVES_FOLLOWED_MAX):
+            if not isinstance(answer, Refused) or answer.refusal.code is not RefusalCode.PARTNER_MOVED:
+                break
+            is_tried = is_tried or bool(answer.refusal.context.get("tried"))
+            following = self._moved.follow(partner_id, cell, at, answer.refusal.context)
+            if following is None or following.cell not in self._links:
+                break
+            if following.is_to_be_opened:
+                await self._open(partner_id, following, deadline)
+            at = following.cell
+            answer = await self._ask_cell(at, partner_id, method, command, deadline, writes=writes)
+        if not isinstance(answer, Refused):
+            return answer
+        if answer.refusal.code in UNTOUCHED | {RefusalCode.PARTNER_MOVED}:
+            log.warning(
+                "moved_partner_not_served",
+                partner=partner_id,
+                cell=at,
+                command_id=command.command_id,
+                code=answer.refusal.code.value,
+                detail=answer.refusal.detail,
+                tried=is_tried,
+            )
+        if is_tried and writes and answer.refusal.code in UNTOUCHED | {RefusalCode.PARTNER_MOVED}:
+            return _unanswered(sent=True, writes=True)
+        return _without_proof(answer)
+
+    async def _open(self, partner_id: str, following: Following, deadline: float) -> None:
+        """Bring the proof of the seal to the partner's new cell, which may wait for it."""
+        link = self._links[following.cell]
+        body = msgpack.packb({"receipt": following.receipt})
+        try:
+            await link.peer.request(Method.OPEN_ARRIVAL, partner_id, body, max(int((deadline - self._now()) * 1000), 0))
+        except PeerError as error:
+            log.warning("arrival_not_opened", partner=partner_id, cell=following.cell, error=str(error))
+
+    async def _ask_cell(
+        self, cell: str, partner_id: str, method: str, command: Command, deadline: float, *, writes: bool
+    ) -> Answer | Refused:
+        """Ask one cell.
+
         A command that was sent and not answered is sent again under the same command id, at most COMMAND_SENDS_MAX
         times in all, until its deadline and a little longer: its answer may have been written since. After that the
         outcome of a write is unknown (DESIGN 4.1).
         """
-        deadline = self._now() + _DEADLINE_MS / 1000
         body = encode_command(command)
         sends = 0
         while sends < wire.COMMAND_SENDS_MAX:
@@ -147,6 +198,15 @@ class CellsClient:
         task = asyncio.create_task(close_later())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _without_proof(answer: Refused) -> Refused:
+    """Leave out what is between routers and cells: whoever holds it could open a book."""
+    if answer.refusal.code is not RefusalCode.PARTNER_MOVED:
+        return answer
+    return Refused(
+        Refusal(RefusalCode.PARTNER_MOVED, "The partner is being moved. Nothing was changed.", retry_after_ms=1_000)
+    )
 
 
 def _unanswered(*, sent: bool, writes: bool) -> Refused:

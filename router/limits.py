@@ -38,6 +38,8 @@ SHUTDOWN_S: Final = 5
 
 # Cells. While one is away its requests wait for it; away for longer than this they are refused at once.
 CELL_ABSENT_MS_MAX: Final = 10_000
+# A command follows its partner so often: a long one may see some moves, and each may take two steps.
+MOVES_FOLLOWED_MAX: Final = 16
 CELL_WAIT_MS: Final = 1_000
 CELL_WAIT_PAUSE_MS: Final = 20
 # A command whose door was lost after it was sent is asked about for so much longer than its deadline: its answer may be

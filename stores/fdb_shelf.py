@@ -1,10 +1,13 @@
 """The shelf of FoundationDB: a directory in a cluster, in it a directory for each book. Moving one copies nothing."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from actors.errors import StoreError
+from actors.errors import StoreError, StoreUnavailableError
+from actors.store import Put
 from stores import fdb_status
 from stores.fdb_store import Cluster, FdbStore
 from stores.health import Sample
@@ -31,6 +34,18 @@ class FdbShelf:
     async def open(self, *name: str) -> FdbStore:
         """Open a book that exists."""
         return await FdbStore.open(self.cluster, (*self._path, *name))
+
+    async def erase(self, *name: str) -> None:
+        """Remove a book for good: what commits meanwhile conflicts with that its ownership is cleared."""
+        await self.cluster.remove_directory((*self._path, *name))
+
+    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, sealed_by: Put | None) -> None:
+        """Take a book over from another shelf of this cluster: its directory gets another path, its rows stay."""
+        match place:
+            case {"store": "fdb", "cluster_file": str(file), "path": [*path]} if self.cluster.is_of(Path(file)):
+                await self.cluster.adopt_directory((*map(str, path), *name), (*self._path, *name), sealed_by)
+            case _:
+                raise StoreUnavailableError(f"{'/'.join(name)} of {dict(place)}: not in {self.cluster}")
 
     async def wait_answers(self) -> None:
         """Wait a moment for the cluster to answer."""

@@ -31,7 +31,7 @@ from actors.errors import (
     StoreMissingError,
     StoreUnavailableError,
 )
-from actors.store import Check, Entry, Key, Mutation, Ownership, Range, Snapshot
+from actors.store import Check, Entry, Key, Mutation, Ownership, Put, Range, Snapshot
 from stores import fdb_errors, limits, tuple_keys
 from stores.fdb_errors import Verdict
 from stores.requests import EncodedCommit, EncodedRange, encode_commit, encode_read
@@ -272,6 +272,47 @@ class Cluster:
 
         return await self._in_thread(look)
 
+    async def remove_directory(self, path: tuple[str, ...]) -> None:
+        """Remove a book's directory with all its rows, in one transaction. Raises StoreError."""
+
+        def remove(tr: Any) -> None:
+            self.fdb.directory.remove_if_exists(tr, path)
+
+        await self._in_thread(remove)
+
+    async def adopt_directory(self, old: tuple[str, ...], new: tuple[str, ...], sealed_by: Put | None) -> None:
+        """Give a book another path and fence its owner, in one transaction. Raises StoreError."""
+
+        def adopt(tr: Any) -> None:
+            directory = self.fdb.directory
+            if not directory.exists(tr, old):
+                if directory.exists(tr, new):
+                    return  # it was done before, and its answer lost
+                raise StoreMissingError(f"{'/'.join(old)} in {self}: there is no book")
+            if directory.exists(tr, new):
+                raise StoreExistsError(f"{'/'.join(new)} in {self}: there is a book already")
+            prefix = bytes(directory.open(tr, old, layer=LAYER).key())
+            held = _decode_ownership(bytes(tr[prefix + _OWNERSHIP]), "/".join(old))
+            if sealed_by is not None:
+                row = prefix + tuple_keys.encode(sealed_by.key)
+                if bytes(tr[row]) != sealed_by.value:
+                    raise FencedError(f"{'/'.join(old)} in {self}: it is not sealed for this")
+                del tr[row]
+            # Another cell's doors count their own epochs. Commits under way conflict with the changed row.
+            tr.set(prefix + _OWNERSHIP, _encode_ownership(Ownership(held.epoch + 1, 0)))
+            directory.create_or_open(tr, new[:-1])
+            directory.move(tr, old, new)
+
+        await self._in_thread(adopt)
+
+    def is_of(self, cluster_file: Path) -> bool:
+        """Say whether a cluster file names this cluster, whichever of its servers it lists."""
+        try:
+            named, own = read_cluster_file(cluster_file), read_cluster_file(self._file)
+        except StoreClientError:
+            return False
+        return named.partition("@")[0] == own.partition("@")[0]
+
     async def list_directory(self, path: tuple[str, ...]) -> list[str]:
         """Give the names in a directory, in order; none where it doesn't exist. Raises StoreError."""
 
@@ -330,7 +371,7 @@ class FdbStore:
         """Open a book that exists. Raises StoreMissingError, StoreCorruptError, StoreUnavailableError."""
         return FdbStore(cluster, "/".join(path), await cluster.open_directory(path))
 
-    async def acquire(self, door_epoch: int) -> Ownership:
+    async def acquire(self, door_epoch: int, above: int = 0) -> Ownership:
         """Raise the epoch and own the partner from now on; see the contract.
 
         What this store still has under way can't commit afterwards: each commit conflicts with a changed epoch.
@@ -343,7 +384,7 @@ class FdbStore:
             held = self._decode_ownership(value.value)
             if door_epoch < held.door_epoch:
                 raise FencedError(f"{self._name}: door {held.door_epoch} was here, newer than {door_epoch}")
-            ownership = Ownership(held.epoch + 1, door_epoch)
+            ownership = Ownership(max(held.epoch, above) + 1, door_epoch)
             transaction.set(self._ownership_key, _encode_ownership(ownership))
             await self._send(transaction)
             return ownership
@@ -526,13 +567,17 @@ class FdbStore:
     def _decode_ownership(self, value: bytes | None) -> Ownership:
         if value is None:
             raise StoreMissingError(f"{self._name} in {self._cluster}: the book is gone")
-        try:
-            version, epoch, door_epoch = msgpack.unpackb(value)
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-            raise StoreCorruptError(f"{self._name}: who owns it can't be read: {error}") from error
-        if version != _RECORD_VERSION or not isinstance(epoch, int) or not isinstance(door_epoch, int):
-            raise StoreCorruptError(f"{self._name}: who owns it is of a version that is not known here")
-        return Ownership(epoch, door_epoch)
+        return _decode_ownership(value, self._name)
+
+
+def _decode_ownership(value: bytes, name: str) -> Ownership:
+    try:
+        version, epoch, door_epoch = msgpack.unpackb(value)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise StoreCorruptError(f"{name}: who owns it can't be read: {error}") from error
+    if version != _RECORD_VERSION or not isinstance(epoch, int) or not isinstance(door_epoch, int):
+        raise StoreCorruptError(f"{name}: who owns it is of a version that is not known here")
+    return Ownership(epoch, door_epoch)
 
 
 class _Page:

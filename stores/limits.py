@@ -20,6 +20,9 @@ SQLITE_CACHE_KIB: Final = 1_024
 # Rows that one statement writes; a larger commit takes several.
 STATEMENT_ROWS_MAX: Final = 16
 
+# Rows that change while a book is copied are remembered up to here; past it the copy begins anew.
+TRACKED_ROWS_MAX: Final = 200_000
+
 # The write-ahead log, in pages of 4 KiB. A checkpoint beside the writer is tried each time it has grown by so many ...
 CHECKPOINT_LOG_PAGES: Final = 1_000
 # ... and from here on the writer waits for its end, or a log that is written without a pause would never start over.

@@ -91,10 +91,10 @@ class MemoryBook:
             delivered += 1
         return delivered
 
-    def _acquire(self, door_epoch: int) -> Ownership:
+    def _acquire(self, door_epoch: int, above: int) -> Ownership:
         if door_epoch < self.ownership.door_epoch:
             raise FencedError(f"door {self.ownership.door_epoch} was here, newer than {door_epoch}")
-        self.ownership = Ownership(self.ownership.epoch + 1, door_epoch)
+        self.ownership = Ownership(max(self.ownership.epoch, above) + 1, door_epoch)
         return self.ownership
 
     def _meet_fault(self, call: CallName) -> Fault | None:
@@ -159,12 +159,12 @@ class MemoryStore:
         self._epoch: int | None = None
         self._closed = False
 
-    async def acquire(self, door_epoch: int) -> Ownership:
+    async def acquire(self, door_epoch: int, above: int = 0) -> Ownership:
         """Raise the epoch and own the partner from now on."""
         await self._begin()
         self._epoch = None
         self._book._meet_fault("acquire")  # noqa: SLF001 - book and store are one fake
-        ownership = self._book._acquire(door_epoch)  # noqa: SLF001
+        ownership = self._book._acquire(door_epoch, above)  # noqa: SLF001
         self._epoch = ownership.epoch
         return ownership
 

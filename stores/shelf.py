@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from actors.store import Store
+from actors.store import Put, Store
 from stores.health import Sample
 from stores.sqlite_shelf import SqliteShelf
 
@@ -26,6 +26,20 @@ class Shelf(Protocol):
 
     async def open(self, *name: str) -> Store:
         """Open a book that exists. Raises StoreMissingError, StoreCorruptError, StoreUnavailableError."""
+
+    async def erase(self, *name: str) -> None:
+        """Remove a book for good: nobody who has it open can write to it any more. Where none is, none is removed.
+
+        Raises StoreUnavailableError, StoreCorruptError.
+        """
+
+    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, sealed_by: Put | None) -> None:
+        """Take a book over from another shelf of the same store: nothing is copied, and whoever owned it is fenced.
+
+        `sealed_by`: a row that the book must have, and has no more afterwards; None: it is taken as it is. A book that
+        was taken already is left alone. Raises StoreMissingError where there is none, FencedError where the row is not
+        there, StoreUnavailableError where the two shelves share no store.
+        """
 
     async def wait_answers(self) -> None:
         """Wait a moment for a place that is elsewhere to answer. Raises StoreUnavailableError."""

@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 APPLICATION_ID = 0x42554C4B  # "BULK"
 SCHEMA_VERSION = 1
+# Of a file that is about to be unlinked: above all epochs that were ever taken.
+SEALED_EPOCH = (1 << 62) - 1
 # Rows stand in the order of their writing and only the small index is in the order of the keys. A commit of eight rows
 # of 600 bytes then writes 11 pages; without row ids it is 18, because large rows in the middle make pages split.
 _SCHEMA = """
@@ -96,6 +98,31 @@ def create(path: Path) -> None:
         raise StoreUnavailableError(f"{path}: {error}") from error
     except apsw.Error as error:
         raise_store_error(error, path)
+
+
+def erase(path: Path) -> None:
+    """Remove a book for good. Who has it open can't write to it any more: the file that is unlinked is sealed before.
+
+    The book itself goes last, so that a crash in between leaves what the next try finds. Raises StoreUnavailableError,
+    StoreCorruptError.
+    """
+    try:
+        connection, _ = connect(path, writable=True)
+    except StoreMissingError:
+        return
+    try:
+        connection.execute("UPDATE ownership SET epoch = ?", (SEALED_EPOCH,))
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    except apsw.Error as error:
+        raise_store_error(error, path)
+    finally:
+        disconnect(connection)
+    try:
+        for file in (_log_path(path), path.with_name(path.name + "-shm"), path):
+            file.unlink(missing_ok=True)
+        _sync(path.parent)
+    except OSError as error:
+        raise StoreUnavailableError(f"{path}: {error}") from error
 
 
 def _sweep(path: Path) -> None:

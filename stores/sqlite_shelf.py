@@ -1,8 +1,12 @@
 """The shelf of the embedded store: a folder, in it one SQLite file for each book."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from actors.errors import StoreUnavailableError
+from actors.store import Put
 from stores import sqlite_file
 from stores.health import Sample
 from stores.sqlite_store import SqliteStore
@@ -27,6 +31,15 @@ class SqliteShelf:
     async def open(self, *name: str) -> SqliteStore:
         """Open a book that exists."""
         return await SqliteStore.open(self._path(name))
+
+    async def erase(self, *name: str) -> None:
+        """Remove a book for good."""
+        await asyncio.to_thread(sqlite_file.erase, self._path(name))
+
+    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, sealed_by: Put | None) -> None:
+        """Refuse: folders may lie on different machines, so between them books are copied."""
+        detail = f"{'/'.join(name)} of {dict(place)}, {'taken' if sealed_by is None else 'sealed'}"
+        raise StoreUnavailableError(f"{detail}: books in files are copied, not taken over")
 
     async def wait_answers(self) -> None:
         """Wait for nobody: a folder is there or isn't."""

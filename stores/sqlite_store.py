@@ -81,14 +81,14 @@ class SqliteStore:
             raise
         return store
 
-    async def acquire(self, door_epoch: int) -> Ownership:
+    async def acquire(self, door_epoch: int, above: int = 0) -> Ownership:
         """Raise the epoch and own the partner from now on; see the contract.
 
         Runs after whatever this store is still writing, so that afterwards none of it can commit any more.
         """
         self._refuse_closed()
         self._epoch = None
-        ownership = await self._writer.acquire(door_epoch)
+        ownership = await self._writer.acquire(door_epoch, above)
         self._epoch = ownership.epoch
         return ownership
 
@@ -159,8 +159,10 @@ class _Writer:
     async def open(self) -> None:
         await self.thread.run(lambda _: self._connect(), actor_limits.STORE_TRANSACTION_MS_MAX)
 
-    async def acquire(self, door_epoch: int) -> Ownership:
-        return await self.thread.run(lambda call: self._acquire(door_epoch, call), actor_limits.COMMIT_TIMEOUT_MS)
+    async def acquire(self, door_epoch: int, above: int) -> Ownership:
+        return await self.thread.run(
+            lambda call: self._acquire(door_epoch, above, call), actor_limits.COMMIT_TIMEOUT_MS
+        )
 
     def commit(self, epoch: int, request: EncodedCommit, call: Call[None]) -> None:
         """Do one transaction. Raises what the contract names."""
@@ -200,7 +202,7 @@ class _Writer:
             self._opened = opened
         return self._opened
 
-    def _acquire(self, door_epoch: int, call: Call[Ownership]) -> Ownership:
+    def _acquire(self, door_epoch: int, above: int, call: Call[Ownership]) -> Ownership:
         if self._distrusted:
             # When an fsync has failed, the log may be whole in memory only, and no later fsync would tell.
             self._begin_log_anew(limits.STORE_LOCK_WAIT_MS)
@@ -209,8 +211,9 @@ class _Writer:
             epoch, newest_door_epoch = connection.execute("SELECT epoch, door_epoch FROM ownership").get
             if door_epoch < newest_door_epoch:
                 raise FencedError(f"{self._path}: door {newest_door_epoch} was here, newer than {door_epoch}")
-            connection.execute("UPDATE ownership SET epoch = ?, door_epoch = ?", (epoch + 1, door_epoch))
-        return Ownership(epoch + 1, door_epoch)
+            owned = Ownership(max(epoch, above) + 1, door_epoch)
+            connection.execute("UPDATE ownership SET epoch = ?, door_epoch = ?", (owned.epoch, door_epoch))
+        return owned
 
     def _begin_log_anew(self, wait_ms: int) -> None:
         """Copy what is left of the log into the book, so that the next commit starts the log over."""

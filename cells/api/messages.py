@@ -84,6 +84,22 @@ class Method:
     CONFIGURE = "configure"  # a profile
     RELEASE_PARTNER = "release_partner"  # {to_pool: bool}: take back what its deaths led to
     CELL_STATUS = "cell_status"  # {}
+    # Of a door, by the control plane, and passed on to a worker: a partner on its way to another cell (api/moves.py).
+    BEGIN_LEAVING = "begin_leaving"  # {move_id}
+    COPY_ROWS = "copy_rows"  # {move_id, number} -> a batch
+    # -> a batch, or nothing where the number is None; the partner's commands wait from now on, for a while
+    QUIESCE = "quiesce"  # {move_id, number | None}
+    SEAL = "seal"  # {move_id, to, token, batches, stream} -> a receipt
+    END_LEAVING = "end_leaving"  # {move_id} -> whether it is sealed
+    # `place`: where the book is that is taken over from another cell of the same store; None: it is copied.
+    BEGIN_ARRIVAL = "begin_arrival"  # {move_id, attempt, token_hash, profile, place | None, is_sealed}
+    TAKE_ROWS = "take_rows"  # a batch -> how far the copy is
+    ARRIVAL_STATUS = "arrival_status"  # {} -> how far the copy is
+    OPEN_ARRIVAL = "open_arrival"  # {receipt, profile}; {receipt} by a router, which has it of the tombstone
+    END_ARRIVAL = "end_arrival"  # {move_id}: remove what has arrived
+    SUM_ROWS = "sum_rows"  # {after: key | None} -> [content, rows, key | None]
+    BURY_MOVED = "bury_moved"  # {receipt}: of a partner whose book was taken over while this cell was dead
+    ERASE_MOVED = "erase_moved"  # {move_id}: the sealed book; its tombstone stays
     # Of a worker, by its door.
     ASSIGN = "assign"  # {profile, door_epoch, acquirers: {name: url}}: own this partner
     RELEASE = "release"  # {partner_id}: give it up

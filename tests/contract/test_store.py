@@ -236,6 +236,11 @@ async def test_each_acquire_raises_the_epoch_and_the_door_epoch_never_falls(harn
         assert await store.acquire(5) == Ownership(4, 5)
 
 
+async def test_an_epoch_can_be_taken_above_one_that_another_place_had(harness: Harness, store: Store) -> None:
+    assert await store.acquire(1, above=41) == Ownership(42, 1)
+    assert await store.acquire(1, above=7) == Ownership(43, 1)
+
+
 async def test_a_refused_acquire_fences_nobody(harness: Harness, store: Store) -> None:
     await store.acquire(2)
     async with opened(harness) as late:

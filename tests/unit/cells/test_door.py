@@ -26,6 +26,7 @@ from cells.cell_book import open_book
 from cells.door import Door
 from cells.shedding import Work, bounds
 from cells.workforce import Link, Workforce
+from stores.shelf import Shelf, open_shelf
 from stores.sqlite_shelf import SqliteShelf
 from stores.sqlite_store import SqliteStore
 from tests.eventually import eventually
@@ -40,22 +41,25 @@ BUDGET_MS = 8_000
 class OpenCell:
     """A door with its workforce, asked as a router or the control plane would ask it."""
 
-    def __init__(self, folder: Path, cluster: StandInCluster) -> None:
+    def __init__(self, folder: Path, cluster: StandInCluster, name: str = "cell-0") -> None:
         self.folder = folder
+        self.name = name
         self.cluster = cluster
         self.superseded = asyncio.Event()
         self.broken: list[str] = []
         self.door: Door
         self.workforce: Workforce
         self._book: Store
-        self._shelf = SqliteShelf(folder)
+        self._shelf: Shelf
+        self.place: dict[str, Any] = {"store": "sqlite", "folder": str(folder)}
         self.bulkheads_off: set[Bulkhead] = set()
         self.fault_injection = False
 
     async def open(self, spares: int) -> None:
+        self._shelf = open_shelf(self.place)
         self._book = await open_book(self._shelf)
         self.door = Door(
-            "cell-0",
+            self.name,
             self._shelf,
             self._book,
             {"main": ACQUIRER_URL},
@@ -65,12 +69,12 @@ class OpenCell:
         await self.door.open()
         (self.folder / "secret").write_bytes(SECRET)
         self.workforce = Workforce(
-            cell="cell-0",
+            cell=self.name,
             host="127.0.0.1",
             folder=self.folder,
             logs_folder=self.folder,
             secret_file=self.folder / "secret",
-            place={"store": "sqlite", "folder": str(self.folder)},
+            place=self.place,
             key=frames.role_key(SECRET, "door"),
             cluster=self.cluster,
             spares=spares,

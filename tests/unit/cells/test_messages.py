@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cells.api import messages
+from cells.api import messages, moves
 from cells.api.limits import COMMAND_ID_BYTES_MAX, PROFILE_TEXT_CHARACTERS_MAX
 from cells.api.messages import (
     Answer,
@@ -157,7 +157,13 @@ def test_what_is_no_answer(fields: Any) -> None:
 
 @given(st.binary(max_size=60))
 def test_garbage_is_a_message_error(garbage: bytes) -> None:
-    for decode in (messages.decode_command, messages.decode_answer):
+    for decode in (
+        messages.decode_command,
+        messages.decode_answer,
+        moves.decode_batch,
+        moves.decode_receipt,
+        moves.decode_arrival,
+    ):
         try:
             decode(garbage)
         except MessageError:
@@ -177,6 +183,19 @@ def test_every_method_of_a_partner_either_reads_or_writes() -> None:
         "onboard",
         "configure",
         "cell_status",
+        "begin_leaving",
+        "copy_rows",
+        "quiesce",
+        "seal",
+        "end_leaving",
+        "begin_arrival",
+        "take_rows",
+        "arrival_status",
+        "open_arrival",
+        "end_arrival",
+        "sum_rows",
+        "erase_moved",
+        "bury_moved",
         "assign",
         "release",
         "release_partner",

@@ -10,7 +10,10 @@ import pytest
 
 from cells.api.messages import RefusalCode
 from control_plane import admin, limits, registry_codec, registry_keys, status
+from control_plane.door_moves import DoorMoves
 from control_plane.errors import ERRORS_BY_CODE
+from control_plane.moves import Moves
+from control_plane.partners import to_profile
 from stores.contract import StoreUnavailableError
 from stores.sqlite_shelf import SqliteShelf
 from stores.sqlite_store import SqliteStore
@@ -32,7 +35,14 @@ async def client(installation: Installation) -> AsyncIterator[httpx.AsyncClient]
             directory_version=publisher.version,
         )
 
-    transport = httpx.ASGITransport(admin.make_app(registry, control, doors, collect))
+    moving = Moves(
+        registry,
+        DoorMoves(doors),
+        publisher.publish,
+        to_profile,
+        lambda: {"cell-0": {"store": "sqlite"}, "cell-1": {"store": "sqlite"}},
+    )
+    transport = httpx.ASGITransport(admin.make_app(registry, control, doors, moving, collect))
     async with httpx.AsyncClient(
         transport=transport, base_url="http://control", headers={admin.OPERATOR_HEADER: "ann@host"}
     ) as made:

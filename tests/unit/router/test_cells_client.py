@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cells.api import limits as wire
+from cells.api import moves
 from cells.api.connection import FrameServer, Request
 from cells.api.messages import (
     Answer,
@@ -19,10 +20,12 @@ from cells.api.messages import (
     decode_command,
     encode_answer,
 )
+from cells.api.moves import Receipt
 from router import cells_client, limits
 from router.cells_client import CellsClient
 from router.directory import Cell
 from router.settings import SettingsError
+from tests.eventually import eventually
 
 KEY = b"k" * 32
 COMMAND = Command("01JD8Z6V3H4K5M6N7P8Q9R0S1T", "req_1", {"amount": 1}, "key-1", b"f")
@@ -51,13 +54,16 @@ class Door:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def _take(self, request: Request) -> bytes:
+    async def take(self, request: Request) -> bytes:
         self.asked.append((request.method, request.partner_id, decode_command(request.body), request.budget_ms))
         self.was_asked.set()
         return await self.answer(request)
 
+    async def _ask(self, request: Request) -> bytes:
+        return await self.take(request)  # looked up now: a test may have put its own there
+
     async def start(self) -> None:
-        self._server = FrameServer({"router": KEY}, self._take)
+        self._server = FrameServer({"router": KEY}, self._ask)
         self.port = await self._server.start("127.0.0.1", self.port)
 
     async def stop(self) -> None:
@@ -313,3 +319,95 @@ async def test_the_same_directory_again_keeps_the_connection(client: CellsClient
     await client.use([door.cell()])
     assert client._links["cell-0"].peer is peer
     assert client.connected() == {"cell-0": True}
+
+
+# Partners that moved
+
+
+def gone(to: str, epoch: int, *, tried: bool = False) -> bytes:
+    receipt = moves.encode_receipt(Receipt("move_1", to, "t" * 64, epoch, 7, 3, moves.NO_STREAM))
+    context = {"to": to, "epoch": epoch, "receipt": receipt.hex(), "tried": int(tried)}
+    return encode_answer(Refused(Refusal(RefusalCode.PARTNER_MOVED, "It moved.", context=context)))
+
+
+@pytest.fixture
+async def two(client: CellsClient, door: Door) -> AsyncIterator[tuple[Door, Door]]:
+    other = Door()
+    await other.start()
+    await client.use([door.cell(), other.cell("cell-1")])
+    await eventually(lambda: all(client.connected().values()))
+    yield door, other
+    await other.stop()
+
+
+async def test_a_command_follows_its_partner_under_its_own_id(client: CellsClient, two: tuple[Door, Door]) -> None:
+    old, new = two
+
+    async def left(request: Request) -> bytes:
+        return gone("cell-1", 4)
+
+    old.answer = left
+    assert await ask(client) == PAID
+    assert [command for _, _, command, _ in new.asked] == [COMMAND]
+    assert await ask(client) == PAID
+    assert len(old.asked) == 1, "what it was told once it knows"
+
+
+async def test_a_new_cell_that_waits_for_the_proof_is_shown_it(client: CellsClient, two: tuple[Door, Door]) -> None:
+    old, new = two
+    shown: list[bytes] = []
+
+    async def left(request: Request) -> bytes:
+        return gone("cell-1", 4)
+
+    async def arriving(request: Request) -> bytes:
+        if shown:
+            return encode_answer(PAID)
+        return encode_answer(Refused(Refusal(RefusalCode.PARTNER_MOVED, "It is not of this cell.")))
+
+    async def take(request: Request) -> bytes:
+        if request.method == Method.OPEN_ARRIVAL:
+            shown.append(request.body)
+            return encode_answer(Answer(200, b"{}"))
+        return await arriving(request)
+
+    old.answer = left
+    new.take = take  # type: ignore[method-assign]
+    assert await ask(client) == PAID
+    assert len(shown) == 1
+
+
+async def test_partners_never_see_the_proof(client: CellsClient, two: tuple[Door, Door]) -> None:
+    old, new = two
+
+    async def left(request: Request) -> bytes:
+        return gone("cell-1", 4)
+
+    async def unknown(request: Request) -> bytes:
+        if request.method == Method.OPEN_ARRIVAL:
+            return encode_answer(Refused(Refusal(RefusalCode.PARTNER_UNAVAILABLE, "no")))
+        return encode_answer(Refused(Refusal(RefusalCode.PARTNER_MOVED, "It is not of this cell.")))
+
+    old.answer = left
+    new.take = unknown  # type: ignore[method-assign]
+    answer = await ask(client)
+    assert code_of(answer) is RefusalCode.PARTNER_MOVED
+    assert isinstance(answer, Refused)
+    assert not answer.refusal.context
+
+
+async def test_what_was_tried_before_its_partner_left_is_not_known_when_its_new_cell_says_nothing(
+    client: CellsClient, two: tuple[Door, Door]
+) -> None:
+    old, new = two
+
+    async def left(request: Request) -> bytes:
+        return gone("cell-1", 4, tried=True)
+
+    async def refuse(request: Request) -> bytes:
+        return encode_answer(Refused(Refusal(RefusalCode.PARTNER_UNAVAILABLE, "No worker.")))
+
+    old.answer = left
+    new.answer = refuse
+    assert code_of(await ask(client)) is RefusalCode.OUTCOME_UNKNOWN
+    assert code_of(await ask(client, writes=False)) is RefusalCode.PARTNER_UNAVAILABLE

@@ -1,0 +1,290 @@
+"""The door's side of partners that come from another cell: rows until the last, then the receipt that opens the book.
+
+Until then the book stands in its place without being a partner's: the cell's own book says which is which. The receipt
+proves that the old cell sealed its book for this move, whoever brings it.
+"""
+
+import asyncio
+import hmac
+import weakref
+from typing import Any
+
+import msgpack
+import structlog
+
+from actors import keyspace
+from actors.errors import StoreError
+from actors.store import Clear, Put
+from actors.values import dataclass
+from cells import door_answers, door_metrics, limits
+from cells.api import messages, moves
+from cells.api.connection import PeerError, Request
+from cells.api.messages import NOT_MINE, Answer, MessageError, Method, Profile, RefusalCode
+from cells.api.moves import Arrival, Receipt
+from cells.arriving import read_arrival
+from cells.cell_book import CellBook
+from cells.ownership import Ownership
+from cells.seats import Seat
+from cells.worker_moves import copy_lost, fields
+from cells.workforce import Link
+from stores.shelf import Shelf
+
+log = structlog.get_logger()
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A partner that may come, as the cell's book keeps it. A later attempt of a move begins the copy anew."""
+
+    move_id: str
+    attempt: int
+    token_hash: bytes
+    profile: Profile
+    # Where its book is, in another cell's place in the same store; None: it is copied here.
+    place: dict[str, Any] | None = None
+    # Whether the other cell seals it. A dead one can't.
+    is_sealed: bool = True
+
+
+class Arrivals:
+    """Who is on the way into this cell."""
+
+    def __init__(
+        self,
+        seats: dict[str, Seat],
+        book: CellBook,
+        shelf: Shelf,
+        ownership: Ownership,
+        tombstones: dict[str, Receipt],
+    ) -> None:
+        self._seats = seats
+        self._book = book
+        self._shelf = shelf
+        self._ownership = ownership
+        self._tombstones = tombstones
+        self._links: dict[str, Link] = {}
+        self._complete: dict[str, Arrival] = {}
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self.expected: dict[str, Expected] = {}
+
+    async def handle(self, request: Request) -> bytes:
+        """Answer the control plane, or a router that brings a receipt. Raises MessageError."""
+        async with self._locks.setdefault(request.partner_id, asyncio.Lock()):
+            match request.method:
+                case Method.BEGIN_ARRIVAL:
+                    return await self._begin(request)
+                case Method.TAKE_ROWS:
+                    return await self._take(request)
+                case Method.ARRIVAL_STATUS:
+                    return await self._status(request.partner_id)
+                case Method.OPEN_ARRIVAL:
+                    return await self._open(request)
+                case _:
+                    return await self._end(request)
+
+    # Steps
+
+    async def _begin(self, request: Request) -> bytes:
+        """Make an empty book for what comes; what an earlier attempt left of it is removed."""
+        move_id, attempt, token_hash = fields(request, move_id=str, attempt=int, token_hash=bytes)
+        profile = door_answers.profile_of(request)
+        partner_id = profile.partner_id
+        if partner_id != request.partner_id:
+            raise MessageError(f"the profile is of {partner_id!r}")
+        if partner_id in self._seats:
+            return copy_lost(f"{partner_id} is served here already")
+        held = self.expected.get(partner_id)
+        if held is not None and held.move_id == move_id and held.attempt >= attempt:
+            return copy_lost(f"attempt {held.attempt} of this move was begun already")
+        place, is_sealed = optional_place(request)
+        # What may be erased is what an earlier attempt copied here, or what is left of a partner that went away.
+        is_ours = (held is not None and held.place is None) or partner_id in self._tombstones
+        if not is_ours and partner_id in await self._shelf.names("partners"):
+            return copy_lost(f"there is a book of {partner_id} here, and nothing says that it may be erased")
+        expected = Expected(move_id, attempt, token_hash, profile, place, is_sealed)
+        error = await self._book.write(Put(("arriving", partner_id), encode_expected(expected)))
+        if error is not None:
+            return _unavailable(error)
+        self.expected[partner_id] = expected
+        self._complete.pop(partner_id, None)
+        try:
+            await self._forget(partner_id)
+            await self._shelf.erase("partners", partner_id)
+            if place is None:
+                await self._shelf.create("partners", partner_id)
+        except StoreError as found:
+            return _unavailable(found)
+        return door_answers.ok({})
+
+    async def _take(self, request: Request) -> bytes:
+        partner_id = request.partner_id
+        if partner_id not in self.expected:
+            return copy_lost(f"{partner_id} is not expected here")
+        link = self._links.get(partner_id)
+        if link is None or not link.connection.is_open:
+            link = self._ownership.any_worker()
+            if link is None:
+                return copy_lost("there is no worker now")
+            self._links[partner_id] = link
+        said = {"door_epoch": self._book.door_epoch, "batch": request.body}
+        body = await _ask(link, request.method, partner_id, said)
+        answer = messages.decode_answer(body)
+        if isinstance(answer, Answer):
+            arrival = moves.decode_arrival(answer.body)
+            if arrival.is_complete:
+                self._complete[partner_id] = arrival
+        return body
+
+    async def _status(self, partner_id: str) -> bytes:
+        """Tell how the book came here, also long after."""
+        try:
+            arrival = await read_arrival(self._shelf, partner_id)
+        except (StoreError, MessageError) as error:
+            return _unavailable(error)
+        if arrival is None:
+            return copy_lost("this book came from nowhere")
+        return messages.encode_answer(Answer(200, moves.encode_arrival(arrival)))
+
+    async def _open(self, request: Request) -> bytes:
+        """Make the book a partner's. The commit in the cell's book is the moment; done again, it is done already."""
+        (data,) = fields(request, receipt=bytes)
+        receipt = moves.decode_receipt(data)
+        partner_id = request.partner_id
+        seat = self._seats.get(partner_id)
+        if seat is not None:
+            return door_answers.ok({"state": seat.state})
+        expected = self.expected.get(partner_id)
+        is_proof = expected is not None and (
+            expected.move_id == receipt.move_id
+            and receipt.to == self._book.cell
+            and hmac.compare_digest(moves.hash_token(receipt.token), expected.token_hash)
+        )
+        if expected is None or not is_proof:
+            return copy_lost("the receipt is not of a move that is expected here")
+        refused = await self._require_all_there(partner_id, expected, receipt, data)
+        if refused is not None:
+            return refused
+        profile = expected.profile
+        if request.role == "control":
+            profile = door_answers.profile_of(request)
+        unwritten = await self._book.write(
+            Put(("partner", partner_id), msgpack.packb(messages.encode_profile(profile))),
+            Clear(("arriving", partner_id)),
+            Clear(("moved", partner_id)),
+        )
+        if unwritten is not None:
+            return _unavailable(unwritten)
+        self._drop(partner_id)
+        self._tombstones.pop(partner_id, None)
+        seat = self._seats[partner_id] = Seat(profile)
+        self._ownership.activate_soon(seat, "arrival")
+        door_metrics.ARRIVED.inc()
+        log.info("partner_arrived", partner=partner_id, sequence=receipt.sequence, above_epoch=receipt.epoch)
+        return door_answers.ok({"state": seat.state})
+
+    async def _require_all_there(
+        self, partner_id: str, expected: Expected, receipt: Receipt, data: bytes
+    ) -> bytes | None:
+        """See to it that the book here is the one that was sealed: taken over, or copied to the last row."""
+        try:
+            if expected.place is not None:
+                sealed_by = Put(keyspace.MOVED, data) if expected.is_sealed else None
+                await self._shelf.adopt(expected.place, ("partners", partner_id), sealed_by=sealed_by)
+                return None
+            arrival = self._complete.get(partner_id) or await read_arrival(self._shelf, partner_id)
+        except (StoreError, MessageError) as error:
+            return _unavailable(error)
+        held = None if arrival is None else (arrival.sequence, arrival.batches, arrival.stream)
+        if held == (receipt.sequence, receipt.batches, receipt.stream):
+            return None
+        log.error("arrival_differs", partner=partner_id, receipt=str(receipt), arrival=str(arrival))
+        return copy_lost("what arrived is not what was sealed")
+
+    async def _end(self, request: Request) -> bytes:
+        """Remove what arrived of a move that was given up."""
+        (move_id,) = fields(request, move_id=str)
+        partner_id = request.partner_id
+        if partner_id in self._seats:
+            return copy_lost(f"{partner_id} is served here already")
+        expected = self.expected.get(partner_id)
+        if expected is None or expected.move_id != move_id:
+            return door_answers.ok({})
+        try:
+            await self._forget(partner_id)
+            if expected.place is None:
+                await self._shelf.erase("partners", partner_id)
+        except StoreError as error:
+            return _unavailable(error)
+        unwritten = await self._book.write(Clear(("arriving", partner_id)))
+        if unwritten is not None:
+            return _unavailable(unwritten)
+        self._drop(partner_id)
+        return door_answers.ok({})
+
+    # Inside
+
+    async def _forget(self, partner_id: str) -> None:
+        """Have the worker that wrote the book close it."""
+        link = self._links.pop(partner_id, None)
+        if link is not None and link.connection.is_open:
+            await _ask(link, Method.END_ARRIVAL, partner_id, {})
+
+    def _drop(self, partner_id: str) -> None:
+        self.expected.pop(partner_id, None)
+        self._links.pop(partner_id, None)
+        self._complete.pop(partner_id, None)
+
+
+def encode_expected(expected: Expected) -> bytes:
+    """Give the bytes that the cell's book keeps."""
+    profile = messages.encode_profile(expected.profile)
+    return bytes(
+        msgpack.packb(
+            [
+                _VERSION,
+                expected.move_id,
+                expected.attempt,
+                expected.token_hash,
+                profile,
+                expected.place,
+                expected.is_sealed,
+            ]
+        )
+    )
+
+
+def read_expected(partner_id: str, value: bytes) -> Expected | None:
+    """Read one that the cell's book keeps. One that can't be read is begun anew by the move's next attempt."""
+    try:
+        version, move_id, attempt, token_hash, profile, place, is_sealed = msgpack.unpackb(value)
+        if version == _VERSION:
+            known = messages.decode_profile(profile)
+            return Expected(str(move_id), int(attempt), bytes(token_hash), known, place, bool(is_sealed))
+        error = f"version {version!r}"
+    except (MessageError, ValueError, TypeError) as found:
+        error = str(found)
+    log.error("arrival_unreadable", partner=partner_id, error=error)
+    return None
+
+
+def optional_place(request: Request) -> tuple[dict[str, Any] | None, bool]:
+    """Read where the book is that is to be taken over, and whether its cell seals it. Raises MessageError."""
+    said = msgpack.unpackb(request.body)
+    place, is_sealed = said.get("place"), said.get("is_sealed", True)
+    if not isinstance(place, dict | None) or not isinstance(is_sealed, bool):
+        raise MessageError(f"place and is_sealed can't be {place!r:.80} and {is_sealed!r:.20}")
+    return place, is_sealed
+
+
+async def _ask(link: Link, method: str, partner_id: str, said: dict[str, Any]) -> bytes:
+    try:
+        body = await link.connection.request(method, partner_id, msgpack.packb(said), limits.MOVE_TIMEOUT_MS)
+    except PeerError as error:
+        return copy_lost(f"the worker that writes it gave no answer: {error}")
+    return copy_lost("the worker knows no such book") if body == NOT_MINE else body
+
+
+def _unavailable(error: Exception) -> bytes:
+    return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")

@@ -1,0 +1,305 @@
+"""The door's side of partners that leave for another cell: copy, quiesce, seal, and the tombstone that stays.
+
+A partner is served until it is quiesced. From then on its commands wait, for QUIESCE_LEASE_MS at most: nobody has to
+come back for it to be served again. With the seal it is gone; what waits, and what comes later, is told where it went.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import structlog
+
+from actors.errors import StoreError, StoreMissingError
+from actors.store import Clear, Put
+from cells import door_answers, door_metrics, limits
+from cells.api import messages, moves
+from cells.api.connection import PeerError, Request
+from cells.api.messages import NOT_MINE, Answer, MessageError, Method, RefusalCode, Refused
+from cells.api.moves import Receipt
+from cells.cell_book import CellBook
+from cells.ownership import Ownership
+from cells.seats import Seat
+from cells.worker_moves import copy_lost, fields
+from cells.workforce import Link
+from stores.shelf import Shelf
+
+log = structlog.get_logger()
+
+
+@dataclass(eq=False, slots=True)
+class _Departure:
+    """One copy of a partner on its way out. `over` ends the time in which its commands wait."""
+
+    move_id: str
+    link: Link
+    hold: "asyncio.Task[None] | None" = None
+    is_over: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Departures:
+    """Who leaves this cell, and who left it."""
+
+    def __init__(self, seats: dict[str, Seat], book: CellBook, shelf: Shelf, ownership: Ownership) -> None:
+        self._seats = seats
+        self._book = book
+        self._shelf = shelf
+        self._ownership = ownership
+        self._departing: dict[str, _Departure] = {}
+        self.tombstones: dict[str, Receipt] = {}
+        ownership.on_sealed = self._depart
+
+    def tombstone(self, partner_id: str) -> bytes | None:
+        """Give the answer to whoever asks for a partner that left; None where it was never here."""
+        receipt = self.tombstones.get(partner_id)
+        return None if receipt is None else door_answers.moved(receipt)
+
+    async def handle(self, request: Request) -> bytes:
+        """Answer the control plane. Raises MessageError."""
+        match request.method:
+            case Method.BEGIN_LEAVING:
+                return await self._begin(request)
+            case Method.COPY_ROWS:
+                return await self._copy(request)
+            case Method.QUIESCE:
+                return await self._quiesce(request)
+            case Method.SEAL:
+                return await self._seal(request)
+            case Method.END_LEAVING:
+                return await self._end(request)
+            case Method.SUM_ROWS:
+                return await self._sum(request)
+            case Method.BURY_MOVED:
+                return await self._bury(request)
+            case _:
+                return await self._erase(request)
+
+    async def stop(self) -> None:
+        """Hold nobody any more."""
+        holds = [departure.hold for departure in self._departing.values() if departure.hold is not None]
+        for hold in holds:
+            hold.cancel()
+        await asyncio.gather(*holds, return_exceptions=True)
+
+    # Steps
+
+    async def _begin(self, request: Request) -> bytes:
+        (move_id,) = fields(request, move_id=str)
+        seat = self._seats.get(request.partner_id)
+        if seat is None:
+            return self._not_here(request.partner_id)
+        if seat.is_quarantined:
+            return copy_lost("the partner is quarantined; release it first")
+        departure = self._departing.get(request.partner_id)
+        if departure is not None:
+            await self._resume(departure)
+        link = seat.link
+        if link is None or not seat.is_ready:
+            return copy_lost(f"the partner is not served now ({seat.why or seat.state})")
+        body = await self._ask(seat, link, request.method, {"move_id": move_id, "door_epoch": self._book.door_epoch})
+        if not _is_refused(body):
+            self._departing[seat.partner_id] = _Departure(move_id, link)
+        return body
+
+    async def _copy(self, request: Request) -> bytes:
+        found = self._going_on(request)
+        if isinstance(found, bytes):
+            return found
+        seat, departure = found
+        return await self._ask(seat, departure.link, request.method, msgpack.unpackb(request.body))
+
+    async def _quiesce(self, request: Request) -> bytes:
+        found = self._going_on(request)
+        if isinstance(found, bytes):
+            return found
+        seat, departure = found
+        async with departure.lock:
+            if departure.hold is None:
+                seat.is_handed_over = True  # from now on what comes waits
+                seat.changed.clear()
+                departure.hold = asyncio.create_task(self._hold(seat, departure), name=f"hold-{seat.partner_id}")
+                seat.activation = departure.hold  # nobody else gives it a worker meanwhile
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(limits.QUIESCE_DRAIN_MS_MAX / 1_000):
+                        while seat.under_way:
+                            await seat.quiet.wait()
+                # Told before: what is sent back by the stopping actor is nobody's fault.
+                seat.handovers += 1
+            body = await self._ask(seat, departure.link, request.method, msgpack.unpackb(request.body))
+            if _is_refused(body):
+                departure.over.set()
+            return body
+
+    async def _seal(self, request: Request) -> bytes:
+        found = self._going_on(request)
+        if isinstance(found, bytes):
+            return found
+        seat, departure = found
+        async with departure.lock:
+            if departure.hold is None or departure.is_over:
+                return copy_lost("the partner is not quiesced, or no more")
+            body = await self._ask(seat, departure.link, request.method, msgpack.unpackb(request.body))
+            answer = messages.decode_answer(body)
+            if isinstance(answer, Answer):
+                departure.is_over = True
+                await self._depart(seat, moves.decode_receipt(answer.body))
+            # Otherwise it may be sealed all the same: whoever opens the book next finds out.
+            departure.over.set()
+            return body
+
+    async def _end(self, request: Request) -> bytes:
+        """Serve the partner again, unless it is sealed; say whether it is."""
+        (move_id,) = fields(request, move_id=str)
+        partner_id = request.partner_id
+        departure = self._departing.get(partner_id)
+        if departure is not None and departure.move_id == move_id:
+            await self._resume(departure)
+        receipt = self.tombstones.get(partner_id)
+        if receipt is not None and receipt.move_id == move_id:
+            return door_answers.ok({"receipt": moves.encode_receipt(receipt).hex()})
+        seat = self._seats.get(partner_id)
+        if seat is None:
+            return self._not_here(partner_id)
+        # A seal whose outcome was lost shows when the book is opened.
+        if not await self._ownership.wait_settled(seat, limits.MOVE_TIMEOUT_MS):
+            return copy_lost("whether it is sealed is not known yet; ask again")
+        receipt = self.tombstones.get(partner_id)
+        if receipt is not None and receipt.move_id == move_id:
+            return door_answers.ok({"receipt": moves.encode_receipt(receipt).hex()})
+        return door_answers.ok({"receipt": ""})
+
+    async def _sum(self, request: Request) -> bytes:
+        if request.partner_id not in self.tombstones:
+            return copy_lost("only a sealed book stays as it is while it is read")
+        link = self._ownership.any_worker()
+        if link is None:
+            return copy_lost("there is no worker now")
+        try:
+            return await link.connection.request(
+                request.method, request.partner_id, request.body, limits.MOVE_TIMEOUT_MS
+            )
+        except PeerError as error:
+            return copy_lost(str(error))
+
+    async def _erase(self, request: Request) -> bytes:
+        (move_id,) = fields(request, move_id=str)
+        receipt = self.tombstones.get(request.partner_id)
+        if receipt is None or receipt.move_id != move_id:
+            return copy_lost("that is not the move by which the partner left")
+        try:
+            await self._shelf.erase("partners", request.partner_id)
+        except StoreError as error:
+            return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
+        log.info("moved_book_erased", partner=request.partner_id, to=receipt.to)
+        return door_answers.ok({})
+
+    async def _bury(self, request: Request) -> bytes:
+        """Let go of a partner whose book another cell took over while this one could not be asked."""
+        (data,) = fields(request, receipt=bytes)
+        receipt = moves.decode_receipt(data)
+        partner_id = request.partner_id
+        seat = self._seats.get(partner_id)
+        if seat is None:
+            self.tombstones.setdefault(partner_id, receipt)
+            return door_answers.ok({})
+        try:
+            store = await self._shelf.open("partners", partner_id)
+            await store.close()
+        except StoreMissingError:
+            await self._depart(seat, receipt)
+            return door_answers.ok({})
+        except StoreError as error:
+            return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
+        return copy_lost("its book is here")
+
+    # Inside
+
+    def _going_on(self, request: Request) -> "tuple[Seat, _Departure] | bytes":
+        (move_id,) = fields(request, move_id=str)
+        seat = self._seats.get(request.partner_id)
+        if seat is None:
+            return self._not_here(request.partner_id)
+        departure = self._departing.get(request.partner_id)
+        if departure is None or departure.move_id != move_id or departure.is_over:
+            return copy_lost("the door knows nothing of that copy, or it is over")
+        if seat.link is not departure.link:
+            return copy_lost("the partner has another worker than when it began")
+        return seat, departure
+
+    def _not_here(self, partner_id: str) -> bytes:
+        return self.tombstone(partner_id) or door_answers.not_here(partner_id, self._book.cell)
+
+    async def _hold(self, seat: Seat, departure: _Departure) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.QUIESCE_LEASE_MS / 1_000):
+                await departure.over.wait()
+        async with departure.lock:  # a seal under way ends first
+            is_sealed = departure.is_over
+            departure.is_over = True
+        self._forget(seat.partner_id, departure)
+        seat.is_handed_over = False
+        if is_sealed or seat.receipt is not None:
+            return
+        log.warning("partner_not_moved", partner=seat.partner_id, move_id=departure.move_id)
+        await self._ownership.serve_again(seat, departure.link)
+
+    async def _resume(self, departure: _Departure) -> None:
+        """End a copy and, where its partner was quiesced, wait until it is served again."""
+        departure.over.set()
+        if departure.hold is not None:
+            await asyncio.wait([departure.hold])
+            return
+        for partner_id, found in list(self._departing.items()):
+            if found is departure:
+                departure.is_over = True
+                self._forget(partner_id, departure)
+                seat = self._seats.get(partner_id)
+                if seat is not None and seat.link is departure.link:
+                    await self._ask(seat, departure.link, Method.END_LEAVING, {"move_id": departure.move_id})
+
+    def _forget(self, partner_id: str, departure: _Departure) -> None:
+        if self._departing.get(partner_id) is departure:
+            del self._departing[partner_id]
+
+    async def _depart(self, seat: Seat, receipt: Receipt) -> None:
+        """Take note that a partner's book is sealed. Where that can't be kept, the book itself tells the next door."""
+        partner_id = seat.partner_id
+        self.tombstones[partner_id] = receipt
+        self._seats.pop(partner_id, None)
+        seat.receipt = receipt
+        seat.state = "moved"
+        link, seat.link = seat.link, None
+        if link is not None:
+            self._ownership.leave(partner_id, link)
+        seat.changed.set()
+        await self._book.write(
+            Put(("moved", partner_id), moves.encode_receipt(receipt)),
+            Clear(("partner", partner_id)),
+            Clear(("escalation", partner_id)),
+        )
+        door_metrics.DEPARTED.inc()
+        log.info("partner_left", partner=partner_id, to=receipt.to, epoch=receipt.epoch, sequence=receipt.sequence)
+
+    async def _ask(self, seat: Seat, link: Link, method: str, said: dict[str, Any]) -> bytes:
+        try:
+            body = await link.connection.request(method, seat.partner_id, msgpack.packb(said), limits.MOVE_TIMEOUT_MS)
+        except PeerError as error:
+            return copy_lost(f"its worker gave no answer: {error}")
+        return copy_lost("its worker serves it no more") if body == NOT_MINE else body
+
+
+def read_tombstone(partner_id: str, value: bytes) -> Receipt | None:
+    """Read a tombstone that the cell's book keeps; one that can't be read costs its partner's stragglers an error."""
+    try:
+        return moves.decode_receipt(value)
+    except MessageError as error:
+        log.error("tombstone_unreadable", partner=partner_id, error=str(error))  # noqa: TRY400 - no bug of ours
+        return None
+
+
+def _is_refused(body: bytes) -> bool:
+    return isinstance(messages.decode_answer(body), Refused)

@@ -1,0 +1,324 @@
+"""Partners on their way from one cell to another: the steps, written down before they are taken, each repeatable.
+
+A move is driven by its row in the registry (move_record.py). Whatever ends in the middle, this control plane, a door or
+a worker, it goes on from there: before the seal by beginning the copy anew, after it only forward. The rules are those
+of docs/protocol.md; the cells hold them, also against a control plane that is late, doubled or wrong.
+"""
+
+import asyncio
+import secrets
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from cells.api.ids import new_ulid
+from cells.api.messages import MessageError, Profile
+from cells.api.moves import NO_STREAM, Arrival, Receipt, decode_receipt, encode_receipt
+from control_plane import limits
+from control_plane.data_folder import timestamp
+from control_plane.door_moves import Copied, CopyLostError, DoorMoves
+from control_plane.errors import ControlPlaneError, DoorError, NotFoundError, RefusedError
+from control_plane.move_record import Move, is_caught_up, may_abort, way_between
+from control_plane.registry import Registry
+from control_plane.registry_records import Partner
+
+log = structlog.get_logger()
+
+
+class MoveAbortedError(RefusedError):
+    """The partner was not moved: it is served where it was."""
+
+
+class Moves:
+    """All moves of this installation. One at a time for each partner, side by side for different ones."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        doors: DoorMoves,
+        publish: Callable[[], Awaitable[object]],
+        to_profile: Callable[[Partner], Profile],
+        places: Callable[[], Mapping[str, Mapping[str, Any]]],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._doors = doors
+        self._publish = publish
+        self._to_profile = to_profile
+        self._places = places
+        self._monotonic = monotonic
+        self._tasks: dict[str, asyncio.Task[Move]] = {}
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._aborting: set[str] = set()
+        self._not_before: dict[str, float] = {}
+
+    def running(self) -> list[Move]:
+        """Give the moves that did not end, by partner."""
+        return self._registry.moves()
+
+    async def move(self, partner_id: str, to_cell: str, who: str) -> Move:
+        """Move a partner and give the move as it ended; one that is under way to that cell is joined.
+
+        Raises NotFoundError, RefusedError, and MoveAbortedError where the partner stayed where it was.
+        """
+        return await asyncio.shield(await self.start(partner_id, to_cell, who))
+
+    async def start(self, partner_id: str, to_cell: str, who: str) -> "asyncio.Task[Move]":
+        """Write a move down and begin it. Raises NotFoundError, RefusedError."""
+        async with self._locks.setdefault(partner_id, asyncio.Lock()):
+            held = self._registry.move(partner_id)
+            if held is None:
+                held = await self._registry.begin_move(self._new(partner_id, to_cell, who))
+            elif held.target != to_cell:
+                raise RefusedError(
+                    f"{partner_id} is on its way to {held.target} already",
+                    hint=f"wait for its end, or abort it: bulkhead partner move {partner_id} --abort",
+                )
+            return self._run(held)
+
+    async def evacuate(self, partner_id: str, to_cell: str, who: str) -> Move:
+        """Take a partner over from a cell that is dead, and give the move as it ended; its owners there are fenced.
+
+        The cell is not asked, so it may be alive after all: then the partner's requests are sent on by its tombstone
+        as soon as it is told. Raises RefusedError where the two cells share no FoundationDB cluster.
+        """
+        async with self._locks.setdefault(partner_id, asyncio.Lock()):
+            held = self._registry.move(partner_id)
+            if held is None:
+                new = self._new(partner_id, to_cell, who)
+                if new.way != "hand_over":
+                    raise RefusedError(
+                        f"{partner_id}'s book is in {new.source}'s own files: only that cell can give it",
+                        hint="bring the cell back; evacuation is for cells that share a FoundationDB cluster",
+                    )
+                held = await self._registry.begin_move(replace(new, way="evacuate"))
+            elif held.state == "copying" and held.way == "hand_over" and held.target == to_cell:
+                held = await self._registry.put_move(replace(held, way="evacuate"))
+            task = self._run(held)
+        return await asyncio.shield(task)
+
+    async def abort(self, partner_id: str) -> Move:
+        """Take a move back that is not sealed yet, and give it. Raises NotFoundError, RefusedError."""
+        held = self._registry.move(partner_id)
+        if held is None:
+            raise NotFoundError(f"{partner_id} is on no way anywhere", hint="see the moves: bulkhead partner moves")
+        if not may_abort(held):
+            raise RefusedError(
+                f"{partner_id} is served by {held.target} already: its move can only go forward",
+                hint=f"move it back: bulkhead partner move {partner_id} --to {held.source}",
+            )
+        self._aborting.add(partner_id)
+        task = self._run(held)
+        await asyncio.wait([task])
+        return held
+
+    async def resume(self) -> None:
+        """Go on with every move that did not end: after a start, and with those that wait for a cell."""
+        for move in self._registry.moves():
+            if self._monotonic() >= self._not_before.get(move.partner_id, 0.0):
+                self._run(move)
+
+    async def stop(self) -> None:
+        """Leave all moves where they are; their rows say where that is."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Inside
+
+    def _new(self, partner_id: str, to_cell: str, who: str) -> Move:
+        partner = self._registry.partner(partner_id)
+        if partner.status == "onboarding":
+            raise RefusedError(f"partner {partner_id!r} is still being onboarded", where=partner.cell)
+        places = self._places()
+        if to_cell not in places:
+            raise NotFoundError(f"there is no cell {to_cell!r}", hint="see them all: bulkhead cell list")
+        if partner.cell == to_cell:
+            raise RefusedError(f"{partner_id} is in {to_cell} already")
+        return Move(
+            id=f"move_{new_ulid()}",
+            partner_id=partner_id,
+            source=partner.cell,
+            target=to_cell,
+            token=secrets.token_hex(32),
+            state="copying",
+            attempt=1,
+            who=who,
+            started_at=timestamp(),
+            way=way_between(places[partner.cell], places[to_cell]),
+        )
+
+    def _run(self, move: Move) -> "asyncio.Task[Move]":
+        task = self._tasks.get(move.partner_id)
+        if task is None or task.done():
+            task = self._tasks[move.partner_id] = asyncio.create_task(self._carry_out(move), name=move.partner_id)
+            task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[Move]") -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        self._not_before[task.get_name()] = self._monotonic() + limits.MOVE_RESUME_DELAY_MS / 1_000
+        log.warning("move_ended", partner=task.get_name(), error=str(task.exception()))
+
+    async def _carry_out(self, move: Move) -> Move:
+        """Take step after step until the move has ended, whatever state it is found in."""
+        while True:
+            move = self._registry.move(move.partner_id) or move
+            match move.state:
+                case "copying" if move.way == "copy":
+                    move = await self._try(move, self._copy)
+                case "copying":
+                    move = await self._try(move, self._take_over)
+                case "sealing":
+                    move = await self._try(move, self._find_out)
+                case "aborting":
+                    return await self._try(move, self._take_back)
+                case "clearing":
+                    move = await self._try(move, self._compare)
+                case _:
+                    return await self._try(move, self._erase)
+
+    async def _try(self, move: Move, step: Callable[[Move], Awaitable[Move]]) -> Move:
+        """Take a step, again and again until it passes: what fails is written down where operators see it."""
+        delay_ms = limits.MOVE_RETRY_DELAY_MS_MIN
+        while True:
+            try:
+                if move.partner_id in self._aborting and move.state == "copying":
+                    return await self._registry.put_move(replace(move, state="aborting", why="an operator aborted it"))
+                return await step(move)
+            except (DoorError, CopyLostError, MessageError) as error:
+                why = error.what if isinstance(error, ControlPlaneError) else str(error)
+                log.warning("move_step_failed", partner=move.partner_id, state=move.state, error=why)
+                move = await self._failed(move, why)
+            if move.state == "aborting" and step != self._take_back:
+                return move
+            await asyncio.sleep(delay_ms / 1_000)
+            delay_ms = min(delay_ms * 2, limits.MOVE_RETRY_DELAY_MS_MAX)
+            move = self._registry.move(move.partner_id) or move
+            if move.state == "sealing" and step in (self._copy, self._take_over):
+                return move  # the source is asked first what became of it
+
+    async def _failed(self, move: Move, why: str) -> Move:
+        current = self._registry.move(move.partner_id) or move
+        if current.state != "copying":
+            return await self._registry.put_move(replace(current, why=why))
+        if current.attempt >= limits.MOVE_ATTEMPTS_MAX:
+            return await self._registry.put_move(replace(current, state="aborting", why=why))
+        return await self._registry.put_move(current.tried_again(why))
+
+    # Steps
+
+    async def _copy(self, move: Move) -> Move:
+        """Copy while the partner is served, then seal and open: the way on which nothing fails."""
+        profile = self._to_profile(self._registry.partner(move.partner_id))
+        await self._doors.begin_arrival(move, profile)
+        await self._doors.begin_leaving(move)
+        number = 0
+        while True:
+            began = self._monotonic()
+            copied = await self._doors.copy_rows(move, number)
+            arrival = await self._doors.take_rows(move, copied.data)
+            number += 1
+            batch = copied.batch
+            if is_caught_up(is_scanned=batch.is_scanned, changed=batch.changed, rows_max=limits.MOVE_ROWS_LEFT_MAX):
+                break
+            if move.partner_id in self._aborting:
+                raise CopyLostError("an operator aborted it")
+            # A copy takes half of the time at most; the rest is its cells' partners'.
+            await asyncio.sleep(self._monotonic() - began)
+        move = await self._registry.put_move(replace(move, state="sealing", rows=arrival.rows))
+        began = self._monotonic()
+        left: Copied | None = await self._doors.quiesce(move, number)
+        while left is not None:
+            arrival = await self._doors.take_rows(move, left.data)
+            number += 1
+            left = None if arrival.is_complete else await self._doors.copy_rows(move, number)
+        receipt = await self._doors.seal(move, arrival)
+        await self._doors.open_arrival(move, receipt, profile)
+        pause_ms = int((self._monotonic() - began) * 1_000)
+        return await self._arrived(replace(move, pause_ms=pause_ms, rows=arrival.rows))
+
+    async def _take_over(self, move: Move) -> Move:
+        """Have the target take the book over where it stands: nothing is copied."""
+        profile = self._to_profile(self._registry.partner(move.partner_id))
+        await self._doors.begin_arrival(move, profile, dict(self._places()[move.source]))
+        if move.way == "evacuate":
+            return await self._registry.put_move(replace(move, state="sealing"))
+        await self._doors.begin_leaving(move)
+        move = await self._registry.put_move(replace(move, state="sealing"))
+        began = self._monotonic()
+        await self._doors.quiesce(move, None)
+        receipt = await self._doors.seal(move, Arrival(move.id, 0))
+        await self._doors.open_arrival(move, receipt, profile)
+        return await self._arrived(replace(move, pause_ms=int((self._monotonic() - began) * 1_000)))
+
+    async def _find_out(self, move: Move) -> Move:
+        """Ask the source whether it sealed: forward if it did, the copy anew if not. A dead one is not asked."""
+        if move.way == "evacuate":
+            profile = self._to_profile(self._registry.partner(move.partner_id))
+            await self._doors.open_arrival(move, _evacuated(move), profile)
+            return await self._arrived(move)
+        receipt = await self._doors.end_leaving(move)
+        if receipt is None:
+            return await self._registry.put_move(move.tried_again(move.why or "it was not sealed"))
+        decode_receipt(receipt)
+        profile = self._to_profile(self._registry.partner(move.partner_id))
+        await self._doors.open_arrival(move, receipt, profile)
+        return await self._arrived(move)
+
+    async def _arrived(self, move: Move) -> Move:
+        moved = await self._registry.partner_moved(replace(move, state="clearing", why=""))
+        log.info("partner_moved", partner=move.partner_id, to=move.target, pause_ms=move.pause_ms, rows=move.rows)
+        return moved
+
+    async def _compare(self, move: Move) -> Move:
+        """Publish where the partner is; then hold what came there against what was sealed."""
+        await self._publish()
+        if move.way == "evacuate":
+            await self._doors.bury_moved(move, _evacuated(move))  # again and again, until the cell is back
+        if move.way != "copy":
+            return await self._registry.put_move(replace(move, state="erasing", why=""))
+        arrival: Arrival = await self._doors.arrival_status(move)
+        content, rows = await self._doors.sum_rows(move)
+        if (content, rows) != (arrival.content, arrival.rows):
+            # Not tried again at once: it takes a person, and reading both books costs their cells something.
+            raise RefusedError(
+                f"the books differ: {rows} rows were sealed in {move.source}, {arrival.rows} came to {move.target}",
+                where=f"{move.partner_id}'s books",
+                hint="the old book is kept; ask for help before anything is removed",
+            )
+        return await self._registry.put_move(replace(move, state="erasing", why=""))
+
+    async def _erase(self, move: Move) -> Move:
+        """Erase the old book; the new one has all of it."""
+        if move.way == "copy":
+            await self._doors.erase_moved(move)
+        return await self._registry.end_move(move, "partner_moved")
+
+    async def _take_back(self, move: Move) -> Move:
+        """Serve the partner where it was, and remove what arrived; where it is sealed, go forward all the same."""
+        receipt = await self._doors.end_leaving(move)
+        if receipt is not None:
+            await self._registry.put_move(replace(move, state="sealing"))
+            self._aborting.discard(move.partner_id)
+            return await self._carry_out(move)
+        await self._doors.end_arrival(move)
+        ended = await self._registry.end_move(move, "partner_not_moved")
+        self._aborting.discard(move.partner_id)
+        raise MoveAbortedError(
+            f"{ended.partner_id} stays in {ended.source}: {ended.why}",
+            where=f"its move to {ended.target}",
+            hint="nothing is lost; ask again once that is mended",
+        )
+
+
+def _evacuated(move: Move) -> bytes:
+    """Give the receipt of a book that nobody sealed: the token is proof that the control plane wants it."""
+    return encode_receipt(Receipt(move.id, move.target, move.token, 0, 0, 0, NO_STREAM))

@@ -1,0 +1,132 @@
+"""Partners move between cells that share a FoundationDB cluster: nothing is copied, and a dead cell is evacuated."""
+
+import asyncio
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cells import limits as cell_limits
+from cells.api.messages import Answer, Method, RefusalCode
+from control_plane import limits
+from stores.fdb_store import Cluster
+from tests.contract.stores import _remove_directory, cluster_file, needs_cluster
+from tests.stand_in_cluster import StandInCluster, WorkerMaker
+from tests.unit.cells.test_door import code
+from tests.unit.cells.test_moves import PARTNER, Installed, installed_at
+
+pytestmark = needs_cluster
+
+
+@pytest.fixture
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[StandInCluster]]:
+    maker = WorkerMaker(tmp_path_factory.mktemp("maker") / "errors.log")
+    made = [StandInCluster(maker) for _ in range(2)]
+    yield made
+    for cluster in made:
+        cluster.end()
+    maker.end()
+
+
+@pytest.fixture
+async def shared(tmp_path: Path, clusters: list[StandInCluster]) -> AsyncIterator[Installed]:
+    file = cluster_file()
+    assert file is not None
+    root = ("bulkhead-tests", secrets.token_hex(8))
+    places: dict[str, dict[str, Any]] = {
+        name: {"store": "fdb", "cluster_file": str(file), "path": [*root, "cells", name]}
+        for name in ("cell-0", "cell-1")
+    }
+    async with installed_at(tmp_path, clusters, places) as made:
+        yield made
+    await _remove_directory(Cluster(file), root)
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MOVE_RETRY_DELAY_MS_MIN", 10)
+    monkeypatch.setattr(cell_limits, "QUIESCE_LEASE_MS", 1_000)
+
+
+async def test_nothing_is_copied_and_everything_is_there(shared: Installed) -> None:
+    await shared.onboard()
+    for number in range(3):
+        await shared.write(shared.source, f"c{number}")
+    before = await shared.payments(shared.source)
+    first = (await shared.source.partner(PARTNER))["epoch"]
+    ended = await shared.moves.move(PARTNER, "cell-1", "ann")
+    print(f"pause {ended.pause_ms} ms")  # noqa: T201
+    assert ended.way == "hand_over"
+    assert not {Method.COPY_ROWS, Method.TAKE_ROWS, Method.ERASE_MOVED} & set(shared.doors.asked)
+    assert await shared.payments(shared.target) == before
+    assert (await shared.target.partner(PARTNER))["epoch"] > first
+    assert code(await shared.write(shared.source, "late")) is RefusalCode.PARTNER_MOVED
+    await shared.moves.move(PARTNER, "cell-0", "ann")
+    assert await shared.payments(shared.source) == before
+
+
+@pytest.mark.parametrize("step", [Method.BEGIN_ARRIVAL, Method.QUIESCE, Method.SEAL])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_the_control_plane_dies_at_a_step(shared: Installed, step: str, when: str) -> None:
+    await shared.onboard()
+    await shared.write(shared.source, "c1")
+
+    async def die() -> None:
+        raise asyncio.CancelledError
+
+    getattr(shared.doors, when)[step] = die
+    task = await shared.moves.start(PARTNER, "cell-1", "ann")
+    await asyncio.wait([task])
+    shared.again()
+    await shared.moves.resume()
+    await asyncio.wait_for(asyncio.gather(*shared.moves._tasks.values()), 30)
+    assert shared.registry.partner(PARTNER).cell == "cell-1"
+    assert len(await shared.payments(shared.target)) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_the_targets_door_dies_as_it_takes_the_book_over(shared: Installed, when: str) -> None:
+    await shared.onboard()
+    await shared.write(shared.source, "c1")
+
+    async def die() -> None:
+        await shared.target.close()
+        await shared.target.open(1)
+
+    getattr(shared.doors, when)[Method.OPEN_ARRIVAL] = die
+    await asyncio.wait_for(shared.moves.move(PARTNER, "cell-1", "ann"), 30)
+    assert len(await shared.payments(shared.target)) == 1
+
+
+async def test_a_dead_cells_partner_is_taken_over_and_its_zombie_is_fenced(shared: Installed) -> None:
+    await shared.onboard()
+    await shared.write(shared.source, "c1")
+    pid = shared.source.link(PARTNER).endpoint.pid
+    os.kill(pid, signal.SIGSTOP)  # the cell is dead for all that can be told from outside
+    await shared.source.close()
+    shared.doors.dead.add("cell-0")
+    moving = asyncio.create_task(shared.moves.evacuate(PARTNER, "cell-1", "ann"))
+    for _ in range(500):
+        if shared.registry.partner(PARTNER).cell == "cell-1":
+            break
+        await asyncio.sleep(0.02)
+    assert len(await shared.payments(shared.target)) == 1
+    assert isinstance(await shared.write(shared.target, "c2"), Answer)
+    os.kill(pid, signal.SIGCONT)
+    await shared.source.open(1)  # it is back, and believes that the partner is its own
+    shared.doors.dead.clear()
+    await asyncio.wait_for(moving, 30)
+    assert code(await shared.write(shared.source, "c3")) is RefusalCode.PARTNER_MOVED
+    assert len(await shared.payments(shared.target)) == 2
+
+
+async def test_a_living_cell_that_is_evacuated_all_the_same_writes_nothing_more(shared: Installed) -> None:
+    await shared.onboard()
+    await shared.write(shared.source, "c1")
+    await asyncio.wait_for(shared.moves.evacuate(PARTNER, "cell-1", "ann"), 30)
+    assert not isinstance(await shared.write(shared.source, "c2"), Answer)
+    assert len(await shared.payments(shared.target)) == 1
