@@ -104,7 +104,7 @@ def _watch(folder: DataFolder, name: str, until: str) -> dict[str, Any]:
     """Watch a cell on its way. What was begun goes on by itself, whatever becomes of who watches."""
     deadline = time.monotonic() + limits.CELL_WATCH_MS_MAX / 1000
     waits_for: str | None = "the control plane"
-    with screen.waiting(name) as tell:
+    with screen.watching_cell(name) as tell:
         while time.monotonic() < deadline:
             try:
                 cells: Collection[dict[str, Any]] = client.ask(folder, "GET", "/cells")["cells"]

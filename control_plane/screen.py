@@ -196,7 +196,7 @@ def show_changed(found: dict[str, Any], what: str) -> None:
 
 
 @contextlib.contextmanager
-def waiting(what: str) -> Iterator[Callable[[str], None]]:
+def watching_cell(what: str) -> Iterator[Callable[[str], None]]:
     """Show on a terminal that something is waited for, and why; elsewhere nothing."""
     console = _make_console(stderr=True)
     with Progress(
