@@ -120,8 +120,7 @@ class Fleet:
     async def remove(self, name: str, who: str, *, dry_run: bool) -> dict[str, Any]:
         """Remove a drained and empty cell, or one that never came to be ready. Raises RefusedError."""
         async with self._lock:
-            partners = [partner.id for partner in self._registry.partners() if partner.cell == name]
-            cell = cell_rules.removing(self._registry.cell(name), partners)
+            cell = cell_rules.removing(self._registry.cell(name), self._partners_in(name))
             if name in self._moving():
                 raise RefusedError(f"a partner is on its way to or from {name}", hint="wait until it has moved")
             return await self._write(cell, who, "cell_removing", dry_run=dry_run)
@@ -195,7 +194,16 @@ class Fleet:
         log.info("cell_added", cell=cell.name)
         await self._publisher.publish()
 
+    def _partners_in(self, cell: str) -> list[str]:
+        return [partner.id for partner in self._registry.partners() if partner.cell == cell]
+
     async def _end(self, cell: Cell) -> None:
+        if self._partners_in(cell.name):
+            # It was being onboarded as the cell was drained and removed. Whoever asked is to ask again.
+            log.warning("cell_not_removed", cell=cell.name, partners=len(self._partners_in(cell.name)))
+            back = replace(cell, state="draining")
+            await self._registry.write_cells([back], "reconciler", "cell_draining", cell=cell.name, weight=cell.weight)
+            return
         version = await self._publisher.publish()
         behind = await self._publisher.wait_taken(version)
         if behind:

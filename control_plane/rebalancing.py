@@ -105,7 +105,7 @@ def plan(
         ),
         bytes=sum(move.bytes for move in moves),
         pause_ms=pause_ms,
-        duration_s=-(-len(moves) * 3_600 // moves_per_hour),
+        duration_s=max(len(moves) - 1, 0) // moves_per_hour * 3_600 + len(moves) * limits.REBALANCE_MOVE_S_EXPECTED,
         notes=notes,
     )
 

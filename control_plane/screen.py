@@ -307,8 +307,8 @@ def show_plan(found: dict[str, Any]) -> None:
         out.print(f"  and {len(found['moves']) - _MOVES_SHOWN_MAX} more: --json names all")
     before, after = found["overrides"]
     out.print(
-        f"{len(found['moves'])} moves, {found['bytes'] / 1e6:.1f} MB, about {found['duration_s']} s at so many moves "
-        f"an hour; each partner waits about {found['pause_ms']} ms once. Partners not where the hash puts them: "
+        f"{len(found['moves'])} moves, {found['bytes'] / 1e6:.1f} MB, about {found['duration_s']} s; "
+        f"each partner waits about {found['pause_ms']} ms once. Partners not where the hash puts them: "
         f"{before} now, {after} then",
         soft_wrap=True,
     )

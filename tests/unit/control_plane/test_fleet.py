@@ -13,8 +13,9 @@ from control_plane import data_folder, limits
 from control_plane.data_folder import DataFolder, prepare_cell
 from control_plane.errors import ControlPlaneError, FolderError, NotFoundError, RefusedError
 from control_plane.fleet import Fleet, Ground, NewCell
+from control_plane.publishing import cells_of_directory
 from control_plane.registry import Registry
-from control_plane.registry_records import Cell
+from control_plane.registry_records import Cell, Partner
 from router import directory, directory_file
 from tests.stand_in_door import Installation, StandInDoor
 from tests.unit.control_plane.test_partners import wanted
@@ -215,6 +216,18 @@ async def test_a_cell_is_kept_while_a_router_may_send_there(ship: Ship) -> None:
     assert fleet.show()[0]["waits_for"] == "router-0 may still send commands there"
     ship.router_follows = True
     await until(ship, fleet, "cell-0", "removed")
+
+
+async def test_a_partner_that_comes_while_its_cell_is_removed_keeps_it(ship: Ship) -> None:
+    fleet = await ship.fleet()
+    there = next(name for name in (f"p{n}" for n in range(99)) if ship.publisher.place(name) == "cell-0")
+    await fleet.drain("cell-0", "ann", dry_run=False)
+    await fleet.remove("cell-0", "ann", dry_run=False)
+    row = Partner(there, "P", "onboarding", "test", "cell-0", 1, 1, 1, "2026-11-22", 1, "now")
+    await ship.registry.begin_onboarding(row, "ann")
+    await fleet.converge()
+    assert ship.registry.cell("cell-0").state == "draining"
+    assert "cell-0" in {cell.name for cell in cells_of_directory(ship.registry.cells())}
 
 
 async def test_a_cell_that_a_partner_moves_to_or_from_is_kept(ship: Ship) -> None:

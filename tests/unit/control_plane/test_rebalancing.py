@@ -149,7 +149,9 @@ def test_where_no_load_is_known_it_says_so_and_evens_out_partners() -> None:
 def test_a_plan_says_what_it_costs() -> None:
     residents = [Resident(f"p{number}", "a", 1.0, 1_000 * number) for number in range(1, 11)]
     done = plan("drain", [cell("a", 0), cell("b")], residents, moves_per_hour=100, pause_ms=80)
-    assert (len(done.moves), done.bytes, done.pause_ms, done.duration_s) == (10, 55_000, 80, 360)
+    assert (len(done.moves), done.bytes, done.pause_ms, done.duration_s) == (10, 55_000, 80, 10)
+    slow = plan("drain", [cell("a", 0), cell("b")], residents, moves_per_hour=4)
+    assert slow.duration_s == 2 * 3_600 + 10, "four at once, and after an hour, and after another"
     assert [move.bytes for move in done.moves] == sorted(move.bytes for move in done.moves)
 
 
