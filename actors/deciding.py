@@ -57,6 +57,9 @@ class Deciding:
             except TooLargeError as error:
                 self._leave_out(effects, item, RefusalCode.COMMAND_TOO_LARGE, str(error))
                 continue
+            except MemoryError:
+                self._actor.on_out_of_memory()  # now, while it is this command that is being decided
+                raise
             except Exception as error:  # noqa: BLE001 - a bug in the rules takes its own command out, nobody else's
                 self._log.exception("command_failed", item=type(item).__name__)
                 self._leave_out(effects, item, RefusalCode.INTERNAL_ERROR, type(error).__name__)

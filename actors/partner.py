@@ -6,10 +6,12 @@ operation: the intent, then the acquirer's word; between them the partner's othe
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
 
 import structlog
 
@@ -48,9 +50,13 @@ class _WrongGuessError(Exception):
 
 
 class PartnerActor:
-    """One partner. `executing` is told which command is being decided, so that a deadly one can be found."""
+    """One partner. `executing` is told which command is being decided, so that a deadly one can be found.
 
-    def __init__(
+    `weighed` is entered while a batch is decided, so that what makes the process grow can be found.
+    `on_out_of_memory` ends the process: it may hold other partners, and nobody can go on in it.
+    """
+
+    def __init__(  # noqa: PLR0913 - one call, by name
         self,
         profile: Profile,
         store: Store,
@@ -58,13 +64,17 @@ class PartnerActor:
         *,
         clock: Clock | None = None,
         executing: Callable[[str], None] = lambda _: None,
+        weighed: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         on_stopped: Callable[[str], None] = lambda _: None,
+        on_out_of_memory: Callable[[], None] = lambda: None,
         bulkheads_off: AbstractSet[Bulkhead] = ALL_ON,
     ) -> None:
         self.profile = profile
         self.store = store
         self.bulkheads_off = bulkheads_off
         self.acquirers = Acquirers(acquirers, bulkheads_off)
+        self._weighed = weighed
+        self.on_out_of_memory = on_out_of_memory
         self.epoch = 0
         self._clock = clock or SystemClock()
         self._time = PartnerTime(self._clock, 0)
@@ -208,6 +218,8 @@ class PartnerActor:
             self._log.exception("actor_lost_its_store", error=str(error))
             self._stop(f"store: {error}")
         except Exception as error:  # noqa: BLE001 - whatever it is, the partner is given up, not left hanging
+            if isinstance(error, MemoryError):
+                self.on_out_of_memory()
             self._log.exception("actor_failed")
             self._stop(f"bug: {error!r}")
 
@@ -235,7 +247,8 @@ class PartnerActor:
             guessed: list[Key] = []
             try:
                 guessed = await self._read_for(batch)
-                draft, effects, decided = self._deciding.decide_all(self._state, batch)
+                with self._weighed():
+                    draft, effects, decided = self._deciding.decide_all(self._state, batch)
                 self._put_back(batch, decided)
                 _require_written(guessed, draft)
                 if draft.writes or draft.standing is not self._state.standing:

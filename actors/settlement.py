@@ -159,6 +159,8 @@ class Settlement:
             breaker.give_up()
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the operation is not left alone
+            if isinstance(error, MemoryError):
+                self._actor.on_out_of_memory()
             # A bug of the client: it may have sent, so the outcome is as unknown as after a time-out.
             outcome = AcquirerUnknownError("client_failed", repr(error))
             breaker.fail(self._actor.monotonic_ms())

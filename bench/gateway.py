@@ -222,7 +222,7 @@ class _Bench:
     def summary(self) -> dict[str, Any]:
         """Sum up all steps."""
         held = [step.asked_per_second for step in self.steps if step.holds(self._options.p99_ms)]
-        workers = [process for process in self._gateway.processes() if _role(process) == "worker"]
+        workers = [process for process in self._gateway.processes() if role_of(process) == "worker"]
         memory = [process.memory_full_info().uss for process in workers]
         disk = sum(file.stat().st_size for file in self._gateway.folder.root.glob("cells/*/partners/*"))
         return {
@@ -282,7 +282,7 @@ class _Bench:
                 times = process.cpu_times()
             except psutil.Error:
                 continue
-            used[_role(process)] += times.user + times.system
+            used[role_of(process)] += times.user + times.system
         assert self._gateway.up is not None
         times = psutil.Process(self._gateway.up.pid).cpu_times()
         used["control plane"] = times.user + times.system
@@ -324,7 +324,8 @@ def _quantile(values: list[float], share: float) -> float | None:
     return round(values[min(int(len(values) * share), len(values) - 1)], 1) if values else None
 
 
-def _role(process: psutil.Process) -> str:
+def role_of(process: psutil.Process) -> str:
+    """Say which part of a gateway one of its processes is: one of ROLES."""
     try:
         arguments = process.cmdline()
     except psutil.Error:

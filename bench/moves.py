@@ -1,6 +1,6 @@
 """Measures a partner's move between cells, at several lengths of its history: `python -m bench.moves`.
 
-A gateway of its own with two cells. For each length: how long the copy takes, how long the partner's requests wait, what its
+A gateway of its own with two cells. For each length: how long the copy takes, how long the partner waits, what its
 slowest request took and what its neighbours saw meanwhile. Open loop, clients ask once, never twice.
 """
 

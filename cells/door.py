@@ -165,7 +165,7 @@ class Door:
         """Give a dead worker's partners to others; suspect the command that it was deciding, and no other."""
         if not self._is_on(Bulkhead.POISON):
             mark = None
-        if mark is not None and self._suspects.accuse(mark.command_id) >= limits.POISON_DEATHS_MAX:
+        if mark is not None and mark.command_id and self._suspects.accuse(mark.command_id) >= limits.POISON_DEATHS_MAX:
             log.error("command_quarantined", command_id=mark.command_id, worker=link.name)
         self._ownership.worker_died(link, cause, mark)
 
@@ -441,6 +441,7 @@ class Door:
                     "epoch": seat.epoch,
                     "worker": None if seat.link is None else seat.link.name,
                     "takeovers": seat.takeovers,
+                    "commands": seat.in_flight,
                     "in_flight": actors.get(partner_id, {}).get("in_flight", 0),
                     "unknowns": actors.get(partner_id, {}).get("unknowns", 0),
                     "breaker": actors.get(partner_id, {}).get("breaker", "unknown"),

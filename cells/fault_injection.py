@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from cells import limits
 log = structlog.get_logger()
 
 METADATA_KEY: Final = "bulkhead_fault"
-_FORM: Final = re.compile(r"(crash|loop|leak|slow)(?::([0-9]{1,6}))?", re.ASCII)
+_FORM: Final = re.compile(r"(crash|loop|leak|slow|files|threads)(?::([0-9]{1,6}))?", re.ASCII)
 _MEGABYTE: Final = 1 << 20
 
 
@@ -32,14 +33,16 @@ class FaultKind(StrEnum):
     LOOP = "loop"  # it computes for ever and never lets another thread run
     LEAK = "leak"  # it takes so many megabytes and keeps them
     SLOW = "slow"  # deciding takes so many milliseconds
+    FILES = "files"  # it opens so many files and keeps them
+    THREADS = "threads"  # it starts so many threads, which never end
 
 
-_COUNTED: Final = frozenset({FaultKind.LEAK, FaultKind.SLOW})
+_COUNTED: Final = frozenset(FaultKind) - {FaultKind.CRASH, FaultKind.LOOP}
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `amount` is in megabytes or milliseconds, where the kind has one."""
+    """One fault. `amount` is in megabytes, milliseconds, files or threads, where the kind has one."""
 
     kind: FaultKind
     amount: int = 0
@@ -67,6 +70,7 @@ class FaultInjector:
         self._mark = executing
         self._ordered: dict[str, Fault] = {}
         self._leaked: list[bytearray] = []
+        self._opened: list[int] = []
 
     @contextlib.contextmanager
     def ordered(self, command_id: str, arguments: Mapping[str, Any]) -> Iterator[None]:
@@ -97,6 +101,12 @@ class FaultInjector:
                     self._leaked.append(bytearray(b"\xaa") * _MEGABYTE)
             case FaultKind.SLOW:
                 time.sleep(fault.amount / 1_000)
+            case FaultKind.FILES:
+                for _ in range(fault.amount):
+                    self._opened.append(os.open(os.devnull, os.O_RDONLY))
+            case FaultKind.THREADS:
+                for _ in range(fault.amount):
+                    threading.Thread(target=threading.Event().wait, daemon=True).start()
 
 
 def _loop() -> None:

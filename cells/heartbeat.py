@@ -1,14 +1,13 @@
 """Heartbeats from a worker to its door, sent by a thread of their own so that a busy event loop is not taken for death.
 
-Each beat tells how long ago the worker's event loop last turned, and how much memory the process holds: a stopped
-process sends nothing, a looping one sends a growing lag, a leaking one a growing size. The door proves itself first
+Each beat tells how long ago the worker's event loop last turned, and what the process holds: a stopped process sends
+nothing, a looping one sends a growing lag, a leaking one a growing size. The door proves itself first
 (HMAC over a nonce, key of role "door").
 """
 
 import asyncio
 import hashlib
 import hmac
-import resource
 import secrets
 import selectors
 import socket
@@ -16,12 +15,13 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from cells.api import limits
+from cells.process_use import ProcessUse
 
-_BEAT: Final = struct.Struct(">IQQ")  # loop lag in milliseconds, beat number, resident bytes
+# Loop lag in milliseconds, beat number, resident bytes, threads started since, whether no more files can be opened.
+_BEAT: Final = struct.Struct(">IQQI?")
 _NONCE_BYTES: Final = 32
 _MAC_BYTES: Final = 32
 
@@ -46,6 +46,8 @@ class HeartbeatThread:
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self.loop_turned = time.monotonic()
+        self._use = ProcessUse()
+        self._threads_before = self._use.threads()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -78,6 +80,7 @@ class HeartbeatThread:
             for door in list(doors):
                 _drop(door, doors, selector)
         self._listener.close()
+        self._use.close()
 
     def _accept(self, doors: _Doors, selector: selectors.BaseSelector) -> None:
         try:
@@ -115,7 +118,8 @@ class HeartbeatThread:
         now = time.monotonic()
         # The loop may turn between the two looks at the clock: then it is not late at all.
         lag_ms = min(max(int((now - self.loop_turned) * 1_000), 0), 0xFFFFFFFF)
-        beat = _BEAT.pack(lag_ms, number, _resident_bytes())
+        threads = max(self._use.threads() - self._threads_before, 0)
+        beat = _BEAT.pack(lag_ms, number, self._use.resident_bytes(), threads, self._use.is_out_of_files())
         for door, unproven in list(doors.items()):
             try:
                 # Half a beat would shift all that follow; who proves nothing must not keep a door's place.
@@ -133,6 +137,8 @@ class HeartbeatListener:
         self.heard = time.monotonic()
         self.loop_lag_ms = 0
         self.resident_bytes = 0
+        self.threads = 0
+        self.is_out_of_files = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self, host: str, port: int, key: bytes) -> None:
@@ -156,20 +162,12 @@ class HeartbeatListener:
                 writer.write(_mac(key, await reader.readexactly(_NONCE_BYTES)))
                 while True:
                     beat = _BEAT.unpack(await reader.readexactly(_BEAT.size))
-                    self.loop_lag_ms, _, self.resident_bytes = beat
+                    self.loop_lag_ms, _, self.resident_bytes, self.threads, self.is_out_of_files = beat
                     self.heard = time.monotonic()
             except (OSError, EOFError):
                 await asyncio.sleep(limits.HEARTBEAT_INTERVAL_MS / 1_000)
             finally:
                 writer.close()
-
-
-def _resident_bytes() -> int:
-    """Give what of this process is in memory (proc(5), statm); 0 where that can't be read."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
 
 
 def _mac(key: bytes, nonce: bytes) -> bytes:

@@ -19,7 +19,41 @@ SHELF_HEALTH_DELAY_MS: Final = 10_000
 # A worker that holds more is ended and its partners taken over.
 WORKER_RESIDENT_BYTES_MAX: Final = 512 * 1_048_576
 
-# The most megabytes or milliseconds that a command orders where faults are injected.
+# Of that so much came with one partner's batches: it is that partner's. Below, whose command was being decided.
+WORKER_GROWTH_SUSPECT_BYTES: Final = WORKER_RESIDENT_BYTES_MAX // 4
+
+# What is more at once, faster than hearts beat, the kernel refuses, and the worker ends (worker_limits.py).
+# In writable memory, which counts also where it was never touched, above what Ray has of it at the worker's start.
+WORKER_DATA_BYTES_MAX: Final = 1_024 * 1_048_576
+# Of a thread of the worker's. FoundationDB's client has no more where Java starts its thread.
+WORKER_STACK_BYTES: Final = 1_048_576
+# Door and router go before workers, where the kernel shares CPU by thread (nice(2)).
+WORKER_NICENESS: Final = 5
+# Threads and open files, above those at the start. A thread too many is seen by the door, a file is refused.
+WORKER_THREADS_MAX: Final = 256
+WORKER_FILES_MAX: Final = 8_192
+
+# Where a worker has a control group of its own: bounds that the kernel holds it to should nothing else do.
+WORKER_GROUP_BYTES_MAX: Final = 2 * WORKER_RESIDENT_BYTES_MAX
+WORKER_GROUP_THREADS_MAX: Final = 2 * WORKER_THREADS_MAX
+# Of 100 that all but workers have together; the kernel's range is 1 to 10,000.
+WORKER_CPU_WEIGHT: Final = 20
+assert WORKER_RESIDENT_BYTES_MAX < WORKER_GROUP_BYTES_MAX, "the watch is first"
+
+# A SQLite book has three connections in threads of their own, each with its file, its log and what they share of it.
+_BOOK_THREADS = 3
+_BOOK_FILES = 9
+# Threads for short work: as many as asyncio's own, asyncio.to_thread's and uvloop's resolver's, have at most.
+_OTHER_THREADS = 64
+_POOL_THREADS = wire_limits.POOL_PARTNERS_MAX * _BOOK_THREADS + _OTHER_THREADS
+_POOL_FILES = wire_limits.POOL_PARTNERS_MAX * (_BOOK_FILES + 2 * actor_limits.ACQUIRER_SLOTS)
+assert WORKER_RESIDENT_BYTES_MAX + WORKER_THREADS_MAX * WORKER_STACK_BYTES < WORKER_DATA_BYTES_MAX, "the watch is first"
+assert _POOL_THREADS < WORKER_THREADS_MAX, "a full pool is no hog"
+assert _POOL_FILES + wire_limits.UNPROVEN_CONNECTIONS_MAX + wire_limits.HEARTBEAT_CONNECTIONS_MAX < WORKER_FILES_MAX, (
+    "all slots of a full pool at two acquirers, and whoever knocks"
+)
+
+# The most megabytes, milliseconds, files or threads that a command orders where faults are injected.
 FAULT_AMOUNT_MAX: Final = 100_000
 
 # Load shedding (cells/shedding.py): commands under way in a door and in a worker, past which even captures are shed.

@@ -101,9 +101,10 @@ class Ownership:
         accused = "" if mark is None else mark.partner_id
         if not accused and cause == "unanswering" and len(link.partners) == 1:
             (accused,) = link.partners
-        if accused in self._seats:
+        if accused in self._seats and (mark is None or mark.command_id or self._shelters(self._seats[accused])):
             is_stall = cause in _STALLS
-            self.strike(self._seats[accused], f"its worker ended ({cause}) under its command", is_stall=is_stall)
+            under = "under its command" if mark is None or mark.command_id else "after it had grown with its commands"
+            self.strike(self._seats[accused], f"its worker ended ({cause}) {under}", is_stall=is_stall)
         lost = []
         for partner_id in sorted(link.partners, key=lambda name: -self._seats[name].under_way):
             seat = self._seats[partner_id]
@@ -117,6 +118,11 @@ class Ownership:
         self._activate_together([seat for seat in lost if seat.wants_pool], cause, link)
         for seat in lost:
             self.activate_soon(seat, cause, after=link)
+
+    @staticmethod
+    def _shelters(seat: Seat) -> bool:
+        """Say whether a slow leak of the partner's is a strike: others can be kept from it. Alone it harms itself."""
+        return seat.profile.isolation == "pooled" and seat.escalation is None
 
     def given_up(self, seat: Seat, link: Link) -> None:
         """Activate again a partner whose actor stopped by itself, in the same process or another."""

@@ -2,7 +2,7 @@
 
 One mapped page a worker. Writing to it is a copy in memory; the kernel keeps it when the process is killed. It also
 names the worker's process and ports, so that the next door finds the workers of before without asking Ray, and can end
-one that no longer answers.
+one that no longer answers; and with whose batches the worker grew most (growth.py).
 """
 
 import mmap
@@ -17,7 +17,8 @@ from cells.api import limits
 _COMMAND_BYTES: Final = limits.COMMAND_ID_BYTES_MAX
 _PARTNER_END: Final = _COMMAND_BYTES + limits.PARTNER_ID_BYTES_MAX
 _PROCESS_END: Final = _PARTNER_END + 64
-_BYTES: Final = _PROCESS_END + 16
+_GROWTH_END: Final = _PROCESS_END + limits.PARTNER_ID_BYTES_MAX + 24
+_BYTES: Final = _GROWTH_END + 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,14 @@ class Mark:
 
     command_id: str
     partner_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The partner whose batches the worker grew most with, and by how much."""
+
+    partner_id: str
+    resident_bytes: int
 
 
 class Marker:
@@ -46,7 +55,12 @@ class Marker:
 
     def listens(self, port: int, heartbeat_port: int) -> None:
         """Say where the worker is to be found."""
-        self._page[_PROCESS_END:] = f"{port} {heartbeat_port}".encode().ljust(_BYTES - _PROCESS_END, b"\0")
+        self._page[_GROWTH_END:] = f"{port} {heartbeat_port}".encode().ljust(_BYTES - _GROWTH_END, b"\0")
+
+    def grew(self, growth: Growth) -> None:
+        """Say with whose batches the worker grew most."""
+        text = f"{growth.resident_bytes} {growth.partner_id[: limits.PARTNER_ID_BYTES_MAX]}"
+        self._page[_PROCESS_END:_GROWTH_END] = text.encode().ljust(_GROWTH_END - _PROCESS_END, b"\0")
 
     def close(self) -> None:
         """Give back the page."""
@@ -62,6 +76,15 @@ def read_mark(path: Path) -> Mark | None:
     except (OSError, UnicodeDecodeError):
         return None
     return Mark(command_id, partner_id) if command_id else None
+
+
+def read_growth(path: Path) -> Growth | None:
+    """Give with whose batches the worker grew most; None where it did with nobody's."""
+    try:
+        grown, _, partner_id = path.read_bytes()[_PROCESS_END:_GROWTH_END].rstrip(b"\0").decode().partition(" ")
+        return Growth(partner_id, int(grown)) if partner_id else None
+    except (OSError, ValueError):
+        return None
 
 
 def open_process(path: Path) -> tuple[int, int] | None:
@@ -80,7 +103,7 @@ def open_process(path: Path) -> tuple[int, int] | None:
 def read_ports(path: Path) -> tuple[int, int] | None:
     """Give where the worker listens for commands and for heartbeats; None where it did not come so far."""
     try:
-        port, heartbeat_port = path.read_bytes()[_PROCESS_END:_BYTES].rstrip(b"\0").decode().split()
+        port, heartbeat_port = path.read_bytes()[_GROWTH_END:_BYTES].rstrip(b"\0").decode().split()
         return int(port), int(heartbeat_port)
     except (OSError, ValueError):
         return None

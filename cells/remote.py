@@ -16,7 +16,9 @@ from typing import Any, Final
 import structlog
 import uvloop
 
+from cells import worker_limits
 from cells.api import limits, logs
+from cells.api.bulkheads import Bulkhead
 from cells.worker import Worker, WorkerConfig
 
 log = structlog.get_logger()
@@ -68,6 +70,7 @@ class WorkerActor:
     def _run(self) -> None:
         config = self._config
         logs.configure(config.log_file, process=config.name, cell=config.cell)
+        worker_limits.apply(config.name, with_memory=Bulkhead.WORKER_MEMORY not in config.bulkheads_off)
 
         async def serve() -> None:
             worker = Worker(config)

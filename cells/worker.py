@@ -27,18 +27,20 @@ from actors.profile import MAIN_ACQUIRER
 from actors.queries import query
 from actors.refusals import Refusal, RefusalCode
 from cells import limits as cell_limits
-from cells import worker_metrics
+from cells import worker_limits, worker_metrics
 from cells.api import frames, limits, messages
 from cells.api.connection import FrameServer, Request
 from cells.api.log_budget import LogBudget
 from cells.api.messages import NOT_MINE, Method
 from cells.api.saturation import Saturation
 from cells.fault_injection import FaultInjector
+from cells.growth import GrowthLedger
 from cells.heartbeat import HeartbeatThread
 from cells.http_acquirer import HttpAcquirer
 from cells.http_client import HttpClient
 from cells.poison import Marker
 from cells.process_config import read_secret
+from cells.process_use import ProcessUse
 from cells.shedding import WORK, LoadShedder
 from cells.worker_moves import METHODS as MOVES
 from cells.worker_moves import WorkerMoves
@@ -83,6 +85,8 @@ class Worker:
         self._saturation = Saturation("worker", REGISTRY, self._turned)
         self._shedder = LoadShedder(cell_limits.WORKER_COMMANDS_MAX, lambda: self._saturation.late_ms)
         self._marker = Marker(Path(config.mark_file))
+        self._use = ProcessUse()
+        self._growth = GrowthLedger(self._use.resident_bytes, self._marker.grew)
         self._faults = FaultInjector(self._marker.executing) if config.fault_injection else None
         self._executing = self._marker.executing if self._faults is None else self._faults.executing
         self._bulkheads_off = frozenset(map(Bulkhead, config.bulkheads_off))
@@ -122,6 +126,7 @@ class Worker:
         self._saturation.stop()
         self._heartbeat.stop()
         self._marker.close()
+        self._use.close()
 
     def _turned(self, now: float) -> None:
         self._heartbeat.loop_turned = now
@@ -176,6 +181,8 @@ class Worker:
             return _fitting(await self._ask(actor, request))
         except ActorStoppedError:
             return NOT_MINE
+        except MemoryError:
+            worker_limits.end_out_of_memory()
         except Exception as error:  # noqa: BLE001 - logged, trace and all
             # It is answered, because a worker that answers too little is taken for broken and killed.
             self._budget.warning("command_failed", partner=request.partner_id, method=request.method, exc_info=True)
@@ -245,6 +252,8 @@ class Worker:
                 store,
                 acquirers,
                 executing=partial(self._executing, profile.partner_id),
+                weighed=partial(self._growth.weighed, profile.partner_id),
+                on_out_of_memory=worker_limits.end_out_of_memory,
                 on_stopped=lambda why: self._forget(profile.partner_id, why),
                 bulkheads_off=self._bulkheads_off,
             )
@@ -253,6 +262,8 @@ class Worker:
             except PartnerMovedError as error:
                 await actor.stop("moved")
                 return _moved(error.receipt)
+            except MemoryError:
+                worker_limits.end_out_of_memory()
             except Exception as error:
                 # Whatever it is, this partner's book is at fault, not the worker: answered, so that nobody dies of it.
                 log.exception("partner_cannot_be_activated", partner=profile.partner_id)
@@ -271,6 +282,7 @@ class Worker:
         self._books.pop(partner_id, None)
         if actor is not None:
             await actor.stop(why)
+            self._growth.forget(partner_id)
 
     def _forget(self, partner_id: str, why: str) -> None:
         """Let go of an actor that stopped by itself; the door hears it at its next command or look."""

@@ -20,8 +20,9 @@ from cells import limits as cell_limits
 from cells.api import limits
 from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.connection import Connection, PeerUnavailableError
+from cells.growth import accused
 from cells.heartbeat import HeartbeatListener
-from cells.poison import Mark, open_process, read_mark, read_ports
+from cells.poison import Mark, open_process, read_growth, read_mark, read_ports
 from cells.remote import Cluster, ClusterError, Endpoint
 from cells.worker import WorkerConfig
 
@@ -209,6 +210,8 @@ class Workforce:
         self._short.set()
         self._died_at = time.monotonic()
         executing = read_mark(link.mark_file)
+        if cause == "memory":
+            executing = accused(executing, read_growth(link.mark_file))
         _kill(link.pidfd)
         link.connection.abort()
         log.warning(
@@ -337,11 +340,14 @@ class Workforce:
                     self.bury(link, "loop_stuck")
 
     def _bury_hogs(self) -> None:
-        if Bulkhead.WORKER_MEMORY in self._bulkheads_off:
-            return
         for link in list(self.links.values()):
-            if link.heartbeat.resident_bytes > cell_limits.WORKER_RESIDENT_BYTES_MAX:
+            is_fat = link.heartbeat.resident_bytes > cell_limits.WORKER_RESIDENT_BYTES_MAX
+            if is_fat and Bulkhead.WORKER_MEMORY not in self._bulkheads_off:
                 self.bury(link, "memory")
+            elif link.heartbeat.threads > cell_limits.WORKER_THREADS_MAX:
+                self.bury(link, "threads")
+            elif link.heartbeat.is_out_of_files:
+                self.bury(link, "files")
 
     async def _watch_head(self) -> None:
         """Hold a connection to Ray's head. When it ends and no other begins, the head is gone, and its workers follow.

@@ -7,20 +7,21 @@ import functools
 import secrets
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, ParamSpec
+from typing import Any, Final, ParamSpec
 
 import httpx
 import psutil
 from chaoslib.exceptions import InterruptExecution
 
-from cells.api import limits as api_limits
-from chaos import limits, partners, session, victims
+from chaos import files, limits, partners, session, syscalls, victims
+from chaos.cell_disk import CellDisk
 from chaos.faults import Target
 from chaos.fdb_server import FdbServerError
 from chaos.gateway import Gateway
 from chaos.installation import GatewayError, is_alive
+from chaos.limits_checker import Limits
 from chaos.load_process import LoadError
 from chaos.session import NOBODY, AbortedError, Session
 from chaos.workload import BookError
@@ -31,6 +32,8 @@ P = ParamSpec("P")
 FAILURES: Final = (
     GatewayError,
     FdbServerError,
+    files.FileFaultError,
+    syscalls.SystemCallFaultError,
     LoadError,
     BookError,
     ControlPlaneError,
@@ -89,25 +92,23 @@ def set_acquirer_fault(partner: str, mode: str, delay_ms: int | None = None) -> 
 
 
 @_ending
-def start_flood(partner: str) -> None:
-    """Let a partner pay at 50 times its limit, beside its share of the load."""
+def start_flood(
+    partner: str,
+    per_second: float,
+    mix: str,
+    rate_per_second: int,
+    rate_burst: int,
+    in_flight_max: int,
+) -> None:
+    """Let a partner pay more than these limits, which it has meanwhile, beside its share of the load."""
     run = session.current()
     gateway = run.require_gateway()
-    run.undo.add(
-        f"give {partner} its limits back",
-        functools.partial(
-            partners.set_limits,
-            gateway,
-            partner,
-            api_limits.PARTNER_RATE_PER_SECOND_DEFAULT,
-            api_limits.PARTNER_RATE_BURST_DEFAULT,
-        ),
-    )
-    partners.set_limits(gateway, partner, limits.CHAOS_RATE_PER_SECOND, limits.CHAOS_RATE_BURST)
+    allowed = Limits(rate_per_second, rate_burst, in_flight_max)
+    run.undo.add(f"give {partner} its limits back", functools.partial(partners.set_limits, gateway, partner))
+    partners.set_limits(gateway, partner, allowed)
+    run.flood_limits = allowed
     run.strike()
-    run.start_flood(
-        {partner: run.keys[partner]}, float(limits.CHAOS_RATE_PER_SECOND * limits.CHAOS_FLOOD_FACTOR), "flood"
-    )
+    run.start_flood({partner: run.keys[partner]}, per_second, mix)
 
 
 @_ending
@@ -120,12 +121,24 @@ def start_flood_of_bad_keys() -> None:
 
 
 @_ending
+def hang_cell(cell: str, per_second: float) -> None:
+    """SIGSTOP a cell's door and the control plane, which would replace it, while the cell's partners go on sending."""
+    run = session.current()
+    doors, supervisors = _find(run, Target.DOOR, cell, ""), _find(run, Target.CONTROL_PLANE, "", "")
+    keys = {partner: run.keys[partner] for partner, home in run.target.cells.items() if home == cell}
+    run.start_flood(keys, per_second, "flood")
+    for process in [*supervisors, *doors]:  # the door goes on first
+        run.undo.add(f"SIGCONT to {process.pid}", functools.partial(_signal, process, signal.SIGCONT))
+    run.strike()
+    for process in [*supervisors, *doors]:
+        _signal(process, signal.SIGSTOP)
+
+
+@_ending
 def order_fault(partner: str, fault: str) -> None:
     """Send one payment of the partner's that has its worker crash, loop or leak as it is decided."""
     run = session.current()
     gateway = run.require_gateway()
-    if not gateway.status()["control_plane"]["fault_injection"]:
-        raise GatewayError("this gateway obeys no such commands: start it with --fault-injection, or say --own")
     # Its strikes, too: one experiment after the other would end with the partner's quarantine, as it should.
     run.undo.add(f"release {partner}", functools.partial(partners.release, gateway, partner))
     run.strike()
@@ -160,6 +173,53 @@ def kill_fdb_server() -> None:
     run.undo.add("start the FoundationDB server again", functools.partial(server.start, wait=False))
     run.strike()
     server.kill()
+
+
+@_ending
+def damage_book(partner: str, damage: str) -> None:
+    """Damage a partner's book on the disk; to undo it, the book is put back as it was."""
+    run = session.current()
+    gateway = run.require_gateway()
+    book = gateway.folder.cell_folder(run.target.cells[partner]) / "partners" / f"{partner}.sqlite"
+    owner, kept = gateway.worker_of(partner), run.folder / "kept-book"
+    run.strike()
+    damaged = files.damage(book, files.Damage[damage], seed=run.settings.seed, keep_in=kept, owner=owner)
+    run.undo.add(f"put {partner}'s book back, which is kept in {kept}", damaged.put_back)
+
+
+@_ending
+def spoil_disk(cell: str, fault: str) -> None:
+    """Let the fsyncs of a cell's workers be slow (`slow`), or their writes fail for want of room (`full`)."""
+    run = session.current()
+    faults = {"slow": syscalls.slow_syncs(limits.CHAOS_SYNC_DELAY_MS), "full": syscalls.DISK_FULL}
+    disk = CellDisk(run.require_gateway(), cell, faults[fault])
+    run.undo.add(f"{cell}'s disk is well again", disk.end)
+    run.strike()
+    disk.start()
+
+
+@_ending
+def spoil_network(cell: str, toxics: Sequence[Mapping[str, Any]]) -> None:
+    """Put toxics on the way from the routers to a cell's door."""
+    run = session.current()
+    proxies = run.require_proxies()
+    run.undo.add(f"the network of {cell} is well again", proxies.make_whole)
+    run.strike()
+    proxies.spoil(cell, toxics)
+
+
+@_ending
+def move_clock(offset_s: int) -> None:
+    """Let the wall clock of all routers, doors and workers jump, and back to the right time to undo it."""
+    run = session.current()
+    clock = run.require_clock()
+    rows = [row for row in run.require_gateway().status()["processes"] if row["pid"] and row["role"] != "acquirer"]
+    still = [row["process"] for row in rows if not clock.moves(row["pid"])]
+    if still:
+        raise GatewayError(f"these have another clock, which would not jump: {', '.join(still)}")
+    run.undo.add("the clock is right again", functools.partial(clock.set_offset_s, 0))
+    run.strike()
+    clock.set_offset_s(offset_s)
 
 
 @_ending

@@ -14,8 +14,23 @@ from typing import Any, Final
 
 import orjson
 
+from actors import limits as actor_limits
+from cells.api import limits as api_limits
 from chaos import limits
-from chaos.faults import DELAYED, IS_LIMITED, MAY_CUT_OFF, MAY_PEND, MAY_REFUSE, NO_ERROR, Excuse, Excuses, in_words
+from chaos.faults import (
+    DELAYED,
+    IS_CROWDED,
+    IS_LIMITED,
+    MAY_CUT_OFF,
+    MAY_PEND,
+    MAY_REFUSE,
+    NO_ERROR,
+    Excuse,
+    Excuses,
+    in_words,
+)
+from chaos.needs import Need, Needs
+from chaos.toxics import Bandwidth, Latency, ResetPeer, Slicer, Stream, Toxic
 
 FOLDER: Final = Path(__file__).parent / "experiments"
 EXTENSION: Final = "bulkhead"
@@ -27,6 +42,7 @@ class Scope(StrEnum):
 
     NOBODY = "nobody"
     PARTNER = "partner"
+    POOL = "pool"
     CELL = "cell"
     ALL = "all"
 
@@ -70,8 +86,9 @@ class Activity:
 class Experiment:
     """A row of the table. `goal_ms`: so long after the fault's begin, or its end, everybody is served as ever.
 
-    `fdb_server`: it needs a FoundationDB server of its own. `begin`: what is done; `end`: what takes it away again,
-    None where it is over at once.
+    `needs`: what not every gateway or machine has. `begin`: what is done; `end`: what takes it away again, None where
+    it is over at once. `fails_after_ms`: the target's acquirer fails whatever it is asked, each time after so long, so
+    that its breaker has to open; None: it does not. `partners_in_cell`: so many live in the target's cell.
     """
 
     name: str
@@ -85,7 +102,9 @@ class Experiment:
     end: Activity | None = None
     goal_from_end: bool = False
     signs: tuple[Sign, ...] = ()
-    fdb_server: bool = False
+    needs: Needs = frozenset()
+    fails_after_ms: int | None = None
+    partners_in_cell: int = limits.CHAOS_PARTNERS_PER_CELL
 
     def excuses(self, group: "Group") -> Excuses:
         """Give what a group of partners may get while the fault lasts."""
@@ -102,7 +121,7 @@ class Group(StrEnum):
 
 def group_of(scope: Scope, partner: str, cell: str, target: str, target_cell: str) -> Group:
     """Say how a partner stands to the target."""
-    if scope is Scope.ALL or (scope is Scope.PARTNER and partner == target):
+    if scope is Scope.ALL or (scope in {Scope.PARTNER, Scope.POOL} and partner == target):
         return Group.TARGET
     if scope is Scope.NOBODY or cell != target_cell:
         return Group.OTHERS
@@ -131,6 +150,50 @@ def _bank(mode: str, **more: Any) -> tuple[Activity, Activity]:
     )
 
 
+def _flood(
+    per_second: float,
+    mix: str,
+    *,
+    rate_per_second: int = actor_limits.RATE_PER_SECOND_MAX,
+    rate_burst: int = actor_limits.RATE_BURST_MAX,
+    in_flight_max: int = api_limits.PARTNER_IN_FLIGHT_DEFAULT,
+) -> tuple[Activity, Activity]:
+    return (
+        _act(
+            "flood",
+            "start_flood",
+            partner="${partner}",
+            per_second=per_second,
+            mix=mix,
+            rate_per_second=rate_per_second,
+            rate_burst=rate_burst,
+            in_flight_max=in_flight_max,
+        ),
+        _act("the flood ends", "restore"),
+    )
+
+
+def _disk(fault: str) -> tuple[Activity, Activity]:
+    return (
+        _act(f"the cell's disk: {fault}", "spoil_disk", cell="${cell}", fault=fault),
+        _act("the disk is well again", "restore"),
+    )
+
+
+def _network(what: str, *toxics: Toxic) -> tuple[Activity, Activity]:
+    return (
+        _act(f"the cell's network: {what}", "spoil_network", cell="${cell}", toxics=[one.fields() for one in toxics]),
+        _act("the network is well again", "restore"),
+    )
+
+
+def _clock(offset_s: int) -> tuple[Activity, Activity]:
+    return (
+        _act(f"the clock jumps by {offset_s} s", "move_clock", offset_s=offset_s),
+        _act("the clock is right again", "restore"),
+    )
+
+
 def _ended(child: str) -> Sign:
     return Sign("log", "process_ended", "control_plane", (("child", child),))
 
@@ -138,11 +201,39 @@ def _ended(child: str) -> Sign:
 _WORKER_DEAD: Final = Sign("log", "worker_dead", "${cell}.door")
 _NO_OUTCOME: Final = Sign("log", "acquirer_gave_no_outcome", "${cell}.worker-*", (("partner", "${partner}"),))
 _BREAKER: Final = Sign("breaker")
+_LIMITED: Final = Sign(
+    "metric",
+    "bulkhead_router_partner_requests_total",
+    where=(("partner", "${partner}"), ("outcome", "429")),
+)
 _STORE_AWAY: Final = (
     Sign("log", "partner_unavailable", "cell-*.door"),
     Sign("log", "commit_failed", "cell-*.worker-*"),
 )
+_CELL_LOST: Final = Sign("log", "cell_lost", "router-*", (("cell", "${cell}"),))
+_BOTH_WAYS: Final[tuple[Stream, Stream]] = ("upstream", "downstream")
+_SLOW: Final = [
+    Latency(stream=way, latency=limits.CHAOS_NETWORK_DELAY_MS, jitter=limits.CHAOS_NETWORK_JITTER_MS)
+    for way in _BOTH_WAYS
+]
+_CUT: Final = [Bandwidth(stream=way, rate=0) for way in _BOTH_WAYS]
+_RESET: Final = [ResetPeer(stream=way) for way in _BOTH_WAYS]
+_SLICED: Final = [
+    Slicer(
+        stream=way,
+        average_size=limits.CHAOS_SLICE_BYTES,
+        size_variation=limits.CHAOS_SLICE_VARIATION_BYTES,
+        delay=limits.CHAOS_SLICE_PAUSE_US,
+    )
+    for way in _BOTH_WAYS
+]
+_PROXIES: Final = frozenset({Need.FAULT_PROXIES})
+_DISK: Final = frozenset({Need.SQLITE, Need.STRACE})
+_CLOCK: Final = frozenset({Need.CLOCK})
+_ORDERS: Final = frozenset({Need.FAULT_INJECTION})
+_OWN_FDB: Final = frozenset({Need.FDB_SERVER})
 _UP_MS: Final = limits.GOAL_CONTROL_PLANE_STARTS_MS
+_TIMES_OUT_MS: Final = actor_limits.ACQUIRER_TIMEOUT_MS
 _BANK_MS: Final = limits.GOAL_ACQUIRER_MS
 # The second death of a worker finds the spare used up.
 _REPLACED_MS: Final = limits.GOAL_WORKER_KILLED_MS + limits.GOAL_WORKER_STARTS_MS
@@ -155,25 +246,37 @@ EXPERIMENTS: Final = (
     Experiment("worker-killed", "A partner's worker is killed", Scope.PARTNER,
                DELAYED, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_KILLED_MS,
                _kill("the worker", "worker"), signs=(_WORKER_DEAD,)),
+    Experiment("pool-killed", "The worker that some partners share is killed", Scope.POOL,
+               DELAYED, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_KILLED_MS,
+               _kill("the pool", "worker"), signs=(_WORKER_DEAD,)),
     Experiment("worker-stopped", "A partner's worker is stopped, and goes on later", Scope.PARTNER,
                DELAYED, NO_ERROR, NO_ERROR, limits.GOAL_SILENT_FOUND_MS + limits.GOAL_WORKER_KILLED_MS,
                *_stop("the worker", "worker"), signs=(_WORKER_DEAD,)),
     Experiment("poison-command", "A command of a partner ends whatever worker decides it", Scope.PARTNER,
                MAY_REFUSE, NO_ERROR, NO_ERROR, _REPLACED_MS,
-               _act("a poison command", "order_fault", partner="${partner}", fault="crash"), signs=(_WORKER_DEAD,)),
+               _act("a poison command", "order_fault", partner="${partner}", fault="crash"),
+               signs=(_WORKER_DEAD,), needs=_ORDERS),
     Experiment("worker-looping", "A command of a partner keeps its worker on a CPU for ever", Scope.PARTNER,
                MAY_REFUSE, NO_ERROR, NO_ERROR, 2 * limits.GOAL_SILENT_FOUND_MS + _REPLACED_MS,
-               _act("a command that loops", "order_fault", partner="${partner}", fault="loop"), signs=(_WORKER_DEAD,)),
+               _act("a command that loops", "order_fault", partner="${partner}", fault="loop"),
+               signs=(_WORKER_DEAD,), needs=_ORDERS),
     Experiment("worker-leaking", "A command of a partner lets its worker take memory and keep it", Scope.PARTNER,
                MAY_REFUSE, NO_ERROR, NO_ERROR, 2 * limits.GOAL_SILENT_FOUND_MS + _REPLACED_MS,
                _act("a command that leaks", "order_fault", partner="${partner}", fault="leak:600"),
-               signs=(_WORKER_DEAD,)),
+               signs=(_WORKER_DEAD,), needs=_ORDERS),
     Experiment("flood", "A partner floods at 50 times its limit", Scope.PARTNER,
                IS_LIMITED, NO_ERROR, NO_ERROR, limits.FLOOD_RECOVERY_MS,
-               _act("flood", "start_flood", partner="${partner}"), _act("the flood ends", "restore"),
-               goal_from_end=True,
-               signs=(Sign("metric", "bulkhead_router_partner_requests_total",
-                           where=(("partner", "${partner}"), ("outcome", "429"))),)),
+               *_flood(limits.CHAOS_RATE_PER_SECOND * limits.CHAOS_FLOOD_FACTOR, "flood",
+                       rate_per_second=limits.CHAOS_RATE_PER_SECOND, rate_burst=limits.CHAOS_RATE_BURST),
+               goal_from_end=True, signs=(_LIMITED,)),
+    Experiment("flood-in-flight", "A partner has more payments in flight than it may", Scope.PARTNER,
+               IS_LIMITED, NO_ERROR, NO_ERROR, limits.FLOOD_RECOVERY_MS,
+               *_flood(limits.CHAOS_IN_FLIGHT_PER_SECOND, "slow_flood", in_flight_max=limits.CHAOS_IN_FLIGHT_MAX),
+               goal_from_end=True, signs=(_LIMITED,)),
+    Experiment("flood-share", "A partner without limits of its own sends more than its acquirer takes", Scope.PARTNER,
+               IS_LIMITED | MAY_PEND, NO_ERROR, NO_ERROR, limits.CHAOS_BACKLOG_MS + limits.FLOOD_RECOVERY_MS,
+               *_flood(limits.CHAOS_SHARE_PER_SECOND, "slow_flood", in_flight_max=actor_limits.IN_FLIGHT_MAX),
+               goal_from_end=True, signs=(_LIMITED,)),
     Experiment("flood-bad-keys", "Somebody floods with keys that are none", Scope.NOBODY,
                NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_WORKER_KILLED_MS,
                _act("flood with bad keys", "start_flood_of_bad_keys"), _act("the flood ends", "restore"),
@@ -181,19 +284,25 @@ EXPERIMENTS: Final = (
                signs=(Sign("metric", "bulkhead_router_requests_total", where=(("status", "401"),)),)),
     Experiment("acquirer-hanging", "A partner's acquirer does not answer", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("hang"), goal_from_end=True,
-               signs=(_NO_OUTCOME, _BREAKER)),
+               signs=(_NO_OUTCOME, _BREAKER), fails_after_ms=_TIMES_OUT_MS),
     Experiment("acquirer-slow", "A partner's acquirer takes two seconds for each answer", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS,
                *_bank("slow", delay_ms=limits.ACQUIRER_SLOW_MS), goal_from_end=True),
     Experiment("acquirer-failing", "A partner's acquirer fails", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("refuse"), goal_from_end=True,
-               signs=(_NO_OUTCOME, _BREAKER)),
+               signs=(_NO_OUTCOME, _BREAKER), fails_after_ms=0),
     Experiment("acquirer-garbage", "A partner's acquirer charges and answers garbage", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("garbage"), goal_from_end=True,
-               signs=(_NO_OUTCOME, _BREAKER)),
+               signs=(_NO_OUTCOME, _BREAKER), fails_after_ms=0),
     Experiment("acquirer-silent", "A partner's acquirer charges and does not answer", Scope.PARTNER,
                MAY_PEND, NO_ERROR, NO_ERROR, _BANK_MS, *_bank("silent"), goal_from_end=True,
-               signs=(_NO_OUTCOME, _BREAKER)),
+               signs=(_NO_OUTCOME, _BREAKER), fails_after_ms=_TIMES_OUT_MS),
+    Experiment("book-corrupted", "A partner's book is damaged on the disk, and put back later", Scope.PARTNER,
+               MAY_REFUSE, NO_ERROR, NO_ERROR, limits.GOAL_DISK_MS,
+               _act("damage the book", "damage_book", partner="${partner}", damage="PAGES"),
+               _act("put the book back", "restore"), goal_from_end=True,
+               signs=(Sign("log", "partner_unavailable", "${cell}.door", (("partner", "${partner}"),)),),
+               needs=frozenset({Need.SQLITE})),
     # One cell.
     Experiment("door-killed", "A cell's door is killed", Scope.CELL,
                DELAYED, DELAYED, NO_ERROR, limits.GOAL_DOOR_KILLED_MS,
@@ -201,6 +310,13 @@ EXPERIMENTS: Final = (
     Experiment("door-stopped", "A cell's door is stopped, and goes on later", Scope.CELL,
                DELAYED, DELAYED, NO_ERROR, limits.GOAL_STOPPED_FOUND_MS + limits.GOAL_DOOR_KILLED_MS,
                *_stop("the door", "door"), signs=(_ended("${cell}.door"),)),
+    Experiment("cell-hung", "A cell's door is stopped, nobody finds it, and its partners go on sending", Scope.CELL,
+               IS_CROWDED, IS_CROWDED, NO_ERROR, limits.GOAL_CELL_HUNG_MS,
+               _act("stop the door and who would replace it", "hang_cell", cell="${cell}",
+                    per_second=limits.CHAOS_HUNG_PER_SECOND),
+               _act("let them go on", "restore"), goal_from_end=True,
+               signs=(Sign("metric", "bulkhead_router_requests_total", where=(("status", "503"),)),),
+               partners_in_cell=limits.CHAOS_HUNG_PARTNERS),
     Experiment("ray-head-killed", "A cell's Ray head is killed", Scope.CELL,
                MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_CELL_KILLED_MS,
                _kill("the Ray head", "Ray head"), signs=(_ended("${cell}.ray"),)),
@@ -210,6 +326,23 @@ EXPERIMENTS: Final = (
     Experiment("cell-killed", "All processes of a cell are killed at once", Scope.CELL,
                MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_CELL_KILLED_MS,
                _kill("the cell", "cell"), signs=(_ended("${cell}.door"), _ended("${cell}.ray"))),
+    Experiment("disk-full", "A cell's disk is full for a while", Scope.CELL,
+               MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_DISK_MS, *_disk("full"), goal_from_end=True,
+               signs=(Sign("log", "commit_failed", "${cell}.worker-*"),), needs=_DISK),
+    Experiment("fsync-slow", "Each fsync of a cell's disk takes 0.3 s longer", Scope.CELL,
+               DELAYED, DELAYED, NO_ERROR, limits.GOAL_DISK_MS, *_disk("slow"), goal_from_end=True, needs=_DISK),
+    Experiment("network-slow", "The network between routers and a cell takes 0.25 s each way", Scope.CELL,
+               DELAYED, DELAYED, NO_ERROR, limits.GOAL_NETWORK_MS,
+               *_network("slow", *_SLOW), goal_from_end=True, needs=_PROXIES),
+    Experiment("network-cut", "The network between routers and a cell lets nothing through", Scope.CELL,
+               MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_NETWORK_MS,
+               *_network("cut", *_CUT), goal_from_end=True, needs=_PROXIES),
+    Experiment("network-reset", "The network between routers and a cell resets each connection", Scope.CELL,
+               MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_NETWORK_MS,
+               *_network("reset", *_RESET), goal_from_end=True, signs=(_CELL_LOST,), needs=_PROXIES),
+    Experiment("network-slicing", "The network between routers and a cell delivers frames in slices", Scope.CELL,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_NETWORK_MS,
+               *_network("slices", *_SLICED), goal_from_end=True, needs=_PROXIES),
     # What all share.
     Experiment("router-killed", "A router is killed", Scope.ALL,
                MAY_CUT_OFF, MAY_CUT_OFF, MAY_CUT_OFF, limits.GOAL_ROUTER_KILLED_MS,
@@ -218,14 +351,26 @@ EXPERIMENTS: Final = (
                NO_ERROR, NO_ERROR, NO_ERROR, _UP_MS,
                _act("kill the control plane", "kill_control_plane"),
                _act("start the control plane again", "restore"), goal_from_end=True, signs=(Sign("control_plane"),)),
+    Experiment("redis-killed", "The installation's Redis is killed", Scope.ALL,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_REDIS_MS,
+               _kill("Redis", "redis"), signs=(_ended("redis"),)),
+    Experiment("redis-stopped", "The installation's Redis is stopped, and goes on later", Scope.ALL,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_REDIS_MS,
+               *_stop("Redis", "redis"), signs=(_ended("redis"),)),
+    Experiment("clock-forward", "The clock of all but the acquirer jumps an hour forward, and back later", Scope.ALL,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_CLOCK_MS,
+               *_clock(limits.CHAOS_CLOCK_JUMP_S), goal_from_end=True, needs=_CLOCK),
+    Experiment("clock-back", "The clock of all but the acquirer jumps an hour back, and forward later", Scope.ALL,
+               NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_CLOCK_MS,
+               *_clock(-limits.CHAOS_CLOCK_JUMP_S), goal_from_end=True, needs=_CLOCK),
     Experiment("fdb-server-killed", "The only FoundationDB server is killed, and started again later", Scope.ALL,
                MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.GOAL_FDB_SERVER_BACK_MS,
                _act("kill the server", "kill_fdb_server"),
-               _act("start the server again", "restore"), goal_from_end=True, fdb_server=True,
+               _act("start the server again", "restore"), goal_from_end=True, needs=_OWN_FDB,
                signs=_STORE_AWAY),
     Experiment("fdb-server-stopped", "The only FoundationDB server is stopped, and goes on later", Scope.ALL,
                MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.GOAL_FDB_SERVER_BACK_MS,
-               *_stop("the server", "FoundationDB server"), goal_from_end=True, fdb_server=True,
+               *_stop("the server", "FoundationDB server"), goal_from_end=True, needs=_OWN_FDB,
                signs=_STORE_AWAY),
 )
 # fmt: on
@@ -300,7 +445,13 @@ def _extension(experiment: Experiment) -> dict[str, Any]:
         "allows": allows,
         "goal_ms": experiment.goal_ms,
         "goal_from_end": experiment.goal_from_end,
-        "fdb_server": experiment.fdb_server,
+        "needs": sorted(need.name for need in experiment.needs),
+        **({} if experiment.fails_after_ms is None else {"fails_after_ms": experiment.fails_after_ms}),
+        **(
+            {}
+            if experiment.partners_in_cell == limits.CHAOS_PARTNERS_PER_CELL
+            else {"partners_in_cell": experiment.partners_in_cell}
+        ),
         "signs": [
             {"kind": sign.kind, "name": sign.name, "log": sign.log, "where": dict(sign.where)}
             for sign in experiment.signs
@@ -357,7 +508,9 @@ def read(found: Mapping[str, Any], where: str = "the experiment") -> Experiment:
             goal_ms=int(extension["goal_ms"]),
             goal_from_end=bool(extension["goal_from_end"]),
             signs=tuple(signs),
-            fdb_server=bool(extension["fdb_server"]),
+            needs=frozenset(Need[name] for name in extension["needs"]),
+            fails_after_ms=int(extension["fails_after_ms"]) if "fails_after_ms" in extension else None,
+            partners_in_cell=int(extension.get("partners_in_cell", limits.CHAOS_PARTNERS_PER_CELL)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CatalogueError(f"{where}: its extension {EXTENSION!r} can't be read: {error!r}") from error
@@ -408,7 +561,7 @@ def _has(experiment: Experiment, group: Group) -> bool:
     match experiment.scope:
         case Scope.NOBODY:
             return group is Group.OTHERS
-        case Scope.PARTNER:
+        case Scope.PARTNER | Scope.POOL:
             return True
         case Scope.CELL:
             return group is not Group.CELL

@@ -64,6 +64,8 @@ class Fault(StrEnum):
     CHARGED_UNBOOKED = "the acquirer charged what the books don't have as a success"
     NOT_LINEARIZABLE = "no order of events explains what clients were told of a payment"
     LIMIT_EXCEEDED = "more was let in than the partner's limits allow"
+    BOUND_EXCEEDED = "more was taken than its bulkhead allows"
+    BREAKER_CLOSED = "new payments went on to an acquirer that was known to fail"
     NEVER_SET_ASIDE = "a command that orders a fault went on being tried"
     AUDIT = "the audit found a difference"
 

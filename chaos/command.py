@@ -22,12 +22,13 @@ from chaoslib.types import Schedule, Strategy
 from rich.console import Console
 from rich.table import Table
 
-from chaos import catalogue, limits, session
+from chaos import catalogue, limits, needs, session
 from chaos.catalogue import CatalogueError, Experiment, Group
 from chaos.containment import EXIT_INTERRUPTED, EXIT_NOT_RUN
 from chaos.faults import in_words
-from chaos.fdb_server import FdbServerError, missing_programs
+from chaos.fdb_server import FdbServerError
 from chaos.installation import GatewayError
+from chaos.needs import Need, Needs
 from chaos.own_gateway import ROOT, OwnGateway
 from chaos.run_settings import RunSettings, RunSettingsError
 from chaos.session import Session
@@ -41,6 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _STYLES: Final = {"contained": "bold green", "not contained": "bold red", "unknown": "bold yellow"}
+# An experiment, and the document that it was read from.
+_Found = tuple[Experiment, dict[str, Any]]
 # The worst first.
 _SEVERITY: Final = (EXIT_INTERRUPTED, 1, EXIT_NOT_RUN, 3, 0)
 
@@ -68,7 +71,7 @@ def list_experiments(*, as_json: AsJson = False) -> None:
                 "scope": one.scope.value,
                 "allows": {group.value: in_words(one.excuses(group)) for group in Group},
                 "goal_ms": one.goal_ms,
-                "needs": ["--own", "fdbserver"] if one.fdb_server else [],
+                "needs": needs.in_words(one.needs),
             }
             for one in found
         ]
@@ -78,7 +81,7 @@ def list_experiments(*, as_json: AsJson = False) -> None:
     for name in ("experiment", "target", "does", "needs"):
         table.add_column(name)
     for one in found:
-        table.add_row(one.name, one.scope.value, one.title, "--own, fdbserver" if one.fdb_server else "")
+        table.add_row(one.name, one.scope.value, one.title, ", ".join(needs.in_words(one.needs)))
     _console().print(table)
 
 
@@ -146,6 +149,7 @@ def run(  # noqa: PLR0913 - one for each option
                 ensure_experiment_is_valid(found)
                 _show_plan(one, settings)
             return
+        _require_possible(experiments, own=own)
         codes = _run_all(experiments, Wanted(configuration, own, as_json))
     except (CatalogueError, RunSettingsError, GatewayError, FdbServerError, ControlPlaneError) as error:
         _fail(str(error))
@@ -156,39 +160,61 @@ def run(  # noqa: PLR0913 - one for each option
 
 def _can_run(experiment: Experiment, *, own: bool) -> bool:
     """Say whether it can be run here; tell why not."""
-    why = "it needs --own" if not own else missing_programs()
-    if experiment.fdb_server and why is not None:
+    why = needs.missing_here(experiment.needs, own=own)
+    if why is not None:
         _console(stderr=True).print(f"{experiment.name} is left out: {why}", style="yellow", markup=False)
         return False
     return True
 
 
-def _run_all(experiments: list[tuple[Experiment, dict[str, Any]]], wanted: Wanted) -> list[int]:
-    """Run them; several that need nothing else share one gateway of their own."""
-    codes: list[int] = []
-    results: list[Mapping[str, Any]] = []
-    share = wanted.own and len(experiments) > 1
-    with _shared_gateway(wanted.configuration["bulkheads_off"]) if share else contextlib.nullcontext() as shared:
-        for one, found in experiments:
-            session.lend(None if one.fdb_server else shared)
-            result = run_one(one, found, wanted)
-            results.append(result)
-            codes.append(int(result["exit_code"]))
-            if codes[-1] == EXIT_INTERRUPTED:
-                break
+def _require_possible(experiments: list[_Found], *, own: bool) -> None:
+    """See that nothing is missing here. Raises GatewayError, before anything is begun."""
+    for one, _ in experiments:
+        why = needs.missing_here(one.needs, own=own)
+        if why is not None:
+            raise GatewayError(f"{one.name} can't be run: {why}")
+
+
+def _run_all(experiments: list[_Found], wanted: Wanted) -> list[int]:
+    """Run them. With --own all that can share a gateway do, and the others follow when it has ended."""
+    alone = [one for one in experiments if not needs.is_shared(one[0].needs)]
+    shared = [one for one in experiments if one not in alone]
+    if not wanted.own or len(shared) < 2:
+        results = _run_each(experiments, wanted)
+    else:
+        needed = frozenset[Need]().union(*(one.needs for one, _ in shared))
+        with _shared_gateway(needed, wanted.configuration["bulkheads_off"]):
+            results = _run_each(shared, wanted)
+        if not _was_interrupted(results):
+            results += _run_each(alone, wanted)
     if wanted.as_json:
         sys.stdout.write(json.dumps({"runs": results}, indent=2, default=str) + "\n")
     elif len(results) > 1:
         _show_results(results)
-    return codes
+    return [int(result["exit_code"]) for result in results]
+
+
+def _run_each(experiments: list[_Found], wanted: Wanted) -> list[Mapping[str, Any]]:
+    results: list[Mapping[str, Any]] = []
+    for one, found in experiments:
+        results.append(run_one(one, found, wanted))
+        if _was_interrupted(results):
+            break
+    return results
+
+
+def _was_interrupted(results: list[Mapping[str, Any]]) -> bool:
+    return any(result["exit_code"] == EXIT_INTERRUPTED for result in results)
 
 
 @contextlib.contextmanager
-def _shared_gateway(bulkheads_off: str) -> Iterator[OwnGateway]:
-    own = OwnGateway(ROOT, bulkheads_off=bulkheads_off)
+def _shared_gateway(needed: Needs, bulkheads_off: str) -> Iterator[None]:
+    """Lend the runs within a gateway that has all that they need."""
+    own = OwnGateway(ROOT, needs=needed, bulkheads_off=bulkheads_off)
     try:
         own.start()
-        yield own
+        session.lend(own)
+        yield
     finally:
         session.lend(None)
         own.stop()
@@ -273,7 +299,8 @@ def _show_plan(experiment: Experiment, settings: RunSettings) -> None:
     allowed = {group.value: in_words(experiment.excuses(group)) for group in Group}
     lines = [
         f"on {where}; {experiment.scope} is struck: {target}",
-        f"{limits.CHAOS_PARTNERS_PER_CELL} test partners in each cell, {settings.load_per_second:g} requests a second",
+        f"in each cell {limits.CHAOS_PARTNERS_PER_CELL} test partners, and {limits.CHAOS_POOLED_PER_CELL} in a pool",
+        f"{settings.load_per_second:g} requests a second, all together",
         f"calm for {settings.calm_s:g} s, the fault for {settings.duration_s:g} s, then until all is as ever",
         *(f"allowed for {group}: {words}" for group, words in allowed.items()),
         f"ended at once where others meet more than {limits.CHAOS_ERRORS_OUTSIDE_MAX} errors",

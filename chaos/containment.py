@@ -17,17 +17,19 @@ from chaos.signs import Seen
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom the fault struck, and where everybody lives (partner -> cell)."""
+    """Whom the fault struck, and where everybody lives (partner -> cell). `mates`: who shares the partner's worker."""
 
     partner: str
     cell: str
     cells: Mapping[str, str]
+    mates: frozenset[str] = frozenset()
 
     def groups(self, scope: Scope) -> dict[str, Group]:
         """Say how each partner stands to the target."""
-        return {
+        found = {
             partner: group_of(scope, partner, cell, self.partner, self.cell) for partner, cell in self.cells.items()
         }
+        return found | dict.fromkeys(self.mates, Group.TARGET) if scope is Scope.POOL else found
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ class Target(StrEnum):
     ROUTER = "router"
     CONTROL_PLANE = "control plane"
     ACQUIRER = "acquirer"
+    REDIS = "redis"
     FDB_SERVER = "FoundationDB server"  # where the soak has one of its own
 
 
@@ -45,6 +46,7 @@ class Excuse(StrEnum):
     CUT_OFF = "no answer, or no connection"
     PENDING = "202, or 503, 429, 409 for the acquirer's sake"
     LIMITED = "429 for what is past its own limits"
+    CROWDED = "503 where its cell's share, or its room, is used up"
 
 
 _REFUSED: Final = frozenset(
@@ -66,6 +68,7 @@ EXCUSED_OUTCOMES: Final = {
     Excuse.CUT_OFF: frozenset[Outcome](),
     Excuse.PENDING: _PENDING,
     Excuse.LIMITED: _LIMITED,
+    Excuse.CROWDED: frozenset({Outcome(503, "overloaded"), Outcome(503, "cell_overloaded")}),
 }
 
 Excuses = frozenset[Excuse]
@@ -75,6 +78,7 @@ MAY_REFUSE: Final[Excuses] = frozenset({Excuse.REFUSED})
 MAY_CUT_OFF: Final[Excuses] = frozenset({Excuse.REFUSED, Excuse.CUT_OFF})
 MAY_PEND: Final[Excuses] = frozenset({Excuse.PENDING})
 IS_LIMITED: Final[Excuses] = frozenset({Excuse.LIMITED})
+IS_CROWDED: Final[Excuses] = frozenset({Excuse.REFUSED, Excuse.LIMITED, Excuse.CROWDED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +187,9 @@ KINDS: Final = (
     Kind("acquirer stopped for long, unsupervised",
          (_stop(Target.CONTROL_PLANE, (12_000, 15_000)), _stop(Target.ACQUIRER, (10_000, 11_500), (100, 200))),
          MAY_PEND, MAY_PEND, MAY_PEND, 12_000 + limits.GOAL_ACQUIRER_MS),
+    # Redis carries nothing that a payment waits for.
+    Kind("Redis killed", (_kill(Target.REDIS),), NO_ERROR, NO_ERROR, NO_ERROR, _WORKER_MS),
+    Kind("Redis stopped", (_stop(Target.REDIS, _LONG_MS),), NO_ERROR, NO_ERROR, NO_ERROR, _WORKER_MS, replaces=True),
     # The only server of the only cluster: nobody is served while it is away; nothing else has to be started again.
     Kind("FoundationDB server killed", (_kill(Target.FDB_SERVER),),
          MAY_REFUSE, MAY_REFUSE, MAY_REFUSE, limits.FDB_SERVER_AWAY_MS + limits.GOAL_FDB_SERVER_BACK_MS),

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Ports:
     metrics: int
     ray: int
     second_acquirer: int
+    redis: int
 
 
 class Gateway(Installation):
@@ -50,6 +51,7 @@ class Gateway(Installation):
         store: StoreChoice = SQLITE,
         second_acquirer: bool = False,
         up_arguments: Sequence[str] = (),
+        more_environment: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(DataFolder(root / "data"), working_folder=root)
         self.root = root
@@ -57,6 +59,7 @@ class Gateway(Installation):
         self.store = store
         self.second_acquirer = second_acquirer
         self.up_arguments = up_arguments
+        self.more_environment = dict(more_environment or {})
         self.ports = free_ports(cells)
         self.up: subprocess.Popen[bytes] | None = None
         self._seen: set[psutil.Process] = set()
@@ -65,6 +68,11 @@ class Gateway(Installation):
     def base_url(self) -> str:
         """Where partners send their payments."""
         return f"http://{HOST}:{self.ports.http}"
+
+    @property
+    def store_kind(self) -> str:
+        """What keeps its partners' books."""
+        return self.store.kind
 
     @property
     def acquirer_url(self) -> str:
@@ -93,6 +101,7 @@ class Gateway(Installation):
         ports = self.ports
         arguments = ["up", "--cells", self.cells, "--http-port", ports.http, "--acquirer-port", ports.acquirer]
         arguments += ["--door-port", ports.door, "--metrics-port", ports.metrics, "--ray-port", ports.ray]
+        arguments += ["--redis-port", ports.redis]
         arguments += [*self.store.up_arguments, *self.up_arguments]
         arguments += ["--second-acquirer-port", ports.second_acquirer] if self.second_acquirer else []
         with (self.root / "up.out").open("ab") as output:
@@ -101,7 +110,7 @@ class Gateway(Installation):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment(),
+                env={**environment(), **self.more_environment},
                 cwd=self.root,
                 start_new_session=True,  # a Ctrl-C at the experiment is the experiment's to handle
             )
@@ -206,8 +215,8 @@ class Gateway(Installation):
 def free_ports(cells: int) -> Ports:
     """Find a block of free ports. Another process may still take one before it is used; `up` says so then."""
     try:
-        first = free_block(3 + 3 * cells)
+        first = free_block(4 + 3 * cells)
     except NoPortsError as error:
         raise GatewayError(str(error)) from error
-    row = first + 3
-    return Ports(first, first + 1, row, row + cells, row + 2 * cells, second_acquirer=first + 2)
+    row = first + 4
+    return Ports(first, first + 1, row, row + cells, row + 2 * cells, second_acquirer=first + 2, redis=first + 3)

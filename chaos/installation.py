@@ -52,6 +52,11 @@ class Installation:
         """Where each simulator listens, by its acquirer's name."""
         return {MAIN_ACQUIRER: self.acquirer_url}
 
+    @property
+    def store_kind(self) -> str:
+        """What keeps its partners' books (stores.shelf.KINDS)."""
+        raise NotImplementedError
+
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run one `bulkhead` command on this data folder."""
         return subprocess.run(
@@ -83,11 +88,15 @@ class Installation:
         return self.run_json("audit")
 
     def is_well(self, partners: Collection[str]) -> bool:
-        """Say whether all processes are ready, each cell has its spare, and these partners are served."""
+        """Say whether all processes are ready, each cell has its spare, and these partners are served.
+
+        Redis, too, for which nobody else waits.
+        """
         status = self.status()
         rows = [row for row in status["partners"] if row["partner"] in partners]
         return (
             bool(status["ready"])
+            and all(row["health"] == "ready" for row in status["processes"] if row["role"] == "redis")
             and all(cell["answers"] and cell["spares"] for cell in status["cells"])
             and len(rows) == len(partners)
             and all(row["state"] == "active" and row["breaker"] == "closed" for row in rows)
@@ -202,6 +211,11 @@ class Attached(Installation):
     def base_url(self) -> str:
         """Where partners send their payments: the first router."""
         return f"http://{self._settings.http_host}:{self._settings.http_port}"
+
+    @property
+    def store_kind(self) -> str:
+        """What keeps its partners' books."""
+        return self._settings.store
 
     @property
     def acquirer_url(self) -> str:

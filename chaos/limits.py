@@ -3,6 +3,8 @@
 from typing import Final
 
 from actors import limits as actor_limits
+from cells.api import limits as api_limits
+from router import limits as router_limits
 
 # What a client promises itself.
 CLIENT_DEADLINE_MS: Final = actor_limits.CLIENT_DEADLINE_MS
@@ -115,10 +117,14 @@ GOAL_WORKER_STARTS_MS: Final = 4_000
 GOAL_DOOR_KILLED_MS: Final = 2_000
 GOAL_ROUTER_KILLED_MS: Final = 2_000
 GOAL_CELL_KILLED_MS: Final = 10_000
+# A door that was stopped and goes on finds a crowd; the one that may replace it is there as soon as after a death.
+GOAL_CELL_HUNG_MS: Final = 10_000
 # A stopped door or router, and a stopped process of Ray, is found by the supervisor.
 GOAL_STOPPED_FOUND_MS: Final = 2_000
 GOAL_RAY_STOPPED_FOUND_MS: Final = 4_000
 GOAL_ACQUIRER_MS: Final = 4_000
+# Redis is on no request's path.
+GOAL_REDIS_MS: Final = 500
 # The soak starts a killed control plane again after this.
 CONTROL_PLANE_AWAY_MS: Final = 2_000
 GOAL_CONTROL_PLANE_STARTS_MS: Final = 4_000
@@ -135,6 +141,8 @@ FAULT_PROXY_CONNECTIONS_MAX: Final = 1_024
 FAULT_PROXY_BACKLOG: Final = 256
 FAULT_PROXY_CONNECT_TIMEOUT_MS: Final = 5_000
 FAULT_PROXY_CLOSE_TIMEOUT_MS: Final = 5_000
+FAULT_PROXY_START_TIMEOUT_MS: Final = 20_000
+FAULT_PROXY_API_TIMEOUT_MS: Final = 5_000
 FAULT_PROXY_REQUEST_BYTES_MAX: Final = 64 * 1_024
 TOXICS_MAX: Final = 32
 TOXIC_TIME_MS_MAX: Final = 3_600_000
@@ -142,6 +150,7 @@ TOXIC_BYTES_MAX: Final = 1 << 40
 TOXIC_RATE_KB_MAX: Final = 1 << 30
 
 CLOCK_OFFSET_S_MAX: Final = 10 * 366 * 86_400
+CHAOS_CLOCK_JUMP_S: Final = 3_600
 # System calls that are made slow or fail. A tracer ends by itself after so long.
 SYNC_DELAY_MS_MAX: Final = 60_000
 TRACED_S_MAX: Final = 600
@@ -156,6 +165,10 @@ assert FAULT_PROXY_READ_BYTES <= FAULT_PROXY_BUFFER_BYTES
 # Chaos experiments. The load is that of all partners together.
 CHAOS_CELLS: Final = 3
 CHAOS_PARTNERS_PER_CELL: Final = 2
+# Beside these: they share one worker.
+CHAOS_POOLED_PER_CELL: Final = 2
+# Until those that were kept apart are in one pool again.
+CHAOS_POOLED_MS_MAX: Final = 30_000
 CHAOS_DURATION_S: Final = 15.0
 CHAOS_DURATION_S_MIN: Final = 2.0
 CHAOS_DURATION_S_MAX: Final = 300.0
@@ -183,12 +196,41 @@ CHAOS_LOAD_MORE_S: Final = CHAOS_WARM_UP_S + CHAOS_CALM_S_MAX + CHAOS_CALM_AGAIN
 CHAOS_RATE_PER_SECOND: Final = 5
 CHAOS_RATE_BURST: Final = 10
 CHAOS_FLOOD_FACTOR: Final = 50
+# A flood of payments that the acquirer takes so long for: past a limit of payments in flight, and past a partner's
+# share of its door, which needs more than its slots at the acquirer let through.
+CHAOS_FLOOD_SLOW_MS: Final = 1_000
+CHAOS_IN_FLIGHT_MAX: Final = 20
+CHAOS_IN_FLIGHT_PER_SECOND: Final = 50
+CHAOS_SHARE_PER_SECOND: Final = 150
+# What waits at the door at its end comes through its slots first.
+CHAOS_BACKLOG_MS: Final = api_limits.DOOR_PARTNER_COMMANDS_MAX * CHAOS_FLOOD_SLOW_MS // actor_limits.ACQUIRER_SLOTS
+# A cell that answers nothing fills its share of a router, which takes more partners than one or two.
+CHAOS_HUNG_PARTNERS: Final = 4
+CHAOS_HUNG_PER_SECOND: Final = 240
+# Bounds that the gateway keeps for itself are read so often.
+CHAOS_BOUNDS_LOOK_MS: Final = 500
+# So much later than its last failure a breaker is surely open: the failure's commit, and a machine that is late.
+CHAOS_BREAKER_LATE_MS: Final = 1_000
 # Until the flood's client is there.
 CHAOS_FLOOD_START_MS: Final = 1_500
+# A command that orders a fault is set aside after two deaths, so that it needs few attempts to be answered so.
+CHAOS_ORDERED_REPEATS_MAX: Final = 10
 CHAOS_FLOOD_FIRST_AMOUNT: Final = 100_000_000
 CHAOS_BAD_KEYS_PER_SECOND: Final = 300
 # Slow, and within the time that the gateway waits for an acquirer.
 ACQUIRER_SLOW_MS: Final = 2_000
+# An fsync that takes so long is a disk in trouble; commits of one partner still end within the client's deadline.
+CHAOS_SYNC_DELAY_MS: Final = 300
+# Both ways, each with a jitter: a call takes twice that, and is disturbed.
+CHAOS_NETWORK_DELAY_MS: Final = 250
+CHAOS_NETWORK_JITTER_MS: Final = 50
+CHAOS_SLICE_BYTES: Final = 64
+CHAOS_SLICE_VARIATION_BYTES: Final = 60
+CHAOS_SLICE_PAUSE_US: Final = 100
+# After its disk or its network is well again a cell is served as ever within this.
+GOAL_DISK_MS: Final = 4_000
+GOAL_NETWORK_MS: Final = 2_000
+GOAL_CLOCK_MS: Final = GOAL_WORKER_KILLED_MS
 CHAOS_FINDINGS_SHOWN_MAX: Final = 50
 CHAOS_CHART_STEP_S: Final = 1.0
 
@@ -201,5 +243,19 @@ assert (CHAOS_DURATION_S_MAX + CHAOS_LOAD_MORE_S) * CHAOS_LOAD_PER_SECOND_MAX / 
     "a journey makes two calls and more"
 )
 assert CHAOS_DURATION_S_MAX * CHAOS_RATE_PER_SECOND * CHAOS_FLOOD_FACTOR < JOURNEYS_PLANNED_MAX
+assert 2 * CHAOS_NETWORK_DELAY_MS > DISTURBED_MS
+assert CHAOS_SLICE_VARIATION_BYTES < CHAOS_SLICE_BYTES
+assert 4 * CHAOS_SYNC_DELAY_MS < CLIENT_DEADLINE_MS
 assert ACQUIRER_SLOW_MS < actor_limits.ACQUIRER_TIMEOUT_MS
 assert FLOOD_RECOVERY_MS > CHAOS_RATE_BURST * 1_000 // CHAOS_RATE_PER_SECOND
+assert CHAOS_IN_FLIGHT_PER_SECOND * CHAOS_FLOOD_SLOW_MS > 2 * 1_000 * CHAOS_IN_FLIGHT_MAX, (
+    "without the limit more are open"
+)
+assert CHAOS_IN_FLIGHT_MAX < actor_limits.ACQUIRER_SLOTS, "the limit is met before the slots are"
+assert CHAOS_SHARE_PER_SECOND * CHAOS_FLOOD_SLOW_MS > 2 * 1_000 * actor_limits.ACQUIRER_SLOTS, "the door fills up"
+assert CHAOS_FLOOD_SLOW_MS < actor_limits.ACQUIRER_TIMEOUT_MS
+assert CHAOS_HUNG_PARTNERS * router_limits.PARTNER_REQUESTS_MAX > router_limits.REQUESTS_MAX // CHAOS_CELLS, (
+    "their places are more than their cell's share"
+)
+assert CHAOS_HUNG_PER_SECOND * actor_limits.COMMAND_DEADLINE_MS > 1_000 * router_limits.REQUESTS_MAX // CHAOS_CELLS
+assert CHAOS_ORDERED_REPEATS_MAX > api_limits.POISON_DEATHS_MAX

@@ -4,14 +4,22 @@ On a gateway that others use, too, they are all that an experiment sends payment
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from cells.api import limits as api_limits
 from chaos.catalogue import Scope
 from chaos.installation import GatewayError, Installation
-from chaos.run_settings import PARTNER_PREFIX
+from chaos.limits_checker import Limits
+from chaos.run_settings import PARTNER_PREFIX, POOLED_PREFIX
 from control_plane import client
 from router.directory import Cell, rendezvous
+
+# What partners have that nobody set limits for.
+USUAL_LIMITS: Final = Limits(
+    api_limits.PARTNER_RATE_PER_SECOND_DEFAULT,
+    api_limits.PARTNER_RATE_BURST_DEFAULT,
+    api_limits.PARTNER_IN_FLIGHT_DEFAULT,
+)
 
 
 def names_for(cells: Sequence[str], each: int, prefix: str = PARTNER_PREFIX) -> dict[str, str]:
@@ -31,6 +39,11 @@ def names_for(cells: Sequence[str], each: int, prefix: str = PARTNER_PREFIX) -> 
     return found
 
 
+def is_pooled(partner: str) -> bool:
+    """Say whether an experiment's partner shares its worker with others; its name tells."""
+    return partner.startswith(POOLED_PREFIX)
+
+
 def home_of(partner: str, cells: Sequence[str]) -> str:
     """Say in which of these cells the gateway places a partner."""
     home = rendezvous(partner, [Cell(name=cell, host="-", port=1) for cell in cells])
@@ -42,6 +55,8 @@ def require_harmless(partners: Sequence[Mapping[str, Any]], scope: Scope, cell: 
     """See that no live partner would be hurt. Raises GatewayError."""
     if scope in {Scope.NOBODY, Scope.PARTNER}:
         return
+    if scope is Scope.POOL:
+        partners = [row for row in partners if row["isolation"] == "pooled"]
     live = [
         str(row["id"])
         for row in partners
@@ -64,13 +79,17 @@ def list_all(gateway: Installation) -> list[dict[str, Any]]:
 
 def take(gateway: Installation, partner: str, there: Mapping[str, Mapping[str, Any]]) -> str:
     """Make a partner, or let one of before in again; give its new key. Raises GatewayError, ControlPlaneError."""
+    isolation = "pooled" if is_pooled(partner) else "dedicated"
     if partner not in there:
-        return gateway.create_partner(partner)
+        return gateway.create_partner(partner, isolation=isolation)
     if there[partner]["mode"] != "test":
         raise GatewayError(f"{partner} is a live partner: nobody's but an experiment's may be called {PARTNER_PREFIX}…")
-    set_limits(gateway, partner, api_limits.PARTNER_RATE_PER_SECOND_DEFAULT, api_limits.PARTNER_RATE_BURST_DEFAULT)
+    set_limits(gateway, partner)
     if there[partner]["status"] == "suspended":
         client.ask(gateway.folder, "POST", f"/partners/{partner}/resume")
+    if isolation == "pooled":
+        # Its door may keep it apart, for a worker that an earlier run killed under its command.
+        client.ask(gateway.folder, "POST", f"/partners/{partner}/pool")
     key = client.ask(gateway.folder, "POST", f"/partners/{partner}/keys", {"grace_s": 0})
     return str(key["key"]["api_key"])
 
@@ -80,10 +99,14 @@ def release(gateway: Installation, partner: str) -> None:
     client.ask(gateway.folder, "POST", f"/partners/{partner}/release")
 
 
-def set_limits(gateway: Installation, partner: str, rate_per_second: int, rate_burst: int) -> None:
+def set_limits(gateway: Installation, partner: str, wanted: Limits = USUAL_LIMITS) -> None:
     """Change how much a partner may send. Raises ControlPlaneError."""
-    wanted = {"rate_per_second": rate_per_second, "rate_burst": rate_burst}
-    client.ask(gateway.folder, "PATCH", f"/partners/{partner}/limits", wanted)
+    body = {
+        "rate_per_second": wanted.rate_per_second,
+        "rate_burst": wanted.rate_burst,
+        "in_flight_max": wanted.in_flight_max,
+    }
+    client.ask(gateway.folder, "PATCH", f"/partners/{partner}/limits", body)
 
 
 def suspend(gateway: Installation, partners: Sequence[str]) -> None:

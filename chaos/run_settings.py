@@ -9,6 +9,8 @@ from chaos import limits
 
 # Of the partners that experiments make. Nobody else's name begins with it.
 PARTNER_PREFIX: Final = "chaos_"
+# Of those among them that share a worker.
+POOLED_PREFIX: Final = f"{PARTNER_PREFIX}pooled_"
 _RANGES: Final = {
     "duration_s": (limits.CHAOS_DURATION_S_MIN, limits.CHAOS_DURATION_S_MAX),
     "load_per_second": (limits.CHAOS_LOAD_PER_SECOND_MIN, limits.CHAOS_LOAD_PER_SECOND_MAX),

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from chaos import limits
 from chaos.history import Outcome
 
 Content = dict[str, Any]
@@ -286,6 +287,11 @@ def flood(make: Maker) -> Journey:
     yield make.create()
 
 
+def slow_flood(make: Maker) -> Journey:
+    """Pay at an acquirer that takes its time, as fast as the load says: part of a flood that piles up."""
+    yield make.create(f"tok_slow_{limits.CHAOS_FLOOD_SLOW_MS}", Outcome(201, "captured"), usual=False)
+
+
 def bad_key(make: Maker) -> Journey:
     """Try to pay with a key that is none."""
     yield make.create("tok_approve", Outcome(401, "unauthorized"))
@@ -326,8 +332,14 @@ MIXED: Final[dict[str, Scenario]] = {
     "reads": Scenario(reads, 6, 5),
 }
 FLOOD: Final[dict[str, Scenario]] = {"flood": Scenario(flood, 1, 1)}
+SLOW_FLOOD: Final[dict[str, Scenario]] = {"slow_flood": Scenario(slow_flood, 1, 1)}
 BAD_KEYS: Final[dict[str, Scenario]] = {"bad_key": Scenario(bad_key, 1, 1)}
-MIXES: Final[dict[str, dict[str, Scenario]]] = {"mixed": MIXED, "flood": FLOOD, "bad_keys": BAD_KEYS}
+MIXES: Final[dict[str, dict[str, Scenario]]] = {
+    "mixed": MIXED,
+    "flood": FLOOD,
+    "slow_flood": SLOW_FLOOD,
+    "bad_keys": BAD_KEYS,
+}
 
 
 def calls_per_journey(mix: dict[str, Scenario]) -> float:

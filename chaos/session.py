@@ -6,36 +6,40 @@ of its own. What is judged stands in `chaos/containment.py`, what is written in 
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 import psutil
 
-from cells.api import limits as api_limits
 from cells.fault_injection import METADATA_KEY
-from chaos import limits, limits_checker, linearizability, machine, partners, safeguards
-from chaos.catalogue import Experiment, Sign
+from chaos import bounds, breaker_checker, limits, limits_checker, linearizability, machine, needs, partners, safeguards
+from chaos.bounds_reader import BoundsReader
+from chaos.catalogue import Experiment, Scope, Sign
 from chaos.checker import Fault, Judgement, judge_money, judge_ordered
+from chaos.clocks import Clock
 from chaos.containment import Circumstances, Moments, Target
+from chaos.door_proxies import DoorProxies
 from chaos.experiment import bring_to_rest, plan_for
 from chaos.faults import NO_ERROR
 from chaos.fdb_server import FdbServer
 from chaos.gateway import Gateway
 from chaos.history import Call, Outcome
-from chaos.installation import Attached, GatewayError, Installation
+from chaos.installation import Attached, GatewayError, Installation, wait_for
 from chaos.load_process import LoadError, LoadProcess
 from chaos.own_gateway import ROOT, OwnGateway
-from chaos.run_settings import RunSettings
+from chaos.run_settings import POOLED_PREFIX, RunSettings
 from chaos.signs import Seen, Watcher, first_sign
 from chaos.undo import Undo
-from chaos.workload import means_again, read_book, send_one
+from chaos.workload import means_again, read_book, repeat_unanswered, send_one
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError
 
@@ -67,6 +71,7 @@ class Session:
         self.ends_early = False
         self.calls: list[Call] = []
         self.flood_calls: list[Call] = []
+        self.flood_limits: limits_checker.Limits | None = None
         self.leftovers: list[str] = []
         self.keys: dict[str, str] = {}
         self._old_books: dict[str, set[str]] = {}
@@ -77,6 +82,7 @@ class Session:
         self._watcher: Watcher | None = None
         self._guards = safeguards.Safeguards({})
         self._watching: threading.Thread | None = None
+        self._bounds: BoundsReader | None = None
         self._over = threading.Event()
 
     # What actions ask for
@@ -91,6 +97,18 @@ class Session:
         if self.own is None or self.own.server is None:
             raise GatewayError("there is no FoundationDB server of the experiment's own: run it with --own")
         return self.own.server
+
+    def require_proxies(self) -> DoorProxies:
+        """Give the fault proxies before its doors. Raises GatewayError."""
+        if self.own is None or self.own.proxies is None:
+            raise GatewayError("there are no fault proxies before this gateway's doors: run it with --own")
+        return self.own.proxies
+
+    def require_clock(self) -> Clock:
+        """Give the clock of its processes. Raises GatewayError."""
+        if self.own is None or self.own.clock is None:
+            raise GatewayError("this gateway's clock can't be moved: run it with --own")
+        return self.own.clock
 
     @property
     def protected(self) -> dict[str, str]:
@@ -215,6 +233,8 @@ class Session:
         self._watcher = Watcher(gateway, self._signs(), self.target.partner)
         self._watching = threading.Thread(target=self._watch, name="chaos-watch", daemon=True)
         self._watching.start()
+        self._bounds = BoundsReader(gateway, self.keys)
+        self._bounds.start()
         self._say("warming up")
         self.wait(self.moments.warm_s - time.monotonic())
         self._say("calm")
@@ -254,6 +274,8 @@ class Session:
         self._over.set()
         if self._watching is not None:
             self._watching.join()
+        if self._bounds is not None:
+            self._bounds.stop()
         self.moments.end_s = time.monotonic()
         if self._load is not None:
             self._say("the load comes to its end")
@@ -267,7 +289,12 @@ class Session:
         self._say("bringing everything to rest")
         names = sorted(self.keys)
         open_calls = [call for call in calls if means_again(call)]
-        repeats = asyncio.run(bring_to_rest(gateway, self.keys, open_calls, names))
+        # Where it is never set aside, each attempt at a command that orders a fault costs its partner two workers.
+        ordered = [call for call in open_calls if call.key == f"{self.name}-ordered"]
+        most = limits.CHAOS_ORDERED_REPEATS_MAX
+        repeats = asyncio.run(repeat_unanswered(ordered, gateway.base_url, self.keys, repeats_max=most))
+        others = [call for call in open_calls if call not in ordered]
+        repeats += asyncio.run(bring_to_rest(gateway, self.keys, others, names))
         self._say("checkers and audit")
         books = asyncio.run(self._read_books())
         record = [
@@ -282,6 +309,7 @@ class Session:
         everything = [*calls, *repeats]
         judgement = judge_money(everything, books, record, {**audit, "partners": rows})
         self._judge_order_and_limits(judgement, everything)
+        self._judge_bulkheads(judgement, everything)
         ordered = [call for call in everything if call.key == f"{self.name}-ordered"]
         if ordered:
             judge_ordered(judgement, ordered)
@@ -296,15 +324,38 @@ class Session:
             if impossible.payment_id in ours:
                 judgement.accuse(Fault.NOT_LINEARIZABLE, impossible.partner, str(impossible))
         judgement.unknowns += order.unknowns
-        # What partners have but for a flood's time: so a flood is judged by more than it may, and again after it.
-        allowed = limits_checker.Limits(
-            api_limits.PARTNER_RATE_PER_SECOND_DEFAULT,
-            api_limits.PARTNER_RATE_BURST_DEFAULT,
-            api_limits.PARTNER_IN_FLIGHT_DEFAULT,
-            refills=2 if self.flood_calls else 0,
-        )
-        for exceeded in limits_checker.judge(calls, dict.fromkeys(self.keys, allowed)).findings:
-            judgement.accuse(Fault.LIMIT_EXCEEDED, exceeded.partner, exceeded.detail)
+        # A flood has its partner's limits changed and changed back, and is judged by those that it had; all calls
+        # together by what nobody may exceed, and again after a flood, which then finds its bucket full.
+        usual, flood = partners.USUAL_LIMITS, self.flood_limits
+        allowed = dataclasses.replace(usual, refills=2 if self.flood_calls else 0)
+        if flood is not None:
+            allowed = limits_checker.Limits(
+                max(usual.rate_per_second, flood.rate_per_second),
+                max(usual.rate_burst, flood.rate_burst),
+                max(usual.in_flight_max, flood.in_flight_max),
+                allowed.refills,
+            )
+        exceeded = limits_checker.judge(calls, dict.fromkeys(self.keys, allowed)).findings
+        if flood is not None:
+            # One refill: what its bucket held when the limits were changed.
+            during = dict.fromkeys(self.keys, dataclasses.replace(flood, refills=1))
+            exceeded += limits_checker.judge(self.flood_calls, during).findings
+        for one in exceeded:
+            judgement.accuse(Fault.LIMIT_EXCEEDED, one.partner, one.detail)
+
+    def _judge_bulkheads(self, judgement: Judgement, calls: list[Call]) -> None:
+        """Add what of the gateway's own bounds was not kept, whether anybody was harmed by it or not."""
+        for one in bounds.judge(self._bounds.readings if self._bounds is not None else (), self.settings.patience):
+            judgement.accuse(Fault.BOUND_EXCEEDED, one.who, one.detail)
+        moments, fails_after_ms = self.moments, self.experiment.fails_after_ms
+        if fails_after_ms is None or moments.struck_s is None or moments.ended_s is None:
+            return
+        offset_s = time.time() - time.monotonic()
+        begin_ms, end_ms = ((at_s + offset_s) * 1_000 for at_s in (moments.struck_s, moments.ended_s))
+        own = [call for call in calls if call.partner == self.target.partner]
+        told = breaker_checker.judge(own, begin_ms, end_ms, fails_after_ms)
+        if told is not None:
+            judgement.accuse(Fault.BREAKER_CLOSED, self.target.partner, told)
 
     def circumstances(self, *, interrupted: bool) -> Circumstances:
         """Sum up what else counts for the verdict."""
@@ -327,6 +378,8 @@ class Session:
         """Leave nothing behind: no load, no fault, our partners suspended, a gateway of our own stopped."""
         self.undo.all()
         self._over.set()
+        if self._bounds is not None:
+            self._bounds.stop()
         for load in (self._load, self._flood):
             if load is not None:
                 load.kill()
@@ -341,18 +394,22 @@ class Session:
     # Parts
 
     def _find_gateway(self) -> None:
-        settings = self.settings
+        settings, needed = self.settings, self.experiment.needs
+        missing = needs.missing_here(needed, own=self.own is not None or settings.own)
+        if missing is not None:
+            raise GatewayError(missing)
         if self.own is None and settings.own:
             self._say("starting a gateway")
-            self.own = OwnGateway(ROOT, fdb_server=self.experiment.fdb_server, bulkheads_off=settings.bulkheads_off)
+            self.own = OwnGateway(ROOT, needs=needed, bulkheads_off=settings.bulkheads_off)
             self._ends_own = True
             self.own.start()
         if self.own is not None:
             self.gateway = self.own.gateway
         else:
             self.gateway = Attached(DataFolder(settings.data_folder))
-        if self.experiment.fdb_server:
-            self.require_server()
+        missing = needs.missing_there(needed, self.gateway.status(), self.gateway.store_kind)
+        if missing is not None:
+            raise GatewayError(missing)
 
     def _choose(self) -> None:
         """Choose the target, as the seed has it where nobody was named; name the partners. Raises GatewayError."""
@@ -364,17 +421,26 @@ class Session:
         if settings.cell and settings.cell not in cells:
             raise GatewayError(f"there is no cell {settings.cell!r}; there are {', '.join(cells)}")
         homes = partners.names_for(cells, limits.CHAOS_PARTNERS_PER_CELL)
+        pooled = partners.names_for(cells, limits.CHAOS_POOLED_PER_CELL, POOLED_PREFIX)
         if settings.partner:
-            homes.setdefault(settings.partner, partners.home_of(settings.partner, cells))
+            known = pooled if partners.is_pooled(settings.partner) else homes
+            known.setdefault(settings.partner, partners.home_of(settings.partner, cells))
         dice = random.Random(settings.seed)
-        cell = settings.cell or (homes[settings.partner] if settings.partner else dice.choice(cells))
-        there = sorted(partner for partner, home in homes.items() if home == cell)
+        everybody = homes | pooled
+        cell = settings.cell or (everybody[settings.partner] if settings.partner else dice.choice(cells))
+        more = partners.names_for(cells, self.experiment.partners_in_cell)
+        more = {name: home for name, home in more.items() if home == cell}
+        homes, everybody = homes | more, everybody | more
+        wanted = pooled if self.experiment.scope is Scope.POOL else homes
+        there = sorted(partner for partner, home in wanted.items() if home == cell)
         partner = settings.partner or dice.choice(there)
-        if homes[partner] != cell:
-            raise GatewayError(f"{partner} lives in {homes[partner]}, not in {cell}: leave --cell out")
+        if everybody[partner] != cell:
+            raise GatewayError(f"{partner} lives in {everybody[partner]}, not in {cell}: leave --cell out")
+        if self.experiment.scope is Scope.POOL and not partners.is_pooled(partner):
+            raise GatewayError(f"{partner} shares no worker; those that do are called {POOLED_PREFIX}…")
         if not settings.force:
             partners.require_harmless(partners.list_all(gateway), self.experiment.scope, cell)
-        self.target = Target(partner, cell, homes)
+        self.target = Target(partner, cell, everybody)
 
     def _onboard(self) -> None:
         gateway = self.require_gateway()
@@ -384,15 +450,25 @@ class Session:
             keys = list(pool.map(lambda name: partners.take(gateway, name, there), names))
         self.keys = dict(zip(names, keys, strict=True))
         gateway.wait_well(names)
-        found = {row["partner"]: row["cell"] for row in gateway.status()["partners"] if row["partner"] in self.keys}
+        rows = [row for row in gateway.status()["partners"] if row["partner"] in self.keys]
+        found = {row["partner"]: row["cell"] for row in rows}
         if found != dict(self.target.cells):
             raise GatewayError(f"partners live elsewhere than their names say: {found}")
+        if self.experiment.scope is Scope.POOL:
+            mates = wait_for(self._mates, f"{self.target.partner} shares its worker", limits.CHAOS_POOLED_MS_MAX)
+            self.target = replace(self.target, mates=mates)
         for name in names:
             self._old_books[name], self._old_keys[name] = set(), set()
             if name in there:
                 book = asyncio.run(read_book(gateway.base_url, self.keys[name]))
                 self._old_books[name] = {str(payment["id"]) for payment in book}
                 self._old_keys[name] = {str(row["key"]) for row in gateway.acquirer_record(name)}
+
+    def _mates(self) -> frozenset[str] | None:
+        """Give those of our partners who share the target's worker, itself among them; None: not all that should."""
+        workers = {row["partner"]: row["worker"] for row in self.require_gateway().status()["partners"]}
+        mates = frozenset(name for name in self.keys if workers.get(name) == workers[self.target.partner])
+        return mates if len(mates) >= limits.CHAOS_POOLED_PER_CELL else None
 
     async def _read_books(self) -> dict[str, list[dict[str, Any]]]:
         base_url = self.require_gateway().base_url
@@ -447,6 +523,8 @@ class Session:
             pids.append(self.gateway.up.pid)
         if self.own is not None and self.own.server is not None:
             pids.append(self.own.server.pid)
+        if self.own is not None and self.own.proxies is not None:
+            pids.append(self.own.proxies.pid)
         for pid in pids:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if pid is not None:

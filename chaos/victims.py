@@ -35,7 +35,9 @@ def find(
         case Target.GCS | Target.RAYLET:
             heads = _of_role(rows, {"ray"}, cell)
             found = [child for head in heads for child in head.children() if child.name() == _OF_RAY[target]]
-        case Target.ROUTER | Target.CONTROL_PLANE | Target.ACQUIRER:  # of no cell, whatever else the fault strikes
+        case (
+            Target.ROUTER | Target.CONTROL_PLANE | Target.ACQUIRER | Target.REDIS
+        ):  # of no cell, whatever else the fault strikes
             found = list(_of_role(rows, {_ROLES.get(target, target.value)}, None))[:1]
         case _:
             found = list(_of_role(rows, {_ROLES.get(target, target.value)}, cell))[:1]

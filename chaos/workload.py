@@ -285,17 +285,22 @@ def _call(run: str, partner: str, scenario: str, step: Step, due_s: float) -> Ca
 
 
 async def repeat_unanswered(
-    calls: Iterable[Call], base_url: str, api_keys: dict[str, str], *, delay_ms: int = limits.REPEAT_DELAY_MS
+    calls: Iterable[Call],
+    base_url: str,
+    api_keys: dict[str, str],
+    *,
+    delay_ms: int = limits.REPEAT_DELAY_MS,
+    repeats_max: int = limits.REPEATS_MAX,
 ) -> list[Call]:
     """Repeat every write that was not answered, under its own key, until it has a final answer; give the repeats.
 
-    What is answered with "again later" is repeated too, at most REPEATS_MAX times.
+    What is answered with "again later" is repeated too, at most `repeats_max` times.
     """
     slots = asyncio.Semaphore(limits.REPEATS_AT_ONCE_MAX)
     repeats: list[Call] = []
 
     async def one(session: aiohttp.ClientSession, first: Call) -> None:
-        for number in range(1, limits.REPEATS_MAX + 1):
+        for number in range(1, repeats_max + 1):
             call = first.anew(time.monotonic(), number)
             repeats.append(call)
             async with slots:

@@ -92,8 +92,9 @@ def start(  # noqa: PLR0913 - one for each option
         int | None, typer.Option(help="Start a second simulator on this port, as the acquirer `second`.")
     ] = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="Redis, by which routers share 429s: redis://…, or none.")
+        str | None, typer.Option(help="Somebody else's Redis: redis://…; none: no Redis; else `up` starts its own.")
     ] = None,
+    redis_port: Annotated[int | None, typer.Option(help="Port of its own Redis.")] = None,
     store: Annotated[str | None, typer.Option(help="Where the money is: sqlite or fdb (FoundationDB).")] = None,
     cluster_files: Annotated[
         str | None,

@@ -5,7 +5,7 @@ instance.json     what this folder is; written last at the first start
 control.sqlite    partners, hashes of keys, operators' changes, where the store is SQLite (control_plane/registry.py)
 registry.sqlite   the same in a folder of before; the first `up` imports it and renames it to registry.sqlite.imported
 control.sock      the control plane, for this user only
-secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acquirer's; 0600 in a folder of 0700
+secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acquirer's, Redis's; 0600 in one of 0700
 directory/        what routers read          routers/<name>/   what each router last knew
 cells/<name>/     the partners' books        acquirer/         the simulator's record (-second: another's)
 removed/<name>/   what was a cell's          run/              configurations and records of processes       logs/
@@ -146,6 +146,11 @@ class DataFolder:
         return self.secrets / f"{cell}.ray_token"
 
     @property
+    def redis_secret_file(self) -> Path:
+        """What the password of the installation's own Redis is made of."""
+        return self.secrets / "redis.key"
+
+    @property
     def directory_file(self) -> Path:
         """The directory as published."""
         return self.root / "directory" / "directory.json"
@@ -170,6 +175,11 @@ class DataFolder:
     def run(self) -> Path:
         """Configurations and records of processes."""
         return self.root / "run"
+
+    @property
+    def redis_config_file(self) -> Path:
+        """What the installation's own Redis reads, its password included."""
+        return self.run / "redis.conf"
 
     @property
     def settings_file(self) -> Path:
@@ -399,7 +409,10 @@ def _identity(seed: str, folder: DataFolder) -> str:
 
 def _own_secret_files(folder: DataFolder, settings: Settings) -> list[tuple[Path, str]]:
     files = [(folder.pepper_file, "bytes")]
-    return files + [(folder.acquirer_secret_file(name), "bytes") for name in settings.acquirer_urls]
+    files += [(folder.acquirer_secret_file(name), "bytes") for name in settings.acquirer_urls]
+    if settings.starts_redis:
+        files.append((folder.redis_secret_file, "bytes"))
+    return files
 
 
 def _cell_secret_files(folder: DataFolder, cell: str) -> list[tuple[Path, str]]:
@@ -413,8 +426,9 @@ def _make_secrets(files: Iterable[tuple[Path, str]], *, may_make: bool) -> None:
             _check_secret(path, kind)
             continue
         # Who signs and who checks both read an acquirer's key here, so a new one loses nothing: it is also made in a
-        # folder of before there were notifications, or that acquirer.
-        if not may_make and not path.name.endswith(".notifications.key"):
+        # folder of before there were notifications, or that acquirer. So is Redis's, which keeps nothing.
+        may_be_new = path.name == "redis.key" or path.name.endswith(".notifications.key")
+        if not may_make and not may_be_new:
             raise FolderError(f"the secret {path.name} is missing", where=str(path), hint=_SECRETS_HINT)
         content = secrets.token_bytes(SECRET_BYTES)
         write_atomically(path, content.hex().encode() if kind == "text" else content)

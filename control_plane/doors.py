@@ -74,6 +74,7 @@ class PartnerStatus(_Read):
     epoch: int | None = None
     worker: str | None = None
     in_flight: int = 0
+    commands: int = 0
     unknowns: int = 0
     takeovers: int = 0
     isolation: str = ""

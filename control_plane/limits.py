@@ -66,6 +66,12 @@ SETTINGS_BYTES_MAX: Final = 65_536
 OUTPUT_FILE_BYTES_MAX: Final = 10_000_000
 TRIM_INTERVAL_MS: Final = 30_000
 
+# The installation's own Redis: what it may hold, and how many may be connected.
+REDIS_MEMORY_BYTES_MAX: Final = 134_217_728
+REDIS_CLIENTS_MAX: Final = 256
+# How long each step of telling routers by Redis may take; the file is written by then.
+REDIS_TIMEOUT_MS: Final = 500
+
 # Asking doors and routers.
 # Longer than a door waits for a stopped worker of its own.
 CELL_STATUS_TIMEOUT_MS: Final = 1_500
@@ -170,6 +176,7 @@ REGISTRY_BUSY_TIMEOUT_MS: Final = 5_000
 IMPORT_ROWS: Final = 500
 IMPORT_COMMIT_BYTES: Final = 1_000_000
 
+assert 4 * ROUTERS_MAX <= REDIS_CLIENTS_MAX, "all routers fit in, also while lost connections linger"
 assert PROBE_INTERVAL_MS + PROBE_TIMEOUT_MS < UNRESPONSIVE_MS_MAX, "one lost probe kills nobody"
 assert START_TIMEOUT_MS + CELL_REMOVE_GRACE_MS < CELL_WATCH_MS_MAX
 assert CELLS_MAX < CELLS_EVER_MAX

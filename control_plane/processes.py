@@ -31,11 +31,12 @@ class ProcessSpec:
     """One process as it should run.
 
     `needs` names what is started before it, and without which it is started anew. `parts` are the names of children
-    without which it is of no use itself. `scratch` is a folder of its own that is emptied before each start.
+    without which it is of no use itself. `scratch` is a folder of its own that is emptied before each start. Nobody
+    waits for one that is `optional`: the installation is ready without it.
     """
 
     name: str
-    role: str  # acquirer, ray, door, router
+    role: str  # acquirer, redis, ray, door, router
     cell: str | None
     stage: int
     argv: tuple[str, ...]
@@ -49,6 +50,7 @@ class ProcessSpec:
     parts: tuple[str, ...] = ()
     stopped_ms_max: int = limits.STOPPED_MS_MAX
     scratch: Path | None = None
+    optional: bool = False
 
     @property
     def endpoint(self) -> str:
@@ -71,7 +73,7 @@ def plan(
 ) -> tuple[ProcessSpec, ...]:
     """Give all processes, in the order of their start. That a cell comes or goes changes no other process."""
     running = [cell for cell in cells if cell.is_running]
-    planned: list[_Planned] = [*_plan_acquirer(settings, folder)]
+    planned: list[_Planned] = [*_plan_acquirer(settings, folder), *_plan_redis(settings, folder)]
     scratch = ray_folder(instance.id)
     planned += [_plan_ray_head(settings, folder, cell, scratch / str(cell.slot)) for cell in running]
     planned += [_plan_door(settings, folder, instance, cell) for cell in running]
@@ -105,6 +107,7 @@ def plan(
                 parts=RAY_PARTS if process.role == "ray" else (),
                 stopped_ms_max=limits.STOPPED_RAY_MS_MAX if process.role == "ray" else limits.STOPPED_MS_MAX,
                 scratch=process.scratch,
+                optional=process.optional,
             )
         )
     return tuple(specs)
@@ -122,6 +125,7 @@ class _Planned:
     cell: str | None = None
     needs: tuple[str, ...] = ()
     scratch: Path | None = None
+    optional: bool = False
 
 
 def _plan_acquirer(settings: Settings, folder: DataFolder) -> list[_Planned]:
@@ -148,6 +152,27 @@ def _plan_acquirer(settings: Settings, folder: DataFolder) -> list[_Planned]:
             },
         )
         for name, acquirer, port in simulators
+    ]
+
+
+def _plan_redis(settings: Settings, folder: DataFolder) -> list[_Planned]:
+    if not settings.starts_redis:
+        return []
+    return [
+        _Planned(
+            name="redis",
+            role="redis",
+            module="control_plane.redis_server",
+            stage=STAGE_FOUNDATIONS,
+            port=settings.redis_port,
+            config={
+                "host": LOOPBACK,
+                "port": settings.redis_port,
+                "secret_file": str(folder.redis_secret_file),
+                "server_config_file": str(folder.redis_config_file),
+            },
+            optional=True,
+        )
     ]
 
 
@@ -212,6 +237,13 @@ def _workers_config(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _redis_config(settings: Settings, folder: DataFolder) -> dict[str, Any]:
+    if settings.starts_redis:
+        url = f"redis://{LOOPBACK}:{settings.redis_port}/0"
+        return {"redis_url": url, "redis_secret_file": str(folder.redis_secret_file)}
+    return {"redis_url": "" if settings.redis_url == "none" else settings.redis_url, "redis_secret_file": None}
+
+
 def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) -> _Planned:
     config = {
         "name": name,
@@ -222,7 +254,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "pepper_file": str(folder.pepper_file),
         "cell_keys_folder": str(folder.secrets),
         "acquirer_key_files": {name: str(folder.acquirer_secret_file(name)) for name in settings.acquirer_urls},
-        "redis_url": "" if settings.redis_url == "none" else settings.redis_url,
+        **_redis_config(settings, folder),
         "log_file": str(folder.log_file(name)),
         "bulkheads_off": sorted(settings.bulkheads_off),
     }

@@ -14,6 +14,7 @@ import structlog
 
 from control_plane import limits
 from control_plane.data_folder import DataFolder
+from control_plane.directory_spreading import Spread, by_file_only
 from control_plane.errors import ControlPlaneError
 from control_plane.registry import Registry
 from control_plane.registry_records import Cell, Key, Partner
@@ -25,8 +26,11 @@ log = structlog.get_logger()
 class Publisher:
     """The one writer of the directory's file. What takes long is done in threads, one at a time."""
 
-    def __init__(self, registry: Registry, folder: DataFolder, routers: Sequence[str]) -> None:
+    def __init__(
+        self, registry: Registry, folder: DataFolder, routers: Sequence[str], spread: Spread = by_file_only
+    ) -> None:
         self._registry = registry
+        self._spread = spread
         self._file = folder.directory_file
         self._kept_files = {name: folder.router_folder(name) / directory_file.LAST_KNOWN_GOOD for name in routers}
         self._lock = asyncio.Lock()
@@ -69,6 +73,7 @@ class Publisher:
                 ) from error
             self._published = await asyncio.to_thread(directory.decode, raw)
             self._written = _signature(self._file)
+            await self._spread(version, raw)
             log.info("directory_published", version=version, partners=len(payload.partners))
             return version
 

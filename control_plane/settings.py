@@ -85,7 +85,9 @@ class Settings(BaseSettings):
     )
     # Where a second simulator listens, as the acquirer `second`; unset: none is started.
     second_acquirer_port: Port | None = None
-    redis_url: str = "none"  # spreads remembered 429s among routers; "none": each learns by itself
+    # Redis, by which routers hear sooner of a new directory and of 429s. Empty: `up` starts one; "none": no Redis.
+    redis_url: str = ""
+    redis_port: Port = 6390  # where that one listens
     acquirer_fees: AcquirerFees = AcquirerFees()
     store: Literal["sqlite", "fdb"] = "sqlite"
     # FoundationDB's cluster files, where the store is fdb: one that all cells share, or one a cell in their order.
@@ -149,10 +151,10 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, url: str) -> str:
-        if url != "none":
+        if url not in {"", "none"}:
             parts = urlsplit(url)
             if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
-                raise ValueError('must be a redis:// or rediss:// URL, or "none"')
+                raise ValueError('must be a redis:// or rediss:// URL, "none", or empty for a server of its own')
         return url
 
     @field_validator("cluster_files", mode="before")
@@ -220,6 +222,11 @@ class Settings(BaseSettings):
         return not self.acquirer_url
 
     @property
+    def starts_redis(self) -> bool:
+        """Whether Redis is a server of our own."""
+        return not self.redis_url
+
+    @property
     def acquirer(self) -> str:
         """The acquirer's base URL."""
         return self.acquirer_url or f"http://{LOOPBACK}:{self.acquirer_port}"
@@ -261,6 +268,8 @@ class Settings(BaseSettings):
         }
         if self.second_acquirer_port is not None:
             rows["second_acquirer_port"] = (self.second_acquirer_port, 1)
+        if self.starts_redis:
+            rows["redis_port"] = (self.redis_port, 1)
         if self.starts_simulator:
             rows["acquirer_port"] = (self.acquirer_port, 1)
         return rows

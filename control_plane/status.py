@@ -46,7 +46,7 @@ def build(
                 rows.extend(_worker_rows(answer))
     return {
         "control_plane": control_plane,
-        "ready": control_plane["running"] and all(state.state == "ready" for state in states),
+        "ready": control_plane["running"] and all(state.state == "ready" or state.spec.optional for state in states),
         "directory_version": directory_version,
         "cells": [_cell(name, answer, rows_of_cells.get(name)) for name, answer in answers.items()],
         "processes": rows,
@@ -253,6 +253,7 @@ def _partner(partner: Partner, answer: CellStatus | str | None) -> dict[str, Any
         "epoch": found.epoch,
         "worker": found.worker,
         "in_flight": found.in_flight,
+        "commands": found.commands,
         "unknowns": found.unknowns,
         "takeovers": found.takeovers,
     }

@@ -149,11 +149,12 @@ class Supervisor:
         self._keepers = [keeper for keeper in self._keepers if keeper not in leaving]
 
     async def wait_ready(self, timeout_ms: int) -> list[str]:
-        """Wait until all processes answer; give the names of those that don't in time."""
+        """Wait until all processes answer but the optional ones; give the names of those that don't in time."""
+        awaited = [keeper for keeper in self._keepers if not keeper.spec.optional]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_ms / 1000):
-                await asyncio.gather(*(keeper.ready.wait() for keeper in self._keepers))
-        return [keeper.spec.name for keeper in self._keepers if not keeper.ready.is_set()]
+                await asyncio.gather(*(keeper.ready.wait() for keeper in awaited))
+        return [keeper.spec.name for keeper in awaited if not keeper.ready.is_set()]
 
     def failed(self) -> BaseException | None:
         """Give the error of a keeper that ended by a bug; None where there is none."""

@@ -15,9 +15,10 @@ import structlog
 import uvloop
 
 from cells.api import logs
-from control_plane import admin, data_folder, fleet_api, limits, memory, opening, rebalance_api, status
+from control_plane import admin, data_folder, fleet_api, limits, memory, opening, rebalance_api, redis_server, status
 from control_plane.cell_rules import first_cells, follow_settings
 from control_plane.data_folder import DataFolder, Instance
+from control_plane.directory_spreading import spread_by
 from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
@@ -59,6 +60,7 @@ def version() -> str:
 def run(settings: Settings, console: Console, make_plan: Planner = plan) -> int:
     """Run until SIGINT, SIGTERM or SIGHUP; give the exit code. Raises ControlPlaneError where it can't start."""
     folder = DataFolder(settings.data_folder)
+    settings = with_redis_that_is_there(settings, console)
     with data_folder.locked(folder):
         first_start = data_folder.read_instance(folder) is None
         try:
@@ -70,6 +72,14 @@ def run(settings: Settings, console: Console, make_plan: Planner = plan) -> int:
                 f"the data folder can't be written: {error}", where=str(folder.root), hint="mend that, then try again"
             ) from error
         return uvloop.run(_run(settings, folder, instance, console, make_plan, first_start=first_start))
+
+
+def with_redis_that_is_there(settings: Settings, console: Console) -> Settings:
+    """Go without a Redis of our own where its program is missing, and say so: nothing depends on it."""
+    if not settings.starts_redis or redis_server.is_installed():
+        return settings
+    console.tell(f"{redis_server.PROGRAM} is not installed, so routers go without Redis: {redis_server.WITHOUT}")
+    return settings.model_copy(update={"redis_url": "none"})
 
 
 async def _run(
@@ -141,7 +151,8 @@ class _Up:
         self._require_memory()
         self._require_test_partners()
         require_acquirers(self._settings, self._registry.partners())
-        publisher = Publisher(self._registry, self._folder, self._settings.router_names)
+        spread = spread_by(self._settings, self._folder)
+        publisher = Publisher(self._registry, self._folder, self._settings.router_names, spread)
         await publisher.publish()
         doors = await Doors.connect(cell_addresses(self._registry.cells()), self._folder)
         try:
@@ -368,6 +379,10 @@ async def _probe(spec: ProcessSpec) -> bool:
                 return True  # of Ray a connection is all that is asked
             if spec.role == "door":
                 return bool(await reader.read(1))  # a door speaks first, with a challenge
+            if spec.role == "redis":
+                writer.write(b"PING\r\n")
+                # That it asks for its password is an answer, too; so no secret is needed here.
+                return (await reader.readline()).startswith((b"+PONG", b"-NOAUTH"))
             writer.write(f"GET /livez HTTP/1.1\r\nHost: {spec.host}\r\nConnection: close\r\n\r\n".encode())
             return (await reader.readline()).split(b" ")[1:2] == [b"200"]
         finally:
@@ -389,5 +404,5 @@ def _require_free_ports(specs: list[ProcessSpec]) -> None:
                     f"{spec.name} can't listen on {spec.host}:{port}: {error.strerror}",
                     where="the ports in the settings",
                     hint="end what listens there, or move the port: http_port, door_port, metrics_port, ray_port, "
-                    "acquirer_port",
+                    "acquirer_port, redis_port",
                 ) from error

@@ -43,7 +43,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     from cells.api import logs  # noqa: PLC0415
     from router import limits  # noqa: PLC0415
     from router.app import create_app  # noqa: PLC0415
-    from router.server import BoundedProtocol  # noqa: PLC0415
+    from router.server import guarded  # noqa: PLC0415
 
     log = structlog.get_logger()
     logs.configure(settings.log_file, process=settings.name)
@@ -60,7 +60,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         uvicorn.Config(
             app,
             loop="uvloop",
-            http=BoundedProtocol,
+            http=guarded(app.guard),
             ws="none",
             lifespan="on",
             access_log=False,

@@ -40,6 +40,10 @@ class Admission:
         self._cells[name] = held + 1
         return _Place(None, self._cells, name)
 
+    def running_of_cell(self, name: str) -> int:
+        """Give how many places of the cell's share are taken."""
+        return self._cells.get(name, 0)
+
 
 class _Place:
     """One place that is held; its end gives it back."""

@@ -57,7 +57,11 @@ def create_app(settings: Settings) -> Edge:
         return held is not None and partner_id in held.partners
 
     if settings.redis_url:
-        gateway.spreading = Spreading(settings.redis_url, gateway.remembered, is_partner)
+        secret_file = settings.redis_secret_file
+        password = None if secret_file is None else read_secret(secret_file).hex()
+        gateway.spreading = Spreading(
+            settings.redis_url, gateway.remembered, is_partner, password=password, offer=watcher.offer
+        )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -91,7 +95,7 @@ def create_app(settings: Settings) -> Edge:
         response_model=None,
     )
     _add_own_pages(app, watcher, cells, gateway, metrics)
-    return Edge(app, metrics, budget)
+    return Edge(app, metrics, budget, gateway.guard)
 
 
 def _add(app: FastAPI, endpoint: Endpoint, gateway: Gateway) -> None:
@@ -157,6 +161,7 @@ def _add_own_pages(
                 metrics.news.labels(what).set(getattr(spreading, what))
         for name, is_up in cells.connected().items():
             metrics.cell_connected.labels(name).set(is_up)
+            metrics.cell_running.labels(name).set(gateway.admission.running_of_cell(name))
         return Response(await metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     for path, page in (

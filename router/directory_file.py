@@ -69,6 +69,7 @@ class DirectoryWatcher:
         self._now = now
         self._seen: _Signature | None = None
         self._trusted = False
+        self._exchanging = asyncio.Lock()
         self._raw = b""
         self._kept_version = -1
         self._keep_again_at = 0.0
@@ -97,6 +98,25 @@ class DirectoryWatcher:
 
     async def poll(self) -> None:
         """Look once; take what is new. Files are read and written in a thread, the exchange itself is not."""
+        async with self._exchanging:
+            await self._poll()
+
+    async def offer(self, raw: bytes) -> None:
+        """Take what came another way than by the file, if it is newer: never an older one, never a corrupt one."""
+        try:
+            found = await asyncio.to_thread(directory.decode, raw)
+        except DirectoryError as error:
+            self.rejected += 1
+            log.error("directory_offered_unusable", error=str(error))  # noqa: TRY400 - the trace tells no more
+            return
+        async with self._exchanging:
+            if self.current is not None and found.version <= self.current.version:
+                return
+            await self._take(raw, found, "redis")
+            self._trusted = False  # of the file nothing is known yet
+            await asyncio.to_thread(self._keep)
+
+    async def _poll(self) -> None:
         if self._signature() != self._seen:
             await self._judge(*await asyncio.to_thread(self._read_published))
         elif self._trusted:

@@ -19,6 +19,7 @@ from cells.api.ids import new_ulid
 from cells.api.log_budget import LogBudget
 from cells.api.messages import RefusalCode
 from router import limits, problems
+from router.guard import Guard
 from router.metrics import Metrics
 from router.problems import EdgeCode, Problem
 from router.reading import Head
@@ -64,8 +65,9 @@ class BareRoute(APIRoute):
 class Edge:
     """The ASGI application: FastAPI's router with all that a request needs around it."""
 
-    def __init__(self, app: FastAPI, metrics: Metrics, budget: LogBudget) -> None:
+    def __init__(self, app: FastAPI, metrics: Metrics, budget: LogBudget, guard: Guard | None = None) -> None:
         self._app = app
+        self.guard = guard  # of the server below, which asks it before anything comes here
         self._router: ASGIApp = app.router
         # Most requests name a path without an id: found here, they need no look at each route's pattern.
         self._plain = {

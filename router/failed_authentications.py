@@ -30,6 +30,12 @@ class FailedAuthentications:
             if len(self._windows) >= limits.FAILED_AUTHENTICATION_ADDRESSES_MAX:
                 del self._windows[next(iter(self._windows))]
         self._windows[address] = ends, count + 1
+        return self.wait_ms(address) if count >= limits.FAILED_AUTHENTICATIONS_MAX else None
+
+    def wait_ms(self, address: str) -> int | None:
+        """Give the time in ms until the window ends where there were as many as may be; counts nothing."""
+        ends, count = self._windows.get(address, (0.0, 0))
         if count < limits.FAILED_AUTHENTICATIONS_MAX:
             return None
-        return max(1, round((ends - now) * 1_000))
+        left_s = ends - self._now()
+        return max(1, round(left_s * 1_000)) if left_s > 0 else None

@@ -22,9 +22,9 @@ from router.directory import Directory, Partner
 from router.directory_file import DirectoryWatcher
 from router.edge import KEY, Exchange, respond
 from router.endpoints import Endpoint
-from router.failed_authentications import FailedAuthentications
+from router.guard import Guard
 from router.metrics import Metrics
-from router.problems import EdgeCode, Problem, ProblemError
+from router.problems import EdgeCode, ProblemError
 from router.remembered import RememberedRefusals
 from router.spreading import Spreading
 
@@ -50,7 +50,7 @@ class Gateway:
         self._budget = budget
         self.admission = Admission(bulkheads_off)
         self.remembered = RememberedRefusals()
-        self.failed_authentications = FailedAuthentications()
+        self.guard = Guard(watcher, pepper, metrics, budget)
         self.spreading: Spreading | None = None
 
     async def serve(self, endpoint: Endpoint, request: Request) -> Response:
@@ -61,19 +61,9 @@ class Gateway:
         except ProblemError as error:
             if isinstance(error, keys.UnauthorizedError):
                 address = (request.scope.get("client") or ("unknown",))[0]
-                self._budget.warning(
-                    "authentication_failed",
-                    reason=error.reason,
-                    partner=error.partner_id,
-                    request_id=exchange.request_id,
-                    client=address,
-                )
-                wait_ms = self.failed_authentications.note(address)
-                if wait_ms is not None:
-                    self._metrics.guesses_limited.inc()
-                    detail = "Too many API keys that are not valid came from this address. A valid one is still served."
-                    code = EdgeCode.TOO_MANY_FAILED_AUTHENTICATIONS
-                    return respond(Problem(code, detail, retry_after_ms=wait_ms), exchange)
+                limited = self.guard.note(error, exchange.request_id, address)
+                if limited is not None:
+                    return respond(limited, exchange)
             return respond(error.problem, exchange)
 
     async def _serve(self, endpoint: Endpoint, request: Request, exchange: Exchange) -> Response:

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from router import directory, problems
 from router.directory import Directory, Partner
@@ -23,6 +23,13 @@ class UnauthorizedError(ProblemError):
         super().__init__(problems.Problem(EdgeCode.UNAUTHORIZED, detail, headers={"www-authenticate": challenge}))
         self.reason = reason
         self.partner_id = partner_id
+
+
+class Stranger(NamedTuple):
+    """Who is let in by no key: why, for the log, and the partner whose name came, where there is one."""
+
+    reason: str
+    partner_id: str | None
 
 
 def read_bearer(values: Sequence[bytes]) -> str:
@@ -49,7 +56,14 @@ def authenticate(values: Sequence[bytes], held: Directory, pepper: bytes, now: d
 
     The answer is the same for a key that never was, was revoked or has expired; the reason goes to the log only.
     """
-    token = read_bearer(values)
+    found = find(read_bearer(values), held, pepper, now)
+    if isinstance(found, Stranger):
+        raise UnauthorizedError(found.reason, "The API key is not valid.", found.partner_id, error="invalid_token")
+    return found
+
+
+def find(token: str, held: Directory, pepper: bytes, now: datetime) -> tuple[str, Partner] | Stranger:
+    """Give the partner whose key a token is, or why it is nobody's."""
     # Working a key's hash out costs more than all the rest; who was let in under this directory is known by a digest of
     # the key, so there are no more of these than keys.
     digest = hashlib.blake2b(token.encode(), digest_size=16, key=pepper).digest()
@@ -63,19 +77,14 @@ def authenticate(values: Sequence[bytes], held: Directory, pepper: bytes, now: d
     reason = "malformed_key" if named is None else "unknown_partner" if partner is None else "unknown_key"
     if partner is None:
         hmac.compare_digest(presented, _NOBODY)
-    else:
-        for key in partner.keys:
-            if hmac.compare_digest(presented, key.hash):
-                if key.expires_at is not None and key.expires_at <= now:
-                    reason = "expired_key"
-                elif mode != partner.mode:
-                    reason = "other_mode"
-                else:
-                    held.authenticated[digest] = partner_id, partner, key
-                    return partner_id, partner
-    raise UnauthorizedError(
-        reason,
-        "The API key is not valid.",
-        None if partner is None else partner_id,
-        error="invalid_token",
-    )
+        return Stranger(reason, None)
+    for key in partner.keys:
+        if hmac.compare_digest(presented, key.hash):
+            if key.expires_at is not None and key.expires_at <= now:
+                reason = "expired_key"
+            elif mode != partner.mode:
+                reason = "other_mode"
+            else:
+                held.authenticated[digest] = partner_id, partner, key
+                return partner_id, partner
+    return Stranger(reason, partner_id)

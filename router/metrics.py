@@ -34,6 +34,9 @@ class Metrics:
             registry=registry,
         )
         self.running = Gauge("bulkhead_router_requests_running", "Requests that run now.", registry=registry)
+        self.cell_running = Gauge(
+            "bulkhead_router_cell_requests_running", "Requests that run now, by cell.", ["cell"], registry=registry
+        )
         self.directory_version = Gauge(
             "bulkhead_router_directory_version", "Version of the directory that is held.", registry=registry
         )
@@ -96,6 +99,15 @@ class Metrics:
                 label = "429" if outcome == 429 else f"{outcome}xx"
                 partners = self._partner_children[partner_id, outcome] = self._partners.labels(partner_id, label)
             partners.inc()
+
+    def turned_away(self, method: str, status: int) -> None:
+        """Count an answer to a bad key past its address' bound, of which no request was made."""
+        self.guesses_limited.inc()
+        key = (method, "turned_away", status)
+        requests = self._request_children.get(key)
+        if requests is None:
+            requests = self._request_children[key] = self._requests.labels(*key)
+        requests.inc()
 
     async def render(self) -> bytes:
         """Give the text format; in a thread, since a thousand partners take a while."""

@@ -13,6 +13,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from router import limits, problems
+from router.guard import Guard
 from router.problems import KINDS, EdgeCode
 
 
@@ -45,6 +46,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _is_in_head = True
     _is_in_body = False
     _bytes = 0  # of the unfinished head, or discarded of the unwanted body
+    _guard: Guard | None = None
+    _refusal: bytes | None = None  # what the request at hand is answered with once it is whole, by the guard
     _timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
 
@@ -79,8 +82,8 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._is_in_body:
             if len(self.headers) > limits.HEAD_LINES_MAX:
                 self._end()  # lines without an end, behind a chunked body
-            elif self.cycle.response_complete:
-                # Answered already, and still sending: uvicorn throws it away.
+            elif self._refusal is not None or self.cycle.response_complete:
+                # Answered already, or refused, and still sending: it is thrown away.
                 self._bytes += len(data)
                 if self._bytes > limits.DISCARDED_BYTES_MAX:
                     self._end()
@@ -152,6 +155,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing() or self.parser.should_upgrade():
             return
+        if self._guard is not None and self._is_refused(self._guard):
+            return
         super().on_headers_complete()
         if len(self.pipeline) > limits.PIPELINED_REQUESTS_MAX:
             self._end()
@@ -160,8 +165,46 @@ class BoundedProtocol(HttpToolsProtocol):
         """Note that the request is whole. What comes next, if anything, is a head; keep-alive has its own time."""
         self._is_in_body = False
         self._stop_timer()
-        if not self.parser.should_upgrade():
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+        elif not self.parser.should_upgrade():
             super().on_message_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body; of a request that is refused nobody wants it."""
+        if self._refusal is None:
+            super().on_body(body)
+
+    def _is_refused(self, guard: Guard) -> bool:
+        """Ask the guard about the head that is whole.
+
+        Where another request is under way, or its client waits for "100 Continue", it is refused as ever: as a request.
+        """
+        if self.client is None or self.expect_100_continue or not self._is_idle or self.pipeline:
+            return False
+        method = self.parser.get_method().decode("ascii")
+        refusal = guard.refusal(self.client[0], method, self.url, self.headers)
+        if refusal is None:
+            return False
+        head, body = refusal
+        lines = b"".join(b"%b: %b\r\n" % line for line in self.server_state.default_headers)
+        ends = b"" if self.parser.should_keep_alive() else b"connection: close\r\n"
+        self._refusal = head + lines + ends + b"\r\n" + (b"" if method == "HEAD" else body)
+        return True
+
+    def _refuse(self, refusal: bytes) -> None:
+        """Answer what the guard refused, and go on to the next head; who does not read gets nothing more."""
+        self._refusal = None
+        self.server_state.total_requests += 1
+        if self.flow.write_paused:
+            self.transport.abort()
+            return
+        self.transport.write(refusal)
+        if not self.parser.should_keep_alive():
+            self._end()
+            return
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def on_response_complete(self) -> None:
         """End a connection whose peer waits for "100 Continue" in vain: it may send the body now, or the next head."""
@@ -209,3 +252,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.write(answer)
             self.transport.close()
             self._abort_later()
+
+
+def guarded(guard: Guard | None) -> type[BoundedProtocol]:
+    """Give the protocol, with a guard that every connection asks."""
+    return type("GuardedProtocol", (BoundedProtocol,), {"_guard": guard})

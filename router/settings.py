@@ -27,7 +27,8 @@ class Settings(BaseModel):
     pepper_file: Path
     cell_keys_folder: Path  # a cell's key is <cell>.router.key in it; cells come and go, so each is read when it comes
     acquirer_key_files: dict[str, Path] = {}
-    redis_url: str = ""  # empty: each router learns of 429s by itself
+    redis_url: str = ""  # empty: each router learns of 429s by itself, and of a new directory by its file
+    redis_secret_file: Path | None = None  # what the password is made of, where it does not stand in the URL
     log_file: str | None = None
     bulkheads_off: frozenset[Bulkhead] = ALL_ON
 

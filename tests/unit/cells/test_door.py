@@ -774,16 +774,51 @@ async def test_a_leaking_worker_is_ended_and_its_partner_taken_over(
     async with weakened(tmp_path, cluster, *off) as cell:
         await cell.onboard("alpha", "beta")
         link = cell.link("alpha")
-        assert code(await order(cell, "alpha", "leak:250", "c1")) is RefusalCode.CURRENCY_UNKNOWN
+        answered = code(await order(cell, "alpha", "leak:250", "c1"))
+        # A beat may come before the answer, on a machine that has much to do; then it is sent again, and leaks again.
+        ended_before = set() if off else {RefusalCode.OUTCOME_UNKNOWN, RefusalCode.COMMAND_QUARANTINED}
+        assert answered in {RefusalCode.CURRENCY_UNKNOWN} | ended_before
         await eventually(lambda: link.heartbeat.resident_bytes > 250_000_000 or link.name not in cell.workforce.links)
         if off:
             await asyncio.sleep(2 * limits.HEARTBEAT_INTERVAL_MS / 1_000)
             assert link.name in cell.workforce.links
             return
-        await eventually(lambda: cell.door._seats["alpha"].takeovers == 1)
+        await eventually(lambda: cell.door._seats["alpha"].takeovers >= 1)
         began = time.monotonic()
         await cell.serves("alpha")
         assert time.monotonic() - began < 1
+        assert (await cell.partner("beta"))["takeovers"] == 0
+
+
+async def test_what_leaks_faster_than_hearts_beat_dies_at_its_bound_while_its_command_is_marked(
+    tmp_path: Path, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell_limits, "WORKER_RESIDENT_BYTES_MAX", 1 << 40)  # the door looks on
+    async with weakened(tmp_path, cluster) as cell:
+        await cell.onboard("alpha", "beta")
+        much = cell_limits.WORKER_DATA_BYTES_MAX // 1_048_576 + 100
+        assert code(await order(cell, "alpha", f"leak:{much}", "deadly")) is RefusalCode.COMMAND_QUARANTINED
+        assert (await cell.partner("alpha"))["takeovers"] == limits.POISON_DEATHS_MAX
+        assert (await cell.partner("beta"))["takeovers"] == 0
+        assert code(await cell.write("alpha", "next")) is RefusalCode.PAYMENT_NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("fault", "answered"),
+    [
+        (f"files:{cell_limits.WORKER_FILES_MAX}", RefusalCode.INTERNAL_ERROR),
+        (f"threads:{cell_limits.WORKER_THREADS_MAX + 1}", RefusalCode.CURRENCY_UNKNOWN),
+    ],
+)
+async def test_a_worker_without_files_or_with_too_many_threads_is_ended_and_its_partner_taken_over(
+    tmp_path: Path, cluster: StandInCluster, fault: str, answered: RefusalCode
+) -> None:
+    async with weakened(tmp_path, cluster) as cell:
+        await cell.onboard("alpha", "beta")
+        # Or a beat comes while the command is still at it: then it has ended its worker.
+        assert code(await order(cell, "alpha", fault, "c1")) in {answered, RefusalCode.COMMAND_QUARANTINED}
+        await eventually(lambda: cell.door._seats["alpha"].takeovers >= 1)
+        await cell.serves("alpha")
         assert (await cell.partner("beta"))["takeovers"] == 0
 
 

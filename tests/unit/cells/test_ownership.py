@@ -18,7 +18,7 @@ from cells.api.connection import Request
 from cells.api.messages import Answer, Method, RefusalCode, Refused
 from tests.eventually import eventually, eventually_true
 from tests.stand_in_cluster import StandInCluster
-from tests.unit.cells.test_door import OpenCell, code, opened
+from tests.unit.cells.test_door import OpenCell, code, opened, order, weakened
 from tests.worker_process import POISON, STALL
 
 MATES = ("beta", "gamma", "delta")
@@ -139,6 +139,39 @@ async def test_who_is_not_answered_leaves_the_pool_and_the_pool_lives(
     await eventually(lambda: cell.link("alpha") is not shared if cell.door._seats["alpha"].link else False)
     assert shared.connection.is_open
     assert shared.partners == set(MATES)
+
+
+async def test_who_leaks_slowly_in_a_pool_is_found_and_its_mates_are_not_struck(
+    tmp_path: Path, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pool ends between two commands, or under a mate's. Alone it goes on to leak, and that harms nobody else."""
+    monkeypatch.setattr(limits, "WORKER_RESIDENT_BYTES_MAX", 250_000_000)
+
+    async def leak_until_it_is_taken_over(cell: OpenCell) -> None:
+        seat = cell.door._seats["alpha"]
+        takeovers = seat.takeovers
+        for number in range(40):
+            if seat.takeovers > takeovers:
+                break
+            await order(cell, "alpha", "leak:20", f"leak-{takeovers}-{number}")
+            answers = await asyncio.gather(*(cell.write(name, f"c-{takeovers}-{number}-{name}") for name in MATES))
+            assert {code(answer) for answer in answers} == {RefusalCode.PAYMENT_NOT_FOUND}
+            await asyncio.sleep(0.05)
+        assert seat.takeovers > takeovers
+        await cell.serves("alpha")
+
+    async with weakened(tmp_path, cluster) as cell:
+        await pool(cell, "alpha", *MATES)
+        await leak_until_it_is_taken_over(cell)
+        assert cell.link("alpha").partners == {"alpha"}
+        assert cell.link("beta").partners == set(MATES)
+        assert (await cell.partner("alpha"))["escalation"] is None
+        await leak_until_it_is_taken_over(cell)
+        assert (await cell.partner("alpha"))["escalation"]["kind"] == "dedicated"
+        for _ in range(limits.STRIKES_TO_QUARANTINE):
+            await leak_until_it_is_taken_over(cell)
+        assert (await cell.partner("alpha"))["state"] == "active"
+        assert all(cell.door._seats[name].takeovers == 1 for name in MATES)
 
 
 async def test_isolating_and_pooling_under_load_costs_no_error(cell: OpenCell) -> None:

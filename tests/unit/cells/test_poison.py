@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cells.api import limits
-from cells.poison import Mark, Marker, Suspects, open_process, read_mark
+from cells.poison import Growth, Mark, Marker, Suspects, open_process, read_growth, read_mark, read_ports
 
 ULID = "01JDA8Z3W8QK4ZV0M5T7R2X9YB"
 DIES_WHILE_DECIDING = """
@@ -49,6 +49,20 @@ def test_what_was_decided_is_not_suspected(tmp_path: Path) -> None:
     marker.executing("alpha", "")
     assert read_mark(tmp_path / "mark") is None
     marker.close()
+
+
+def test_with_whom_the_worker_grew_stands_beside_everything_else(tmp_path: Path) -> None:
+    marker, path = Marker(tmp_path / "mark"), tmp_path / "mark"
+    marker.listens(65_535, 65_534)
+    assert read_growth(path) is None
+    marker.executing("alpha", ULID)
+    for growth in (Growth("b" * limits.PARTNER_ID_BYTES_MAX, 10**15), Growth("beta", 1)):
+        marker.grew(growth)
+        assert read_growth(path) == growth
+    assert (read_mark(path), read_ports(path)) == (Mark(ULID, "alpha"), (65_535, 65_534))
+    assert open_process(path) is not None
+    marker.grew(Growth("", 0))
+    assert read_growth(path) is None
 
 
 def test_the_longest_command_id_fits_and_leaves_the_process_alone(tmp_path: Path) -> None:

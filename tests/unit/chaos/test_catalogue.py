@@ -37,7 +37,19 @@ def test_chaos_toolkit_takes_each(name: str) -> None:
 def test_what_a_row_says_is_read_back_from_its_file(experiment: Experiment) -> None:
     found = catalogue.read(orjson.loads(orjson.dumps(catalogue.document(experiment))))
     assert found.signs == experiment.signs
-    for field in ("name", "title", "scope", "own", "cell", "others", "goal_ms", "goal_from_end", "fdb_server"):
+    for field in (
+        "name",
+        "title",
+        "scope",
+        "own",
+        "cell",
+        "others",
+        "goal_ms",
+        "goal_from_end",
+        "needs",
+        "fails_after_ms",
+        "partners_in_cell",
+    ):
         assert getattr(found, field) == getattr(experiment, field), field
 
 
@@ -45,7 +57,7 @@ def test_what_a_row_says_is_read_back_from_its_file(experiment: Experiment) -> N
 def test_nobody_outside_the_target_may_notice_anything(experiment: Experiment) -> None:
     if experiment.scope is not Scope.ALL:
         assert experiment.others == NO_ERROR
-    if experiment.scope is Scope.PARTNER:
+    if experiment.scope in {Scope.PARTNER, Scope.POOL}:
         assert experiment.cell == NO_ERROR
 
 
@@ -60,6 +72,7 @@ def test_what_can_be_taken_away_again_is() -> None:
     ("scope", "expected"),
     [
         (Scope.PARTNER, (Group.TARGET, Group.CELL, Group.OTHERS)),
+        (Scope.POOL, (Group.TARGET, Group.CELL, Group.OTHERS)),
         (Scope.CELL, (Group.TARGET, Group.TARGET, Group.OTHERS)),
         (Scope.ALL, (Group.TARGET, Group.TARGET, Group.TARGET)),
         (Scope.NOBODY, (Group.OTHERS, Group.OTHERS, Group.OTHERS)),
@@ -89,3 +102,8 @@ def test_an_experiment_that_says_nothing_of_its_target_is_refused() -> None:
 def test_a_sign_is_of_its_target() -> None:
     sign = Sign("log", "worker_dead", "${cell}.door", (("partner", "${partner}"),)).of("cell-1", "eve")
     assert (sign.log, sign.where) == ("cell-1.door", (("partner", "eve"),))
+
+
+def test_a_breaker_is_judged_where_the_acquirer_fails_whatever_it_is_asked() -> None:
+    judged = {experiment.name for experiment in EXPERIMENTS if experiment.fails_after_ms is not None}
+    assert judged == {"acquirer-hanging", "acquirer-failing", "acquirer-garbage", "acquirer-silent"}

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from chaos import catalogue, run_report
+from chaos import catalogue, command, run_report, session
+from chaos.catalogue import Experiment
+from chaos.needs import Need, Needs
 from control_plane import cli
 
 
@@ -37,6 +39,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> N
         (("run",), "name one experiment, or say --all"),
         (("run", "no-fault", "--all"), "name one experiment, or say --all"),
         (("run", "no-fault", "--duration", "0.1"), "duration_s is 0.1"),
+        (("run", "fdb-server-killed"), "fdb-server-killed can't be run: it needs a FoundationDB server of the exp"),
         (("run", "worker-killed", "--partner", "acme"), "'acme' is no partner of an experiment's"),
     ],
 )
@@ -59,3 +62,32 @@ def test_wrong_usage_ends_with_2(arguments: tuple[str, ...], told: str) -> None:
 )
 def test_exit_codes(status: str, found: dict[str, Any], aborted: bool, code: int) -> None:
     assert run_report.exit_code({"status": status, "bulkhead": found}, aborted=aborted) == code
+
+
+def test_those_that_change_their_gateway_run_when_the_shared_one_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Own:
+        def __init__(self, _root: Path, *, needs: Needs, bulkheads_off: str) -> None:
+            assert needs == {Need.FAULT_PROXIES}
+            assert bulkheads_off == ""
+
+        def start(self) -> None:
+            told.append("start")
+
+        def stop(self) -> None:
+            told.append("stop")
+
+    def run_one(one: Experiment, _document: Any, _wanted: Any) -> dict[str, Any]:
+        told.append(f"{one.name} {'alone' if session.lent() is None else 'shared'}")
+        return {"experiment": one.name, "exit_code": 130 if len(told) > 6 else 0}
+
+    monkeypatch.setattr(command, "OwnGateway", Own)
+    monkeypatch.setattr(command, "run_one", run_one)
+    names = ("clock-back", "worker-killed", "network-cut")
+    found = [(catalogue.read(document), document) for document in map(catalogue.load, names)]
+    wanted = command.Wanted({"bulkheads_off": ""}, own=True, as_json=False)
+    assert command._run_all(found, wanted) == [0, 0, 0]
+    assert told == ["start", "worker-killed shared", "network-cut shared", "stop", "clock-back alone"]
+    assert command._run_all(found, wanted) == [130], "what was interrupted is not gone on with"
+    assert told[-1] == "stop"

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from chaos import catalogue
-from chaos.catalogue import EXPERIMENTS, Experiment, Group
+from chaos.catalogue import EXPERIMENTS, Experiment, Group, Scope
 from chaos.checker import Fault, Finding, Judgement
 from chaos.containment import (
     Circumstances,
@@ -51,6 +51,15 @@ def call(partner: str, at_s: float, took_s: float = 0.01, status: int = 201, wor
         answer=orjson.dumps(content),
         retry_after="1" if status in {429, 503} else None,
     )
+
+
+def test_whoever_shares_the_worker_is_struck_with_it_and_nobody_else() -> None:
+    cells = {"ann": "cell-0", "amy": "cell-0", "bob": "cell-0", "eve": "cell-1"}
+    target = Target("ann", "cell-0", cells, mates=frozenset({"ann", "amy"}))
+    struck = {partner for partner, group in target.groups(Scope.POOL).items() if group is Group.TARGET}
+    assert struck == {"ann", "amy"}
+    assert target.groups(Scope.POOL)["bob"] is Group.CELL
+    assert target.groups(Scope.PARTNER)["amy"] is Group.CELL
 
 
 def quiet() -> list[Call]:

@@ -30,6 +30,7 @@ def test_secrets_are_made_once_for_this_user_only(tmp_path: Path) -> None:
     assert set(secrets) == {
         "api_key_pepper",
         "acquirer.notifications.key",
+        "redis.key",
         *(f"cell-{index}.{kind}" for index in (0, 1) for kind in ("secret", "router.key", "ray_token")),
     }
     assert len(secrets["api_key_pepper"]) == len(secrets["cell-0.secret"]) == 32
@@ -43,16 +44,17 @@ def test_secrets_are_made_once_for_this_user_only(tmp_path: Path) -> None:
     assert secrets == {path.name: path.read_bytes() for path in (root / "secrets").iterdir()}
 
 
-def test_a_folder_of_before_there_were_notifications_gets_their_key(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["acquirer.notifications.key", "redis.key"])
+def test_a_folder_of_before_there_was_its_like_gets_a_key(tmp_path: Path, name: str) -> None:
     root = tmp_path / "data"
-    folder = DataFolder(root)
+    file = DataFolder(root).secrets / name
     first_start(root)
-    before = folder.acquirer_secret_file("main").read_bytes()
-    folder.acquirer_secret_file("main").unlink()
+    before = file.read_bytes()
+    file.unlink()
     first_start(root)
-    assert len(folder.acquirer_secret_file("main").read_bytes()) == 32
-    assert folder.acquirer_secret_file("main").read_bytes() != before
-    assert stat.S_IMODE(folder.acquirer_secret_file("main").stat().st_mode) == 0o600
+    assert len(file.read_bytes()) == 32
+    assert file.read_bytes() != before
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_another_number_of_cells_on_old_data_is_refused(tmp_path: Path) -> None:

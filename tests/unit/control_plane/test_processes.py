@@ -22,10 +22,11 @@ def planned(tmp_path: Path, version: str = "1", digest: str = "d", **fields: obj
 def test_every_process_of_an_installation_is_planned(tmp_path: Path) -> None:
     specs = planned(tmp_path, cells=2, routers=2)
     assert list(specs) == [
-        "acquirer", "cell-0.ray", "cell-1.ray", "cell-0.door", "cell-1.door", "router-0", "router-1",
+        "acquirer", "redis", "cell-0.ray", "cell-1.ray", "cell-0.door", "cell-1.door", "router-0", "router-1",
     ]  # fmt: skip
     assert {name: spec.port for name, spec in specs.items()} == {
         "acquirer": 8090,
+        "redis": 6390,
         "cell-0.ray": 8301,
         "cell-1.ray": 8302,
         "cell-0.door": 8101,
@@ -33,6 +34,7 @@ def test_every_process_of_an_installation_is_planned(tmp_path: Path) -> None:
         "router-0": 8080,
         "router-1": 8081,
     }
+    assert [name for name, spec in specs.items() if spec.optional] == ["redis"]
     assert specs["cell-1.door"].config["ray_address"] == "127.0.0.1:8302"
     assert specs["cell-1.door"].config["acquirers"] == {"main": "http://127.0.0.1:8090"}
 
@@ -78,9 +80,17 @@ def test_routers_know_no_secret_of_a_cell(tmp_path: Path) -> None:
 
 
 def test_routers_are_told_of_redis_where_there_is_one(tmp_path: Path) -> None:
-    assert planned(tmp_path)["router-0"].config["redis_url"] == ""
+    def told(**fields: object) -> tuple[object, object, bool]:
+        specs = planned(tmp_path, **fields)  # type: ignore[arg-type]
+        config = specs["router-0"].config
+        return config["redis_url"], config["redis_secret_file"], "redis" in specs
+
+    own = str(tmp_path / "secrets" / "redis.key")
+    assert told() == ("redis://127.0.0.1:6390/0", own, True)
+    assert told(redis_port=7000) == ("redis://127.0.0.1:7000/0", own, True)
+    assert told(redis_url="none") == ("", None, False)
     url = "redis://127.0.0.1:6379/0"
-    assert planned(tmp_path, redis_url=url)["router-0"].config["redis_url"] == url
+    assert told(redis_url=url) == (url, None, False)
 
 
 def test_sockets_of_ray_fit_into_a_unix_sockets_name(tmp_path: Path) -> None:

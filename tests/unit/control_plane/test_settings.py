@@ -51,10 +51,13 @@ def test_a_relative_folder_in_a_file_lies_beside_that_file(tmp_path: Path, monke
     assert settings.load(file, {}).data_folder == elsewhere / "theirs"
 
 
-@pytest.mark.parametrize("url", ["", "http://127.0.0.1", "redis://"])
+@pytest.mark.parametrize("url", ["other", "http://127.0.0.1", "redis://"])
 def test_a_redis_url_is_one_or_none_and_its_password_is_not_repeated(url: str) -> None:
     assert settings.load(None, {"redis_url": "redis://:a-password@127.0.0.1:6379/0"}).redis_url
-    assert settings.load(None, {}).redis_url == "none"
+    assert settings.load(None, {}).starts_redis
+    assert not settings.load(None, {"redis_url": "none", "redis_port": 8080}).starts_redis, "nobody listens there"
+    with pytest.raises(SettingsError, match="redis_port and http_port both want port 8080"):
+        settings.load(None, {"redis_port": 8080})
     with pytest.raises(SettingsError, match="redis_url: must be") as found:
         settings.load(None, {"redis_url": f"{url}#a-password"})
     assert "a-password" not in str(found.value)

@@ -51,6 +51,7 @@ def test_a_cell_that_hangs_leaves_the_other_cells_their_shares(admission: Admiss
         for name in ("cell-1", "cell-2", "cell-3"):
             for _ in range(2):
                 held.enter_context(admission.cell(name, 4))
+        assert [admission.running_of_cell(name) for name in ("cell-0", "cell-3", "cell-9")] == [2, 2, 0]
     with admission.cell("cell-0", 4):
         pass
 

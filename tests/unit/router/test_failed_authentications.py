@@ -30,3 +30,17 @@ def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(50):
         failed.note(str(number))
     assert len(failed) == 10
+
+
+def test_looking_counts_nothing_and_ends_with_the_window() -> None:
+    clock = Clock()
+    failed = FailedAuthentications(clock)
+    assert failed.wait_ms("a") is None
+    for _ in range(limits.FAILED_AUTHENTICATIONS_MAX - 1):
+        failed.note("a")
+    assert {failed.wait_ms("a") for _ in range(10)} == {None}
+    failed.note("a")
+    clock.now += 4
+    assert failed.wait_ms("a") == limits.FAILED_AUTHENTICATIONS_WINDOW_MS - 4_000
+    clock.now += limits.FAILED_AUTHENTICATIONS_WINDOW_MS / 1_000 - 4
+    assert failed.wait_ms("a") is None

@@ -28,8 +28,7 @@ def application(request: pytest.FixtureRequest) -> Any:
     return getattr(request, "param", answer_with_nothing)
 
 
-@pytest.fixture
-async def port(application: Any) -> AsyncIterator[int]:
+async def serve(application: Any) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(application, http=BoundedProtocol, lifespan="off", log_config=None, log_level="error")
@@ -41,6 +40,12 @@ async def port(application: Any) -> AsyncIterator[int]:
     yield listener.getsockname()[1]
     server.should_exit = True
     await serving
+
+
+@pytest.fixture
+async def port(application: Any) -> AsyncIterator[int]:
+    async with contextlib.asynccontextmanager(serve)(application) as served:
+        yield served
 
 
 async def exchange(port: int, *parts: bytes) -> bytes:
@@ -273,3 +278,76 @@ async def test_an_unwanted_body_is_thrown_away_up_to_a_bound(port: int, monkeypa
 async def test_who_waits_for_100_continue_in_vain_is_not_left_waiting(port: int) -> None:
     text = await exchange(port, REQUEST + b"content-length: 60000\r\nexpect: 100-continue\r\n\r\n")
     assert text.startswith(b"HTTP/1.1 401")
+
+
+REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 4\r\n"
+BAD = b"POST /v1/payments HTTP/1.1\r\nhost: x\r\nauthorization: Bearer bad\r\n"
+GOOD = b"GET /v1/payments HTTP/1.1\r\nhost: x\r\nauthorization: Bearer good\r\n"
+
+
+class StandInGuard:
+    """Refuses whoever says `bad`."""
+
+    def refusal(
+        self, address: str, method: str, path: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> tuple[bytes, bytes] | None:
+        assert (address, path) == ("127.0.0.1", b"/v1/payments")
+        assert method in {"POST", "GET", "HEAD"}
+        return (REFUSAL, b"bad!") if (b"authorization", b"Bearer bad") in headers else None
+
+
+@pytest.fixture
+async def guarded_port(monkeypatch: pytest.MonkeyPatch, application: Any) -> AsyncIterator[int]:
+    monkeypatch.setattr(BoundedProtocol, "_guard", StandInGuard())
+    async with contextlib.asynccontextmanager(serve)(application) as served:
+        yield served
+
+
+async def test_a_refusal_is_written_when_its_request_is_whole_and_the_connection_goes_on(guarded_port: int) -> None:
+    bad = BAD + b"content-length: 6\r\n\r\n"
+    text = await exchange(
+        guarded_port, bad, b"abc", b"def", bad + b"abcdef" + GOOD + b"\r\n", BAD + b"connection: close\r\n\r\n"
+    )
+    answers = text.split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"429", b"429", b"204", b"429"]
+    assert all(b"\r\ndate: " in answer for answer in answers)
+    assert [b"connection: close" in answer for answer in answers] == [False, False, False, True]
+    assert [answer.endswith(b"\r\n\r\nbad!") for answer in answers] == [True, True, False, True]
+
+
+async def test_a_refusal_has_no_body_where_none_was_asked_for(guarded_port: int) -> None:
+    text = await exchange(guarded_port, BAD.replace(b"POST", b"HEAD") + b"connection: close\r\n\r\n")
+    assert text.startswith(REFUSAL)
+    assert text.endswith(b"\r\n\r\n")
+
+
+async def test_it_comes_behind_the_answers_to_what_was_asked_before(guarded_port: int) -> None:
+    text = await exchange(guarded_port, GOOD + b"\r\n" + BAD + b"connection: close\r\n\r\n")
+    assert [answer[:3] for answer in text.split(b"HTTP/1.1 ")[1:]] == [b"204", b"204"], "the second as a request"
+
+
+@pytest.mark.parametrize("length", [b"content-length: 10000000\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n"])
+async def test_a_body_that_nobody_wants_has_an_end(guarded_port: int, length: bytes, monkeypatch: Any) -> None:
+    monkeypatch.setattr(limits, "DISCARDED_BYTES_MAX", 100_000)
+    parts = [b"%x\r\n%b\r\n" % (60_000, b"x" * 60_000) if b"chunked" in length else b"x" * 60_000 for _ in range(4)]
+    assert await exchange(guarded_port, BAD + length, *parts) == b""
+
+
+async def test_a_body_that_does_not_come_ends_the_connection(guarded_port: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(limits, "BODY_TIMEOUT_MS", 100)
+    assert await exchange(guarded_port, BAD + b"content-length: 6\r\n\r\n", b"abc") == b""
+
+
+async def test_who_reads_no_refusals_gets_no_more(guarded_port: int) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_connection(("127.0.0.1", guarded_port)) as client:
+        client.setblocking(False)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+
+        async def ask_on() -> None:
+            async with asyncio.timeout(20):
+                while True:
+                    await loop.sock_sendall(client, (BAD + b"\r\n") * 200)
+
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            await ask_on()
