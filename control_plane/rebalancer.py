@@ -76,12 +76,12 @@ class Bounds:
 
 
 class Rebalancer:
-    """The one run of moves. `mover` is None where this version can't move partners: plans are shown all the same."""
+    """The one run of moves."""
 
     def __init__(
         self,
         registry: Registry,
-        mover: Mover | None,
+        mover: Mover,
         observed: Observed,
         *,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
@@ -97,6 +97,7 @@ class Rebalancer:
         self._steps: dict[str, RebalanceStep] = {}
         self._rows_there: set[str] = set()  # also those of a plan whose writing down was interrupted
         self._is_read = False
+        self._is_closed = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._not_before_ms: dict[str, int] = {}
         self._failures_in_row = 0
@@ -114,12 +115,6 @@ class Rebalancer:
 
     async def apply(self, by: By, bounds: Bounds, who: str) -> dict[str, Any]:
         """Begin to carry the plan of now out, or go on with a run that is paused or stopped. Raises RefusedError."""
-        if self._mover is None:
-            raise RefusedError(
-                "this version can't move partners yet",
-                where="rebalance --apply",
-                hint="see what would be done: bulkhead rebalance --plan",
-            )
         async with self._lock:
             await self._read()
             run = self._run
@@ -177,25 +172,22 @@ class Rebalancer:
             "failed": [asdict(step) for step in shown if step.state == "failed"][:_STEPS_SHOWN_MAX],
         }
 
-    def touched(self) -> set[str]:
-        """Name the cells that a partner is on its way to or from."""
-        moving = [step for step in self._steps.values() if step.state == "moving"]
-        return {cell for step in moving for cell in (step.from_cell, step.to_cell)}
-
     # What the control plane does beside.
 
     async def work(self) -> None:
         """Take what steps may be taken now. Raises nothing that a later round may mend."""
         try:
             async with self._lock:
-                await self._read()
-                await self._advance()
+                if not self._is_closed:
+                    await self._read()
+                    await self._advance()
         except ControlPlaneError as error:
             self._is_read = False  # what was written of it is read again
             log.warning("rebalance_not_advanced", error=error.what)
 
     async def aclose(self) -> None:
         """Leave the moves under way as they are; the next control plane goes on with them."""
+        self._is_closed = True
         for task in self._tasks.values():
             task.cancel()
         for task in list(self._tasks.values()):
@@ -206,7 +198,7 @@ class Rebalancer:
 
     async def _advance(self) -> None:
         run = self._run
-        if run is None or self._mover is None:
+        if run is None:
             return
         if run.state == "running":
             why = await self._alarm()
@@ -277,7 +269,6 @@ class Rebalancer:
             self._not_before_ms[partner_id] = self._monotonic_ms() + limits.REBALANCE_RETRY_DELAY_MS
 
     async def _carry_out(self, step: RebalanceStep) -> None:
-        assert self._mover is not None
         assert self._run is not None
         run = self._run
         result = await self._mover.move(step.partner_id, step.to_cell, f"rebalance {run.id}")

@@ -199,7 +199,6 @@ class _Up:
             _repeating(moves.resume, limits.RECONCILE_INTERVAL_MS),
             _repeating(fleet.converge, limits.CELL_STEP_INTERVAL_MS),
             _repeating(load.remember, limits.LOAD_INTERVAL_MS),
-            contextlib.aclosing(rebalancer),
             _repeating(rebalancer.work, limits.REBALANCE_STEP_INTERVAL_MS),
             _repeating(supervisor.trim_outputs, limits.TRIM_INTERVAL_MS),
         ):
@@ -210,6 +209,7 @@ class _Up:
                 announcing.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await announcing
+            await rebalancer.aclose()  # first: it would begin them again
             await moves.stop()
             if self._registry.lost is not None and not self._stop.is_set():
                 raise self._registry.lost  # the processes are left to themselves, as after a crash

@@ -83,14 +83,19 @@ def test_a_cell_comes_takes_over_and_the_first_one_goes(make_gateway: Callable[.
     refused = gateway.run("cell", "remove", "cell-1")
     assert refused.returncode == 2
     assert "1 partners are in cell-1 still" in refused.stderr
-    assert gateway.run_json("cell", "add", "cell-spare")["cell"]["state"] == "active"
-    assert gateway.run_json("cell", "drain", "cell-spare")["cell"]["weight"] == 0
-    client.ask(gateway.folder, "POST", "/cells/cell-spare/remove", {})
+    done = gateway.run_json("rebalance", "--apply", "--by", "drain", "--watch")
+    assert (done["run"]["state"], done["counts"]["done"], done["steps"]) == ("done", 1, 1)
+    assert pay(gateway, key).status_code == 201, "it is served where it is now"
+    client.ask(gateway.folder, "POST", "/cells/cell-1/remove", {})
     gateway.kill_control_plane()
+    assert [pay(gateway, one).status_code for one in (first, key)] == [201, 201]
     gateway.start()
     gateway.wait_ready()
-    wait_state(gateway, "cell-spare", "removed")
-    assert not any("cell-spare" in name for name in gateway.census())
-    assert gateway.folder.removed_cell_folder("cell-spare").is_dir()
+    wait_state(gateway, "cell-1", "removed")
+    assert not any("cell-1" in name for name in gateway.census())
+    assert gateway.folder.removed_cell_folder("cell-1").is_dir()
+    assert router_of(gateway).is_running()
     assert [pay(gateway, one).status_code for one in (first, key)] == [201, 201]
-    assert gateway.audit()["ok"]
+    audit = gateway.audit()
+    assert audit["ok"], audit
+    assert audit["payments"] == 10

@@ -257,7 +257,6 @@ async def test_aborted_it_ends_what_was_begun_and_another_may_follow(world: Worl
     with pytest.raises(RefusedError, match="runs already"):
         await run.apply("hash", FAST, "ann")
     await world.steps(run, 2)
-    assert run.touched() == {"cell-0", "cell-1"}
     await run.abort("ann")
     with pytest.raises(RefusedError, match="still under way"):
         await run.apply("hash", FAST, "ann")
@@ -307,13 +306,17 @@ async def test_a_mover_that_fails_in_an_unknown_way_is_asked_again(world: World)
     assert world.places() == world.homes()
 
 
-async def test_where_nothing_moves_partners_only_plans_are_shown(world: World) -> None:
-    run = Rebalancer(world.registry, None, world)
-    assert (await run.plan("hash", FAST)).moves
-    with pytest.raises(RefusedError, match="can't move partners"):
-        await run.apply("hash", FAST, "ann")
-    await run.work()
-    assert (await run.status())["run"] is None
+async def test_closed_it_leaves_moves_to_the_next_one(world: World) -> None:
+    run = await world.open()
+    world.mover.gate = asyncio.Event()
+    await run.apply("hash", FAST, "ann")
+    await world.steps(run, 2)
+    await run.aclose()
+    await world.steps(run, 5)
+    assert world.mover.at_once == 0
+    assert len(world.mover.moves) == 2, "none is begun any more"
+    world.mover.gate.set()
+    assert (await world.steps(await world.open()))["run"]["state"] == "done"
 
 
 class Crash(BaseException):
