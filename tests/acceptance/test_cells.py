@@ -11,6 +11,7 @@ from chaos.gateway import Gateway
 from chaos.installation import wait_for
 from control_plane import client
 from router import directory
+from tests.store_choices import chosen, on_either_store
 
 START_MS = 120_000
 
@@ -44,8 +45,9 @@ def router_of(gateway: Gateway) -> psutil.Process:
 
 
 @pytest.mark.timeout(500)
-def test_a_cell_comes_takes_over_and_the_first_one_goes(make_gateway: Callable[..., Gateway]) -> None:
-    gateway = make_gateway(1)
+@on_either_store
+def test_a_cell_comes_takes_a_partner_and_goes(make_gateway: Callable[..., Gateway], kind: str) -> None:
+    gateway = make_gateway(1, chosen(kind))
     first = gateway.create_partner("acme")
     assert pay(gateway, first).status_code == 201
     router = router_of(gateway)
