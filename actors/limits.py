@@ -68,6 +68,8 @@ CLOCK_MARGIN_MS: Final = 3_600_000
 # How many acquirers an installation may have, and how long a name of one may be.
 ACQUIRERS_MAX: Final = 8
 ACQUIRER_KEY_CHARACTERS_MAX: Final = 32
+# How many currencies a partner's profile may name; one that takes more takes all.
+CURRENCIES_MAX: Final = 64
 
 # Per partner and acquirer.
 ACQUIRER_SLOTS: Final = 64

@@ -20,6 +20,7 @@ class Profile:
     isolation: str = "dedicated"  # dedicated, pooled
     acquirer_url: str = ""
     acquirers: tuple[str, ...] = ()  # by name, the first choice first; empty: the installation's main one
+    currencies: tuple[str, ...] = ()  # that new payments may be in (ISO 4217); empty: all
     rate_per_second: int = limits.RATE_PER_SECOND_DEFAULT
     rate_burst: int = limits.RATE_BURST_DEFAULT
     in_flight_max: int = limits.IN_FLIGHT_DEFAULT
@@ -29,3 +30,7 @@ class Profile:
     def choices(self) -> tuple[str, ...]:
         """The acquirers that a new payment may go to, the first choice first."""
         return self.acquirers or (MAIN_ACQUIRER,)
+
+    def accepts(self, currency: str) -> bool:
+        """Whether a new payment may be in this currency."""
+        return not self.currencies or currency in self.currencies

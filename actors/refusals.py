@@ -20,6 +20,7 @@ class RefusalCode(StrEnum):
     IDEMPOTENCY_KEY_IN_USE = "idempotency_key_in_use"
     # What is asked.
     CURRENCY_UNKNOWN = "currency_unknown"
+    CURRENCY_NOT_ACCEPTED = "currency_not_accepted"
     AMOUNT_INVALID = "amount_invalid"
     CURSOR_INVALID = "cursor_invalid"
     PAYMENT_NOT_FOUND = "payment_not_found"

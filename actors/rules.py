@@ -120,6 +120,12 @@ def decide(
     events = _begin(payment, command, now_ms, ids, acquirer or MAIN_ACQUIRER)
     if isinstance(events, Refusal):
         return events
+    if isinstance(command, CreatePayment) and not profile.accepts(command.currency):
+        return Refusal(
+            RefusalCode.CURRENCY_NOT_ACCEPTED,
+            f"The partner takes no payments in {command.currency}, but in {', '.join(profile.currencies)}.",
+            "/currency",
+        )
     rate = rate_limit.admit(standing.arrival_us, now_ms * 1_000, profile.rate_per_second, profile.rate_burst)
     if isinstance(rate, rate_limit.Limited) and Bulkhead.RATE_LIMIT not in bulkheads_off:
         return Refusal(

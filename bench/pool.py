@@ -18,7 +18,7 @@ import psutil
 
 from bench import machine
 from chaos.gateway import Gateway
-from control_plane.admin import OPERATOR_HEADER
+from control_plane import client
 from control_plane.data_folder import short_socket_path
 
 ONBOARDS_AT_ONCE: Final = 8
@@ -34,7 +34,9 @@ async def _onboard(gateway: Gateway, partner_ids: list[str]) -> dict[str, str]:
     left = iter(partner_ids)
     with short_socket_path(gateway.folder.control_socket) as short:
         transport = httpx.AsyncHTTPTransport(uds=short)
-        async with httpx.AsyncClient(transport=transport, timeout=60, headers={OPERATOR_HEADER: "bench"}) as session:
+        async with httpx.AsyncClient(
+            transport=transport, timeout=60, headers=client.headers(gateway.folder)
+        ) as session:
 
             async def onboard() -> None:
                 for partner_id in left:

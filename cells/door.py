@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -117,7 +118,8 @@ class Door:
         self._shedder = LoadShedder(cell_limits.DOOR_COMMANDS_MAX)
         door_metrics.UNDER_WAY.set_function(lambda: self._shedder.under_way)
         self._started_ms = int(time.time() * 1_000)
-        self._onboarding = asyncio.Lock()
+        # Asked twice at once, it is one seat all the same; different partners' books are made side by side.
+        self._onboarding: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._confirming: asyncio.Task[None] | None = None
         self._ownership = Ownership(self._seats, self._book, acquirers, self.confirm)
         self._departures = Departures(self._seats, self._book, shelf, self._ownership)
@@ -357,7 +359,7 @@ class Door:
         partner_id = profile.partner_id
         if partner_id in self._departures.tombstones or partner_id in self._arrivals.expected:
             return self._not_here(partner_id)
-        async with self._onboarding:  # asked twice at once, it is one seat all the same
+        async with self._onboarding.setdefault(partner_id, asyncio.Lock()):
             if partner_id not in self._seats:
                 try:
                     await self._shelf.create("partners", partner_id)

@@ -1,62 +1,71 @@
-"""The admin API: what the `bulkhead` command asks, over a Unix socket that only this user can open.
+"""The admin API: what the `bulkhead` command asks, over a Unix socket that only this user can open, or over TCP.
 
 It reads and checks requests and calls the control plane's parts; no decision about a partner is made here.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import structlog
 import uvicorn
-from fastapi import APIRouter, FastAPI, Header, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
-from cells.api import limits as wire_limits
-from control_plane import limits
+from control_plane import audit_routes, limits, operator_routes
 from control_plane.api_keys import make_partner_id
 from control_plane.doors import Doors
-from control_plane.errors import ControlPlaneError, RegistryError, SettingsError
+from control_plane.dry_run import DryRunDone
+from control_plane.errors import ControlPlaneError, NotFoundError, RefusedError, RegistryError, SettingsError
+from control_plane.gate import Gate
+from control_plane.importing import Imported
 from control_plane.moves import Moves
+from control_plane.operator_routes import AskedBy
+from control_plane.operators import Operators
+from control_plane.partner_fields import AcquirerNames, Burst, Currencies, Id, InFlight, PartnerFields, Rate
 from control_plane.partners import Changed, NewPartner, Partners
+from control_plane.problem import problem
 from control_plane.registry import Registry
 from control_plane.registry_records import Partner
-from control_plane.settings import AcquirerName
 from router.directory import PARTNER_ID
 
 log = structlog.get_logger()
 
-OPERATOR_HEADER: Final = "X-Operator"
 
-Rate = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_PER_SECOND_MAX)]
-Burst = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_BURST_MAX)]
-InFlight = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_IN_FLIGHT_MAX)]
-AcquirerNames = Annotated[list[AcquirerName], Field(max_length=wire_limits.ACQUIRERS_MAX)]
-PartnerName = Annotated[
-    str, Field(min_length=1, max_length=limits.PARTNER_NAME_CHARACTERS_MAX, pattern=r"^[^\x00-\x1f]+$")
-]
-Operator = Annotated[str, Header(alias=OPERATOR_HEADER, min_length=1, max_length=100)]
+# Who asks, for the audit log.
+Operator = AskedBy
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class CreatePartner(_Body):
+class CreatePartner(PartnerFields):
     """A partner to onboard; an id is made where none is given."""
 
-    id: Annotated[str, Field(pattern=f"^{PARTNER_ID}$")] | None = None
-    name: PartnerName | None = None
-    mode: Literal["test", "live"] = "test"
-    rate_per_second: Rate = wire_limits.PARTNER_RATE_PER_SECOND_DEFAULT
-    rate_burst: Burst = wire_limits.PARTNER_RATE_BURST_DEFAULT
-    in_flight_max: InFlight = wire_limits.PARTNER_IN_FLIGHT_DEFAULT
-    isolation: Literal["dedicated", "pooled"] = "dedicated"
-    acquirers: AcquirerNames = []
+    id: Id = Field(default_factory=make_partner_id)
+    status: Literal["active"] = "active"
+
+
+class ImportRow(_Body):
+    """A partner, and the line of its file."""
+
+    line: Annotated[int, Field(ge=1)]
+    partner: PartnerFields
+
+
+class ImportPartners(_Body):
+    """Partners to onboard together: all or none of them, unless `partial`. `dry_run`: only say what is wrong."""
+
+    rows: Annotated[list[ImportRow], Field(max_length=limits.IMPORT_PARTNERS_MAX)]
+    partial: bool = False
+    dry_run: bool = False
 
 
 class SetLimits(_Body):
@@ -71,6 +80,12 @@ class SetAcquirers(_Body):
     """Which acquirers new payments go to, the first choice first; none: the installation's main one."""
 
     acquirers: AcquirerNames
+
+
+class SetCurrencies(_Body):
+    """Which currencies new payments may be in; none: all."""
+
+    currencies: Currencies
 
 
 class MovePartner(_Body):
@@ -107,23 +122,47 @@ def make_app(
     doors: Doors,
     moves: Moves,
     status: Callable[[], Awaitable[dict[str, Any]]],
+    operators: Operators,
+    more: Sequence[APIRouter] = (),
+) -> Gate:
+    """Make the application, behind its gate; `more` are routes that stand in files of their own."""
+    app = make_routes(registry, partners, doors, moves, status, operators, more)
+    return Gate(app, operators)
+
+
+def make_routes(
+    registry: Registry,
+    partners: Partners,
+    doors: Doors,
+    moves: Moves,
+    status: Callable[[], Awaitable[dict[str, Any]]],
+    operators: Operators,
     more: Sequence[APIRouter] = (),
 ) -> FastAPI:
-    """Make the application; `more` are routes that stand in files of their own."""
+    """Make the application. Each of its routes stands in roles.py."""
     app = FastAPI(title="Bulkhead control plane", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(HTTPException, _explain_http)
+    app.add_exception_handler(DryRunDone, _tell_dry_run)
     app.add_exception_handler(ControlPlaneError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_invalid)
     app.include_router(_partner_routes(registry, partners, doors))
+    app.include_router(_profile_routes(partners))
     app.include_router(_isolation_routes(partners))
     app.include_router(_move_routes(moves))
     app.include_router(_unknown_routes(registry, doors))
     app.include_router(_settlement_routes(registry))
+    app.include_router(audit_routes.make_routes(registry))
+    app.include_router(operator_routes.make_routes(registry, operators))
     for routes in more:
         app.include_router(routes)
 
     @app.get("/status")
     async def get_status() -> dict[str, Any]:
         return await status()
+
+    @app.get("/openapi.json")
+    async def describe() -> dict[str, Any]:
+        return app.openapi()
 
     return app
 
@@ -137,18 +176,16 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
 
     @routes.post("", status_code=201)
     async def create_partner(body: CreatePartner, operator: Operator) -> dict[str, Any]:
-        partner_id = body.id or make_partner_id()
-        wanted = NewPartner(
-            id=partner_id,
-            name=body.name or partner_id,
-            mode=body.mode,
-            rate_per_second=body.rate_per_second,
-            rate_burst=body.rate_burst,
-            in_flight_max=body.in_flight_max,
-            isolation=body.isolation,
-            acquirers=tuple(body.acquirers),
-        )
-        return _changed(await partners.create(wanted, operator))
+        return _changed(await partners.create(_wanted(body), operator))
+
+    @routes.post("/import")
+    async def import_partners(body: ImportPartners, operator: Operator) -> StreamingResponse:
+        rows = [(row.line, _wanted(row.partner)) for row in body.rows]
+        wrong = partners.check_import(rows)
+        statuses = {row.partner.id: row.partner.status for row in body.rows}
+        good = [] if body.dry_run or (wrong and not body.partial) else [row for row in rows if row[0] not in wrong]
+        told = _tell_import(wrong, partners.import_all(good, statuses, operator))
+        return StreamingResponse(told, media_type="application/jsonl")
 
     @routes.get("/{partner_id}")
     async def show_partner(partner_id: str) -> dict[str, Any]:
@@ -175,6 +212,20 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
     async def resume_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
         return _changed(await partners.set_status(partner_id, "active", operator))
 
+    @routes.post("/{partner_id}/keys", status_code=201)
+    async def rotate_key(partner_id: str, body: RotateKey, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.rotate_key(partner_id, body.grace_s, operator))
+
+    @routes.delete("/{partner_id}/keys/{key_id}")
+    async def revoke_key(partner_id: str, key_id: str, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.revoke_key(partner_id, key_id, operator))
+
+    return routes
+
+
+def _profile_routes(partners: Partners) -> APIRouter:
+    routes = APIRouter(prefix="/partners")
+
     @routes.patch("/{partner_id}/limits")
     async def set_limits(partner_id: str, body: SetLimits, operator: Operator) -> dict[str, Any]:
         changed = body.model_dump(exclude_none=True)
@@ -186,13 +237,9 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
     async def set_acquirers(partner_id: str, body: SetAcquirers, operator: Operator) -> dict[str, Any]:
         return _changed(await partners.set_acquirers(partner_id, tuple(body.acquirers), operator))
 
-    @routes.post("/{partner_id}/keys", status_code=201)
-    async def rotate_key(partner_id: str, body: RotateKey, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.rotate_key(partner_id, body.grace_s, operator))
-
-    @routes.delete("/{partner_id}/keys/{key_id}")
-    async def revoke_key(partner_id: str, key_id: str, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.revoke_key(partner_id, key_id, operator))
+    @routes.put("/{partner_id}/currencies")
+    async def set_currencies(partner_id: str, body: SetCurrencies, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.set_currencies(partner_id, tuple(body.currencies), operator))
 
     return routes
 
@@ -282,10 +329,12 @@ class AdminServer(uvicorn.Server):
         yield
 
 
-def make_server(app: FastAPI) -> AdminServer:
+def make_server(app: Gate) -> AdminServer:
     """Make the server; `serve(sockets=[...])` runs it, `should_exit = True` ends it."""
     return AdminServer(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, proxy_headers=False
+        )
     )
 
 
@@ -320,6 +369,41 @@ async def _list_unknown(doors: Doors, partners: list[Partner]) -> dict[str, Any]
     }
 
 
+def _wanted(fields: PartnerFields) -> NewPartner:
+    return NewPartner(
+        id=fields.id,
+        name=fields.name or fields.id,
+        mode=fields.mode,
+        rate_per_second=fields.rate_per_second,
+        rate_burst=fields.rate_burst,
+        in_flight_max=fields.in_flight_max,
+        isolation=fields.isolation,
+        acquirers=tuple(fields.acquirers),
+        currencies=tuple(fields.currencies),
+    )
+
+
+async def _tell_import(wrong: dict[int, str], imported: AsyncGenerator[Imported, None]) -> AsyncGenerator[bytes, None]:
+    """Tell of each row on a line of its own: what is wrong first, then who is onboarded as soon as it is."""
+    for line, why in wrong.items():
+        yield _json_line({"line": line, "error": why})
+    async with contextlib.aclosing(imported):
+        try:
+            async for row in imported:
+                if row.why:
+                    yield _json_line({"line": row.line, "error": row.why, "begun": row.partner.id})
+                else:
+                    yield _json_line({"line": row.line, **_changed(Changed(row.partner, row.key, row.routers_behind))})
+        except ControlPlaneError as error:
+            yield _json_line({"failed": error.fields()})
+            return
+    yield _json_line({"end": True})  # without it the rest was lost on the way
+
+
+def _json_line(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields).encode() + b"\n"
+
+
 def _changed(changed: Changed) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "partner": asdict(changed.partner),
@@ -333,14 +417,23 @@ def _changed(changed: Changed) -> dict[str, Any]:
 
 async def _explain(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ControlPlaneError)
-    fields = {
-        "kind": type(error).code,
-        "code": error.code,  # a door's refusals keep their own
-        "what": error.what,
-        "where": error.where,
-        "hint": error.hint,
-    }
-    return JSONResponse(fields, status_code=error.http_status)
+    return problem(error)
+
+
+async def _tell_dry_run(_request: Request, done: Exception) -> JSONResponse:
+    assert isinstance(done, DryRunDone)
+    entries = [{"what": one.what, "partner_id": one.partner_id, "detail": one.detail} for one in done.changes]
+    return JSONResponse({"dry_run": True, "entries": entries})
+
+
+async def _explain_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    found = RefusedError if error.status_code != 404 else NotFoundError
+    where = f"{request.method} {request.url.path}"
+    explained = found(f"{error.detail}", where=where, hint="the routes are in GET /openapi.json")
+    answer = problem(explained)
+    answer.status_code = error.status_code
+    return answer
 
 
 async def _explain_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from control_plane import client, limits, screen
-from control_plane.command_line import AsJson, DryRun, explained, where
+from control_plane.command_line import AsJson, DryRun, Watch, explained, shown, where
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError, NotRunningError
 
@@ -20,9 +20,12 @@ Name = Annotated[str, typer.Argument(help="The cell's name, as `cell list` shows
 
 @app.command("list")
 @explained
-def list_cells(context: typer.Context, *, as_json: AsJson = False) -> None:
+def list_cells(context: typer.Context, *, watch: Watch = False, as_json: AsJson = False) -> None:
     """List the cells and what is in them."""
-    folder = where(context).folder()
+    shown(lambda: _list(where(context).folder(), as_json=as_json), watch=watch)
+
+
+def _list(folder: DataFolder, *, as_json: bool) -> None:
     answers = {cell["cell"]: cell for cell in client.ask(folder, "GET", "/status")["cells"]}
     wanted = client.ask(folder, "GET", "/cells")["cells"]
     found = [

@@ -1,6 +1,7 @@
 """The `bulkhead` command: reads options, asks the control plane, shows what it says. Decides nothing itself.
 
-Exit codes: 0 done, 1 failed or the books disagree, 2 wrong usage or refused, 3 the control plane isn't running.
+Exit codes: 0 done, 1 failed or the books disagree, 2 wrong usage or refused, 3 the control plane isn't running,
+4 the operator's key or role does not allow it.
 """
 
 import asyncio
@@ -14,9 +15,11 @@ import typer
 from cells.api.bulkheads import Bulkhead
 from control_plane import audit as audits
 from control_plane import (
+    audit_commands,
     cell_commands,
     client,
     limits,
+    operator_commands,
     rebalance_commands,
     reconciliation,
     screen,
@@ -24,11 +27,13 @@ from control_plane import (
     status,
     up,
 )
-from control_plane.command_line import AsJson, Where
+from control_plane.command_line import AsJson, DryRun, Watch, Where, shown
 from control_plane.command_line import explained as _explained
+from control_plane.command_line import names_of as _names
 from control_plane.command_line import where as _where
 from control_plane.errors import EXIT_FAILED, EXIT_OK, ControlPlaneError, NotRunningError, SettingsError
 from control_plane.following import follow_move
+from control_plane.partner_commands import export_partners, import_partners
 from control_plane.plugins import PluginGroup
 
 app = typer.Typer(
@@ -36,7 +41,6 @@ app = typer.Typer(
     cls=PluginGroup,
     help="A payment gateway in which no partner can sink another.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 partner_app = typer.Typer(help="Partners: onboard, limit, suspend, and their keys.", no_args_is_help=True)
@@ -45,6 +49,8 @@ app.add_typer(partner_app, name="partner")
 app.add_typer(cell_commands.app, name="cell")
 app.command("rebalance")(rebalance_commands.rebalance)
 app.add_typer(unknown_app, name="unknown")
+app.add_typer(audit_commands.app, name="audit-log")
+app.add_typer(operator_commands.app, name="operator")
 
 PartnerId = Annotated[str, typer.Argument(help="The partner's id.")]
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -81,6 +87,8 @@ def start(  # noqa: PLR0913 - one for each option
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of the first door's metrics.")] = None,
     ray_port: Annotated[int | None, typer.Option(help="Port of the first cell's Ray.")] = None,
+    admin_host: Annotated[str | None, typer.Option(help="Where the admin API listens beside its Unix socket.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of the admin API; else only the Unix socket.")] = None,
     acquirer_port: Annotated[int | None, typer.Option(help="Port of the acquirer simulator.")] = None,
     acquirer_url: Annotated[
         str | None, typer.Option(help="The acquirer `main`; the simulator isn't started then.")
@@ -118,20 +126,33 @@ def start(  # noqa: PLR0913 - one for each option
 
 @app.command("status")
 @_explained
-def show_status(context: typer.Context, *, as_json: AsJson = False) -> None:
+def show_status(context: typer.Context, *, watch: Watch = False, as_json: AsJson = False) -> None:
     """Show every process: role, cell, partner, pid, endpoint, epoch and health."""
-    installation, folder = _where(context).of_last_up()
-    try:
-        found = client.ask(folder, "GET", "/status")
-    except NotRunningError as error:
-        found = asyncio.run(status.collect_directly(installation, folder, up.version()))
-        if not as_json:
-            screen.show_error(error)
-    if as_json:
-        screen.show_json(found)
-    else:
-        screen.show_status(found)
+    found: dict[str, Any] = {}
+
+    def show() -> None:
+        nonlocal found
+        found = _collect_status(_where(context), quiet=as_json)
+        if as_json:
+            screen.show_json(found)
+        else:
+            screen.show_status(found)
+
+    shown(show, watch=watch)
     raise typer.Exit(EXIT_OK if found["control_plane"]["running"] else NotRunningError.exit_code)
+
+
+def _collect_status(which: Where, *, quiet: bool) -> dict[str, Any]:
+    try:
+        return client.ask(which.folder(), "GET", "/status")
+    except NotRunningError as error:
+        if client.is_elsewhere():
+            raise
+        installation, folder = which.of_last_up()
+        found = asyncio.run(status.collect_directly(installation, folder, up.version()))
+        if not quiet:
+            screen.show_error(error)
+        return found
 
 
 @partner_app.command("create")
@@ -151,6 +172,8 @@ def create_partner(  # noqa: PLR0913 - one for each option
     acquirers: Annotated[
         str | None, typer.Option(help="Where its payments go, the first choice first: main,second. Else main.")
     ] = None,
+    currencies: Annotated[str | None, typer.Option(help="What its payments may be in: EUR,USD. Else all.")] = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Onboard a partner and show its key, once. Repeat it after a failure: it goes on where it stopped."""
@@ -163,20 +186,30 @@ def create_partner(  # noqa: PLR0913 - one for each option
         "in_flight_max": in_flight,
         "isolation": isolation,
         "acquirers": None if acquirers is None else _names(acquirers),
+        "currencies": None if currencies is None else _names(currencies),
     }
     given = {field: value for field, value in body.items() if value is not None}
-    _show_changed(client.ask(_where(context).folder(), "POST", "/partners", given), "onboarded", as_json=as_json)
+    found = client.ask(_where(context).folder(), "POST", "/partners", given, dry_run=dry_run)
+    _show_changed(found, "onboarded", as_json=as_json)
+
+
+partner_app.command("import")(_explained(import_partners))
+partner_app.command("export")(_explained(export_partners))
 
 
 @partner_app.command("list")
 @_explained
-def list_partners(context: typer.Context, *, as_json: AsJson = False) -> None:
+def list_partners(context: typer.Context, *, watch: Watch = False, as_json: AsJson = False) -> None:
     """List all partners."""
-    found = client.ask(_where(context).folder(), "GET", "/partners")
-    if as_json:
-        screen.show_json(found)
-    else:
-        screen.show_partners(found["partners"])
+
+    def show() -> None:
+        found = client.ask(_where(context).folder(), "GET", "/partners")
+        if as_json:
+            screen.show_json(found)
+        else:
+            screen.show_partners(found["partners"])
+
+    shown(show, watch=watch)
 
 
 @partner_app.command("show")
@@ -192,33 +225,41 @@ def show_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson 
 
 @partner_app.command("suspend")
 @_explained
-def suspend_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+def suspend_partner(
+    context: typer.Context, partner: PartnerId, *, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Turn a partner's requests away from now on."""
-    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/suspend")
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/suspend", dry_run=dry_run)
     _show_changed(found, "suspended", as_json=as_json)
 
 
 @partner_app.command("resume")
 @_explained
-def resume_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+def resume_partner(
+    context: typer.Context, partner: PartnerId, *, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Let a suspended partner in again."""
-    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/resume")
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/resume", dry_run=dry_run)
     _show_changed(found, "active", as_json=as_json)
 
 
 @partner_app.command("isolate")
 @_explained
-def isolate_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+def isolate_partner(
+    context: typer.Context, partner: PartnerId, *, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Give a partner a worker of its own. It is served meanwhile."""
-    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/isolate")
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/isolate", dry_run=dry_run)
     _show_changed(found, "dedicated", as_json=as_json)
 
 
 @partner_app.command("pool")
 @_explained
-def pool_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+def pool_partner(
+    context: typer.Context, partner: PartnerId, *, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Let a partner share a worker with others. It is served meanwhile. Ends that it is kept apart for deaths."""
-    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/pool")
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/pool", dry_run=dry_run)
     _show_changed(found, "pooled", as_json=as_json)
 
 
@@ -286,12 +327,13 @@ def set_limits(
     rate: Annotated[int | None, typer.Option(help="Requests a second that it may go on with.")] = None,
     burst: Annotated[int | None, typer.Option(help="Requests that it may send at once.")] = None,
     in_flight: Annotated[int | None, typer.Option(help="Payments that may be open at once.")] = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Change a partner's limits; what isn't named stays."""
     body = {"rate_per_second": rate, "rate_burst": burst, "in_flight_max": in_flight}
     given = {field: value for field, value in body.items() if value is not None}
-    found = client.ask(_where(context).folder(), "PATCH", f"{_path(partner)}/limits", given)
+    found = client.ask(_where(context).folder(), "PATCH", f"{_path(partner)}/limits", given, dry_run=dry_run)
     _show_changed(found, "limited anew", as_json=as_json)
 
 
@@ -302,12 +344,29 @@ def set_acquirers(
     partner: PartnerId,
     acquirers: Annotated[str, typer.Argument(help="Names, the first choice first: main,second.")],
     *,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Say which acquirers a partner's new payments go to. Payments made already stay with theirs."""
     body = {"acquirers": _names(acquirers)}
-    found = client.ask(_where(context).folder(), "PUT", f"{_path(partner)}/acquirers", body)
+    found = client.ask(_where(context).folder(), "PUT", f"{_path(partner)}/acquirers", body, dry_run=dry_run)
     _show_changed(found, f"with {acquirers}", as_json=as_json)
+
+
+@partner_app.command("set-currencies")
+@_explained
+def set_currencies(
+    context: typer.Context,
+    partner: PartnerId,
+    currencies: Annotated[str, typer.Argument(help="ISO 4217, commas between: EUR,USD; or `all`.")],
+    *,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which currencies a partner's new payments may be in. What is under way goes on."""
+    body = {"currencies": [] if currencies == "all" else _names(currencies)}
+    found = client.ask(_where(context).folder(), "PUT", f"{_path(partner)}/currencies", body, dry_run=dry_run)
+    _show_changed(found, f"taking {currencies}", as_json=as_json)
 
 
 @partner_app.command("rotate-key")
@@ -317,11 +376,12 @@ def rotate_key(
     partner: PartnerId,
     *,
     grace: Annotated[str, typer.Option(help="How long older keys stay good: 30m, 24h, 7d; 0: not at all.")] = "24h",
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a new key and show it, once."""
     body = {"grace_s": parse_duration_s(grace)}
-    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/keys", body)
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/keys", body, dry_run=dry_run)
     _show_changed(found, "given a new key", as_json=as_json)
 
 
@@ -332,10 +392,13 @@ def revoke_key(
     partner: PartnerId,
     key: Annotated[str, typer.Argument(help="The key's id, key_…, as `partner show` lists it.")],
     *,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """End one key at once."""
-    found = client.ask(_where(context).folder(), "DELETE", f"{_path(partner)}/keys/{quote(key, safe='')}")
+    found = client.ask(
+        _where(context).folder(), "DELETE", f"{_path(partner)}/keys/{quote(key, safe='')}", dry_run=dry_run
+    )
     _show_changed(found, f"rid of {key}", as_json=as_json)
 
 
@@ -463,10 +526,6 @@ def parse_duration_s(text: str, *, option: str = "--grace", most_s: int = limits
     return seconds
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _path(partner: str) -> str:
     return f"/partners/{quote(partner, safe='')}"
 
@@ -474,6 +533,8 @@ def _path(partner: str) -> str:
 def _show_changed(found: dict[str, Any], what: str, *, as_json: bool) -> None:
     if as_json:
         screen.show_json(found)
+    elif "dry_run" in found:
+        screen.show_dry_run(found)
     else:
         screen.show_changed(found, what)
 

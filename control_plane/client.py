@@ -1,49 +1,119 @@
-"""The command line's way to a running control plane: HTTP over its Unix socket."""
+"""The command line's way to a running control plane: the admin API, over its Unix socket or, elsewhere, its port.
 
+On one machine nothing has to be said: the local operator's key lies in the data folder. `BULKHEAD_ADMIN_URL` and
+`BULKHEAD_OPERATOR_KEY` name another installation's API and an operator's own key.
+"""
+
+import contextlib
 import getpass
 import json
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any, Final
 
 import httpx
 
 from control_plane import limits
-from control_plane.admin import OPERATOR_HEADER
 from control_plane.data_folder import DataFolder, short_socket_path
-from control_plane.errors import ERRORS_BY_CODE, ControlPlaneError, NotRunningError
+from control_plane.errors import ERRORS_BY_CODE, ControlPlaneError, NotRunningError, SettingsError
+from control_plane.gate import DRY_RUN_HEADER, OPERATOR_HEADER
 
+URL_VARIABLE: Final = "BULKHEAD_ADMIN_URL"
+KEY_VARIABLE: Final = "BULKHEAD_OPERATOR_KEY"
 _HINT: Final = "start it: bulkhead up (with the same --settings or --data-folder)"
 
 
-def ask(folder: DataFolder, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def ask(
+    folder: DataFolder, method: str, path: str, body: dict[str, Any] | None = None, *, dry_run: bool = False
+) -> dict[str, Any]:
     """Ask the control plane. Raises NotRunningError, and whatever it refuses with."""
-    if not folder.control_socket.exists():
-        raise NotRunningError("no control plane runs on this data folder", where=str(folder.control_socket), hint=_HINT)
+    with _client(folder) as client:
+        answer = client.request(method, path, json=body, headers={DRY_RUN_HEADER: "true"} if dry_run else {})
+    return _read(answer, folder)
+
+
+def stream(folder: DataFolder, method: str, path: str, body: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+    """Ask for what is told line by line, and give each as it comes. Raises as `ask`, also where its end is missing."""
+    with (
+        _client(folder) as client,
+        client.stream(method, path, json=body) as answer,
+    ):
+        if not answer.is_success:
+            answer.read()
+            _read(answer, folder)
+        for line in answer.iter_lines():
+            fields = json.loads(line)
+            if "failed" in fields:
+                raise _error(fields["failed"])
+            if "end" in fields:
+                return
+            yield fields
+    raise ControlPlaneError(
+        "the control plane ended in the middle of its answer; it goes on with what it had begun",
+        where=str(folder.control_socket),
+        hint="ask again once it runs: nothing is done twice",
+    )
+
+
+@contextlib.contextmanager
+def _client(folder: DataFolder) -> Iterator[httpx.Client]:
+    """Give a connection to the control plane, and explain what goes wrong on it."""
+    url = os.environ.get(URL_VARIABLE, "")
+    where = url or str(folder.control_socket)
+    if not url and not folder.control_socket.exists():
+        raise NotRunningError("no control plane runs on this data folder", where=where, hint=_HINT)
+    timeout = limits.CONTROL_TIMEOUT_MS / 1000
     try:
+        if url:
+            with httpx.Client(base_url=url, timeout=timeout, headers=headers(folder), trust_env=False) as client:
+                yield client
+            return
         with short_socket_path(folder.control_socket) as short:
             with socket.socket(socket.AF_UNIX) as probe:  # httpcore leaks its own where nobody listens
                 probe.connect(short)
             transport = httpx.HTTPTransport(uds=short)
-            with httpx.Client(transport=transport, timeout=limits.CONTROL_TIMEOUT_MS / 1000) as client:
-                answer = client.request(
-                    method, f"http://control{path}", json=body, headers={OPERATOR_HEADER: operator()}
-                )
+            with httpx.Client(
+                base_url="http://control", transport=transport, timeout=timeout, headers=headers(folder)
+            ) as client:
+                yield client
     except (ConnectionRefusedError, FileNotFoundError, httpx.ConnectError) as error:
         raise NotRunningError(
-            f"the control plane does not listen (any more): {error}", where=str(folder.control_socket), hint=_HINT
+            f"the control plane does not listen (any more): {error}", where=where, hint=_HINT
         ) from error
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"{url!r} is no address: {error}", where=URL_VARIABLE, hint="http://HOST:PORT") from error
     except (httpx.HTTPError, OSError) as error:
         raise ControlPlaneError(
             f"the control plane gave no answer: {error or type(error).__name__}. It may have done what was asked",
-            where=str(folder.control_socket),
+            where=where,
             hint="see how it is with `bulkhead status`, then ask again: nothing is done twice",
         ) from error
-    return _read(answer, folder)
+
+
+def is_elsewhere() -> bool:
+    """Whether another installation's API is meant, and not what lies in the data folder."""
+    return bool(os.environ.get(URL_VARIABLE))
+
+
+def headers(folder: DataFolder) -> dict[str, str]:
+    """Give what says who asks: an operator's own key, or the local one's and the user's name. Raises SettingsError."""
+    own = os.environ.get(KEY_VARIABLE, "")
+    if own or os.environ.get(URL_VARIABLE):
+        return {"Authorization": f"Bearer {own}"}  # the local key is never sent elsewhere
+    try:
+        key = folder.operator_key_file.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"the local operator's key can't be read: {error}",
+            where=str(folder.operator_key_file),
+            hint=f"`bulkhead up` makes it; or say your own key in {KEY_VARIABLE}",
+        ) from error
+    return {"Authorization": f"Bearer {key}", OPERATOR_HEADER: operator()}
 
 
 def operator() -> str:
-    """Name who asks, for the operators' log. The socket lets only this user in, so it is a name, not a proof."""
+    """Name who asks, for the audit log. Of the local operator's key only this user knows; it is a name, not a proof."""
     user = os.environ.get("SUDO_USER") or getpass.getuser()
     return f"{user}@{socket.gethostname()}"[:100]
 
@@ -61,7 +131,11 @@ def _read(answer: httpx.Response, folder: DataFolder) -> dict[str, Any]:
         )
     if answer.is_success:
         return fields
+    raise _error(fields)
+
+
+def _error(fields: dict[str, Any]) -> ControlPlaneError:
     kind = ERRORS_BY_CODE.get(str(fields.get("kind")), ControlPlaneError)
     error = kind(str(fields.get("what", "")), where=str(fields.get("where", "")), hint=str(fields.get("hint", "")))
     error.code = str(fields.get("code", kind.code))
-    raise error
+    return error

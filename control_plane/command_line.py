@@ -1,6 +1,8 @@
-"""What all commands of `bulkhead` share: which installation is meant, and how an error is shown."""
+"""What all commands of `bulkhead` share: which installation is meant, how errors are shown, how lists are written."""
 
+import contextlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -9,7 +11,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-from control_plane import screen, settings
+from control_plane import limits, screen, settings
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError, NotRunningError, SettingsError
 from control_plane.settings import Settings
@@ -18,7 +20,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be changed; change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check it and show what would be written; change nothing.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Show it again every two seconds, until Ctrl-C.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,24 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def shown(show: Callable[[], None], *, watch: bool) -> None:
+    """Show something once, or again and again on a cleared screen until Ctrl-C."""
+    if not watch:
+        show()
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            screen.clear()
+            show()
+            time.sleep(limits.WATCH_INTERVAL_MS / 1_000)
+
+
 def where(context: typer.Context) -> Where:
-    """Give which installation a command means."""
+    """Give which installation the command is for."""
     assert isinstance(context.obj, Where)
     return context.obj
+
+
+def names_of(text: str) -> list[str]:
+    """Read a list with commas between."""
+    return [name.strip() for name in text.split(",") if name.strip()]

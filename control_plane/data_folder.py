@@ -8,6 +8,7 @@ control.sock      the control plane, for this user only
 secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acquirer's, Redis's; 0600 in one of 0700
 directory/        what routers read          routers/<name>/   what each router last knew
 cells/<name>/     the partners' books        acquirer/         the simulator's record (-second: another's)
+audit_head.json   the audit log's newest hash, kept beside it (control_plane/audit_chain.py)
 removed/<name>/   what was a cell's          run/              configurations and records of processes       logs/
 
 A folder or secret that is missing is made at the first start only, and a cell's while it is being added; later its
@@ -49,6 +50,7 @@ _OURS: Final = frozenset(
         "registry.sqlite-shm",
         "registry.sqlite.imported",
         "control.sock",
+        "audit_head.json",
         "secrets",
         "directory",
         "routers",
@@ -128,6 +130,11 @@ class DataFolder:
         """The key of the keys' hashes."""
         return self.secrets / "api_key_pepper"
 
+    @property
+    def operator_key_file(self) -> Path:
+        """The key of the installation's own operator, for the commands of this user."""
+        return self.secrets / "operator.key"
+
     def acquirer_secret_file(self, acquirer: str) -> Path:
         """Give the key with which an acquirer signs its notifications."""
         named = "" if acquirer == MAIN_ACQUIRER else f".{acquirer}"
@@ -185,6 +192,11 @@ class DataFolder:
     def settings_file(self) -> Path:
         """The settings that the last `up` ran with, for the other commands."""
         return self.run / "settings.json"
+
+    @property
+    def audit_head_file(self) -> Path:
+        """The audit log's newest number and hash, as they were after the last change."""
+        return self.root / "audit_head.json"
 
     @property
     def control_record_file(self) -> Path:

@@ -9,6 +9,9 @@ ControlPlaneError
  |    +-- RegistryError    the registry's store can't serve now, or something came in between; nothing was changed
  +-- RegistryUnknownError  the registry's store lost sight of a change; it may have been made
  +-- RegistryLostError     another control plane took the registry over: this one must end
+ +-- UnauthorizedError     no operator's key, or one that is not good
+ |    +-- TooManyFailedKeysError  too many such keys wait for their answers
+ +-- ForbiddenError        the operator's role does not allow it
  +-- DoorError             a cell's door did not answer; what was asked may have been done
  +-- NotRunningError       no control plane listens on this data folder
 """
@@ -19,6 +22,7 @@ EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_NOT_RUNNING: Final = 3
+EXIT_NOT_ALLOWED: Final = 4
 
 
 class ControlPlaneError(Exception):
@@ -33,6 +37,16 @@ class ControlPlaneError(Exception):
         self.what = what
         self.where = where
         self.hint = hint
+
+    def fields(self) -> dict[str, str]:
+        """Give it as it is told over the admin API."""
+        return {
+            "kind": type(self).code,
+            "code": self.code,  # a door's refusals keep their own
+            "what": self.what,
+            "where": self.where,
+            "hint": self.hint,
+        }
 
 
 class SettingsError(ControlPlaneError):
@@ -94,6 +108,29 @@ class RegistryLostError(ControlPlaneError):
     http_status = 503
 
 
+class UnauthorizedError(ControlPlaneError):
+    """No operator's key, or one that is not good."""
+
+    code = "unauthorized"
+    http_status = 401
+    exit_code = EXIT_NOT_ALLOWED
+
+
+class TooManyFailedKeysError(UnauthorizedError):
+    """Too many keys that are not good wait for their answers."""
+
+    code = "too_many_failed_keys"
+    http_status = 429
+
+
+class ForbiddenError(ControlPlaneError):
+    """The operator's role does not allow it."""
+
+    code = "forbidden"
+    http_status = 403
+    exit_code = EXIT_NOT_ALLOWED
+
+
 class DoorError(ControlPlaneError):
     """A cell's door did not answer, or not as it should."""
 
@@ -121,6 +158,9 @@ ERRORS_BY_CODE: Final[dict[str, type[ControlPlaneError]]] = {
         RegistryError,
         RegistryUnknownError,
         RegistryLostError,
+        UnauthorizedError,
+        TooManyFailedKeysError,
+        ForbiddenError,
         DoorError,
         NotRunningError,
     )

@@ -25,6 +25,19 @@ KEYS_MAX: Final = PARTNERS_MAX * KEYS_KEPT_PER_PARTNER_MAX
 PARTNER_NAME_CHARACTERS_MAX: Final = 100
 NOTE_CHARACTERS_MAX: Final = 500
 HISTORY_ROWS_SHOWN_MAX: Final = 20
+AUDIT_ENTRIES_SHOWN_MAX: Final = 10_000
+
+# Operators, and what the admin API takes of them.
+OPERATORS_MAX: Final = 1_000
+OPERATOR_NAME_CHARACTERS_MAX: Final = 100
+ADMIN_BODY_BYTES_MAX: Final = 16_000_000
+# Keys that are not good: each of an address within the window is answered twice as late as the one before.
+FAILED_KEYS_WINDOW_MS: Final = 60_000
+FAILED_KEYS_ADDRESSES_MAX: Final = 1_000
+FAILED_KEY_DELAY_MS_MIN: Final = 50
+FAILED_KEY_DELAY_MS_MAX: Final = 3_000
+# So many wait for their answer at once; one more is answered at once, with 429.
+FAILED_KEYS_WAITING_MAX: Final = 64
 
 # Keys. An old key stays good for this long after a rotation, unless the operator says otherwise.
 KEY_GRACE_S_DEFAULT: Final = 24 * 3_600
@@ -144,6 +157,7 @@ MOVE_ROWS_LEFT_MAX: Final = 100
 
 # The command line.
 CONTROL_TIMEOUT_MS: Final = 60_000
+WATCH_INTERVAL_MS: Final = 2_000
 AUDIT_TIMEOUT_MS: Final = 600_000
 AUDITS_AT_ONCE_MAX: Final = 2
 
@@ -169,6 +183,17 @@ SETTLEMENT_DIFFERENCES_SHOWN_MAX: Final = 500
 SETTLEMENT_CLOCK_MARGIN_S_DEFAULT: Final = 300
 SETTLEMENT_CLOCK_MARGIN_S_MAX: Final = 12 * 3_600
 
+# Files of partners: how large one may be, and how it is worked off.
+IMPORT_FILE_BYTES_MAX: Final = 8_000_000
+IMPORT_PARTNERS_MAX: Final = 5_000
+IMPORT_ERRORS_SHOWN_MAX: Final = 100
+# Partners that one commit of the registry begins or admits; some 600 bytes each.
+IMPORT_BATCH_PARTNERS_MAX: Final = 250
+# So long it is waited for more of them, because each batch costs a directory.
+IMPORT_GATHER_MS: Final = 300
+# Books that one cell makes and opens at once.
+IMPORT_ONBOARDS_AT_ONCE_MAX: Final = 32
+
 # The registry is read so many rows at a time.
 REGISTRY_PAGE_ROWS: Final = 1_000
 # What is read of a registry of before, and how long another process may keep it from being read.
@@ -189,5 +214,7 @@ assert RESTART_DELAY_MS_MIN <= RESTART_DELAY_MS_MAX < HEALTHY_MS_TO_RESET_DELAY
 assert NEEDS_TIMEOUT_MS <= START_TIMEOUT_MS
 assert DOOR_CONNECT_TIMEOUT_MS + ONBOARD_TIMEOUT_MS < CONTROL_TIMEOUT_MS, "the command line outwaits an onboarding"
 assert KEYS_PER_PARTNER_MAX < KEYS_KEPT_PER_PARTNER_MAX, "there is always one that ended to forget"
+assert IMPORT_PARTNERS_MAX <= PARTNERS_MAX
+assert IMPORT_BATCH_PARTNERS_MAX * 4_096 < contract.STORE_TRANSACTION_BYTES_MAX // 2
 assert REGISTRY_PAGE_ROWS <= contract.STORE_RANGE_ROWS_MAX
 assert IMPORT_COMMIT_BYTES + contract.STORE_VALUE_BYTES_MAX < contract.STORE_TRANSACTION_BYTES_MAX // 2

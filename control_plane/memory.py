@@ -58,12 +58,13 @@ def require_room(*, dedicated: int, pooled: int, spares: int, cells: int, availa
         )
 
 
-def require_room_for_one(isolation: str, available: int) -> None:
-    """Refuse one more partner whose worker, or share of one, would not fit. Raises RefusedError."""
-    needed = limits.WORKER_MEMORY_BYTES if isolation == "dedicated" else limits.POOLED_PARTNER_MEMORY_BYTES
+def require_room_for_more(dedicated: int, pooled: int, available: int) -> None:
+    """Refuse more partners whose workers, or shares of some, would not fit. Raises RefusedError."""
+    pools = pooled // limits.POOL_PARTNERS_MAX  # the first may find its place in one that is there
+    needed = (dedicated + pools) * limits.WORKER_MEMORY_BYTES + pooled * limits.POOLED_PARTNER_MEMORY_BYTES
     if available < needed:
         raise RefusedError(
-            f"one more {isolation} partner needs about {needed / 1e6:.0f} MB of memory, "
+            f"{dedicated} more dedicated partners and {pooled} pooled ones need about {needed / 1e6:.0f} MB of memory, "
             f"{available / 1e6:.0f} MB are available",
             where="this machine",
             hint="run on a larger machine, or pool partners: bulkhead partner pool",

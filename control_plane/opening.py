@@ -4,19 +4,25 @@ Also looks whether FoundationDB's client and cluster files can be used, before a
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
-from control_plane import registry_import, registry_keys
+import structlog
+
+from control_plane import audit_head, registry_import, registry_keys
 from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder, Instance, require_instance, timestamp
-from control_plane.errors import FolderError, SettingsError
+from control_plane.errors import FolderError, InputFileError, SettingsError
 from control_plane.places import describe, place_of_cell, place_of_registry
-from control_plane.registry import Registry, read_cells, read_partners
+from control_plane.registry import Registry
 from control_plane.registry_errors import explain
+from control_plane.registry_reading import read_cells, read_partners
 from control_plane.registry_records import Cell, Partner
 from control_plane.settings import Settings
 from stores.contract import StoreClientError, StoreError, StoreExistsError
 from stores.shelf import Shelf, open_shelf
+
+log = structlog.get_logger()
 
 
 async def open_registry(settings: Settings, folder: DataFolder, instance: Instance, *, first_start: bool) -> Registry:
@@ -38,12 +44,14 @@ async def open_registry(settings: Settings, folder: DataFolder, instance: Instan
             if has_file_of_before:
                 await registry_import.run(store, folder.registry_file_of_before, folder.registry_file_imported)
             registry = await Registry.open(store, where, new=first_start)
+            await _keep_heads(registry, folder)
             if not registry.cells():  # also where the data is older than cells' rows
                 await registry.write_cells(first_cells(settings, timestamp()))
-            return registry  # noqa: TRY300 - all that may fail is above
         except BaseException:
             await store.close()
             raise
+        else:
+            return registry
     except StoreError as error:
         raise explain(error, where) from error
 
@@ -79,6 +87,23 @@ def require_clients(settings: Settings, folder: DataFolder, instance: Instance, 
         places = [place_of_cell(settings, folder, instance, cell) for cell in cells if cell.is_running]
         for place in {place["cluster_file"]: place for place in places}.values():
             _shelf(place)
+
+
+async def _keep_heads(registry: Registry, folder: DataFolder) -> None:
+    """Have the audit log's head kept in its file, unless that knows of an entry that is not there any more.
+
+    Then the file stays as it is and tells on: `audit-log verify` shows it. Payments and partners don't suffer for it.
+    """
+    file = folder.audit_head_file
+    try:
+        kept = audit_head.read(file)
+    except InputFileError as error:
+        log.error("audit_head_unreadable", file=str(file), error=error.what)  # noqa: TRY400 - no bug of ours
+        return
+    if kept is not None and not await registry.holds(kept):
+        log.error("audit_log_not_whole", file=str(file), entry=kept.sequence)
+        return
+    await registry.keep_heads(partial(audit_head.write, file))
 
 
 async def _make(shelf: Shelf, folder: DataFolder) -> None:

@@ -11,7 +11,7 @@ be replaced by an empty one. So nothing here sends ONBOARD for a partner that is
 import asyncio
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -22,6 +22,7 @@ from control_plane.api_keys import ApiKey
 from control_plane.data_folder import timestamp
 from control_plane.doors import Doors, PartnerStatus
 from control_plane.errors import ControlPlaneError, DoorError, RefusedError, RegistryError, RegistryUnknownError
+from control_plane.importing import Candidate, Imported, Importer
 from control_plane.publishing import Publisher
 from control_plane.registry import Registry, end_of_grace
 from control_plane.registry_records import Partner
@@ -42,6 +43,7 @@ class NewPartner:
     in_flight_max: int
     isolation: str = "dedicated"
     acquirers: tuple[str, ...] = ()
+    currencies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Partners:
         publisher: Publisher,
         pepper: bytes,
         *,
-        require_room: Callable[[str], None],
+        require_room: Callable[[int, int], None],
         acquirers: Collection[str] = (),
         test_only: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
@@ -87,42 +89,23 @@ class Partners:
         self._monotonic = monotonic
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._retries: dict[str, _Retry] = {}
+        self._importer = Importer(registry, pepper, self._onboard, self._publish, self._alone)
 
     async def create(self, wanted: NewPartner, who: str) -> Changed:
         """Onboard a partner and give its first key. Repeating it after a failure goes on where it stopped.
 
         Raises RefusedError where the partner has a key already, DoorError where its cell can't be reached.
         """
-        if wanted.mode == "live" and self._test_only:
-            raise RefusedError(
-                "a live partner can't be onboarded where faults are injected",
-                where="fault_injection in the settings",
-                hint="use --mode test, or an installation without fault injection",
-            )
-        self._require_known(wanted.acquirers)
+        self._require_allowed(wanted)
         async with self._alone(wanted.id):
-            row = Partner(
-                id=wanted.id,
-                name=wanted.name,
-                status="onboarding",
-                mode=wanted.mode,
-                cell=self._publisher.place(wanted.id),
-                rate_per_second=wanted.rate_per_second,
-                rate_burst=wanted.rate_burst,
-                in_flight_max=wanted.in_flight_max,
-                api_version=API_VERSION,
-                profile_version=1,
-                created_at=timestamp(),
-                isolation=wanted.isolation,
-                acquirers=wanted.acquirers,
-            )
+            row = self._row(wanted)
             # A key may exist only of a partner that is active; so where there is one, all steps were taken.
             if self._registry.keys(wanted.id):
                 raise RefusedError(
                     f"partner {wanted.id!r} exists already",
                     hint=f"if its key never reached you: bulkhead partner rotate-key {wanted.id} --grace 0",
                 )
-            self._require_room(wanted.isolation)
+            self._require_room(wanted.isolation == "dedicated", wanted.isolation == "pooled")
             found = await self._registry.begin_onboarding(row, who)
             _require_same(found, wanted)
             if found.status == "onboarding":
@@ -147,7 +130,7 @@ class Partners:
         To be pooled ends that its door kept it apart for its workers' deaths. Raises NotFoundError, RefusedError.
         """
         if isolation == "dedicated" and self._registry.partner(partner_id).isolation != isolation:
-            self._require_room(isolation)
+            self._require_room(1, 0)
         changed = await self._change(partner_id, lambda: self._registry.set_isolation(partner_id, isolation, who))
         if isolation == "pooled" and not changed.door_behind:
             try:
@@ -168,6 +151,45 @@ class Partners:
         """Set which acquirers new payments go to, the first choice first. Raises NotFoundError, RefusedError."""
         self._require_known(acquirers)
         return await self._change(partner_id, lambda: self._registry.set_acquirers(partner_id, acquirers, who))
+
+    async def set_currencies(self, partner_id: str, currencies: tuple[str, ...], who: str) -> Changed:
+        """Set which currencies new payments may be in, none for all. Raises NotFoundError, RefusedError."""
+        return await self._change(partner_id, lambda: self._registry.set_currencies(partner_id, currencies, who))
+
+    def check_import(self, rows: Sequence[tuple[int, NewPartner]]) -> dict[int, str]:
+        """Say which rows, by their lines, can't be onboarded and why. Changes nothing.
+
+        Raises RefusedError where they are too many for this installation. A row that is there already, and is the
+        same, is fine: an import that stopped is asked for again.
+        """
+        wrong: dict[int, str] = {}
+        new: list[NewPartner] = []
+        for line, wanted in rows:
+            try:
+                self._require_allowed(wanted)
+                found = self._registry.find(wanted.id)
+                if found is None:
+                    new.append(wanted)
+                else:
+                    _require_same(found, wanted)
+            except RefusedError as error:
+                wrong[line] = error.what
+        count = len(self._registry.partners())
+        if count + len(new) > limits.PARTNERS_MAX:
+            raise RefusedError(
+                f"there are {count} partners already; with {len(new)} more they are above {limits.PARTNERS_MAX}, "
+                "the most that one installation takes"
+            )
+        dedicated = sum(wanted.isolation == "dedicated" for wanted in new)
+        self._require_room(dedicated, len(new) - dedicated)
+        return wrong
+
+    def import_all(
+        self, rows: Sequence[tuple[int, NewPartner]], statuses: Mapping[str, str], who: str
+    ) -> AsyncGenerator[Imported, None]:
+        """Onboard rows that `check_import` found nothing wrong with; give each once its key can be used."""
+        candidates = [Candidate(line, self._row(wanted), statuses.get(wanted.id, "active")) for line, wanted in rows]
+        return self._importer.run(candidates, who)
 
     async def rotate_key(self, partner_id: str, grace_s: int, who: str) -> Changed:
         """Give a new key; the older ones end after the grace. Raises NotFoundError, RefusedError."""
@@ -191,7 +213,7 @@ class Partners:
             await self._registry.refresh()
         except ControlPlaneError as error:
             log.warning("registry_not_refreshed", error=error.what)  # what it said last holds
-        partners = self._registry.partners()
+        partners = [one for one in self._registry.partners() if one.id not in self._importer.under_way]
         self._retries = {partner.id: self._retries[partner.id] for partner in partners if partner.id in self._retries}
         cells: dict[str, list[Partner]] = {}
         for partner in partners:
@@ -244,6 +266,10 @@ class Partners:
             self._retries.pop(partner.id, None)
 
     async def _finish_onboarding(self, partner: Partner, who: str) -> Partner:
+        await self._onboard(partner)
+        return await self._registry.activate(partner.id, who)
+
+    async def _onboard(self, partner: Partner) -> None:
         assert partner.status == "onboarding"
         try:
             # The profile says what the partner is about to be; its registry row follows.
@@ -254,7 +280,6 @@ class Partners:
                 where=error.where,
                 hint="it will be, by itself, once the door answers; the same command then gives its key",
             ) from error
-        return await self._registry.activate(partner.id, who)
 
     async def _change(self, partner_id: str, write: Callable[[], Awaitable[Partner]]) -> Changed:
         async with self._alone(partner_id):
@@ -266,6 +291,33 @@ class Partners:
             except ControlPlaneError as error:
                 return Changed(partner, None, behind, door_behind=error.what)
             return Changed(partner, None, behind)
+
+    def _row(self, wanted: NewPartner) -> Partner:
+        return Partner(
+            id=wanted.id,
+            name=wanted.name,
+            status="onboarding",
+            mode=wanted.mode,
+            cell=self._publisher.place(wanted.id),
+            rate_per_second=wanted.rate_per_second,
+            rate_burst=wanted.rate_burst,
+            in_flight_max=wanted.in_flight_max,
+            api_version=API_VERSION,
+            profile_version=1,
+            created_at=timestamp(),
+            isolation=wanted.isolation,
+            acquirers=wanted.acquirers,
+            currencies=wanted.currencies,
+        )
+
+    def _require_allowed(self, wanted: NewPartner) -> None:
+        if wanted.mode == "live" and self._test_only:
+            raise RefusedError(
+                "a live partner can't be onboarded where faults are injected",
+                where="fault_injection in the settings",
+                hint="use --mode test, or an installation without fault injection",
+            )
+        self._require_known(wanted.acquirers)
 
     def _require_known(self, acquirers: tuple[str, ...]) -> None:
         unknown = [name for name in acquirers if name not in self._acquirers]
@@ -323,12 +375,14 @@ def to_profile(partner: Partner) -> Profile:
         rate_burst=partner.rate_burst,
         in_flight_max=partner.in_flight_max,
         acquirers=partner.acquirers,
+        currencies=partner.currencies,
     )
 
 
 def _require_same(found: Partner, wanted: NewPartner) -> None:
     """Only the same partner is resumed: what an operator asks for is what an operator gets."""
-    for name in ("name", "mode", "rate_per_second", "rate_burst", "in_flight_max", "isolation", "acquirers"):
+    limits_ = ("rate_per_second", "rate_burst", "in_flight_max")
+    for name in ("name", "mode", *limits_, "isolation", "acquirers", "currencies"):
         if getattr(found, name) != getattr(wanted, name):
             raise RefusedError(
                 f"partner {wanted.id!r} is there already with another {name}: {getattr(found, name)!r}",

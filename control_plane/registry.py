@@ -1,4 +1,4 @@
-"""The control plane's own data: partners, hashes of keys, cells, the directory's version, who changed what and when.
+"""The control plane's own data: partners, hashes of their keys, the directory's version, who changed what and when.
 
 All but the changes is held in memory, so reading it asks nobody and goes on while the store is away. A write is one
 commit of the store; memory follows it. One control plane owns the book, by the store's epoch and a row that names it:
@@ -9,19 +9,20 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
-from control_plane import limits, registry_codec, registry_keys
+from control_plane import audit_chain, dry_run, limits, registry_codec, registry_keys
 from control_plane.api_keys import ApiKey
+from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
+from control_plane.dry_run import DryRunDone
 from control_plane.errors import (
-    FolderError,
     NotFoundError,
     RefusedError,
     RegistryError,
@@ -29,8 +30,10 @@ from control_plane.errors import (
     RegistryUnknownError,
 )
 from control_plane.move_record import Move
+from control_plane.registry_draft import Draft, Held
 from control_plane.registry_errors import AGAIN, explain, lost, not_whole
-from control_plane.registry_records import ISOLATIONS, NEW, Cell, Change, Key, Origin, Owner, Partner
+from control_plane.registry_reading import load, rows
+from control_plane.registry_records import ISOLATIONS, NEW, Cell, Change, Key, Operator, Origin, Owner, Partner
 from stores import contract
 from stores.contract import (
     Check,
@@ -44,89 +47,8 @@ from stores.contract import (
     StoreCorruptError,
     StoreError,
 )
-from stores.shelf import Shelf
 
 log = structlog.get_logger()
-
-_T = TypeVar("_T")
-
-
-@dataclass(slots=True)
-class _Held:
-    """What is in memory. Keys are by partner, then by id."""
-
-    owner: Owner | None = None
-    directory_version: int = 0
-    last_change: int = 0
-    partners: dict[str, Partner] = field(default_factory=dict)
-    cells: dict[str, Cell] = field(default_factory=dict)
-    keys: dict[str, dict[str, Key]] = field(default_factory=dict)
-    moves: dict[str, Move] = field(default_factory=dict)
-
-
-class _Draft:
-    """One write in the making: its rows (None: none is left), what must be so for it, and what it does to memory."""
-
-    def __init__(self, last_change: int) -> None:
-        self.rows: dict[contract.Key, bytes | None] = {}
-        self.checks: list[Check] = []
-        self._last_change = last_change
-        self._effects: list[Callable[[_Held], None]] = []
-
-    def put_partner(self, partner: Partner, *, new: bool = False) -> None:
-        key = registry_keys.partner(partner.id)
-        if new:
-            self.checks.append(Check(key, None))
-        self.rows[key] = registry_codec.encode_partner(partner)
-        self._effects.append(lambda held: held.partners.update({partner.id: partner}))
-
-    def put_cell(self, cell: Cell) -> None:
-        self.rows[registry_keys.cell(cell.name)] = registry_codec.encode_cell(cell)
-        self._effects.append(lambda held: held.cells.update({cell.name: cell}))
-
-    def put_key(self, key: Key, *, new: bool = False) -> None:
-        place = registry_keys.key(key.partner_id, key.id)
-        self.rows[place] = registry_codec.encode_key(key)
-        if new:
-            named = registry_keys.key_hash(key.hash)
-            self.checks += [Check(place, None), Check(named, None)]
-            self.rows[named] = registry_codec.encode_key_hash(key)
-        self._effects.append(lambda held: held.keys.setdefault(key.partner_id, {}).update({key.id: key}))
-
-    def forget_key(self, key: Key) -> None:
-        self.rows[registry_keys.key(key.partner_id, key.id)] = None
-        self.rows[registry_keys.key_hash(key.hash)] = None
-        self._effects.append(lambda held: held.keys[key.partner_id].__delitem__(key.id))
-
-    def put_move(self, move: Move, *, new: bool = False) -> None:
-        key = registry_keys.move(move.partner_id)
-        if new:
-            self.checks.append(Check(key, None))
-        self.rows[key] = registry_codec.encode_move(move)
-        self._effects.append(lambda held: held.moves.update({move.partner_id: move}))
-
-    def forget_move(self, partner_id: str) -> None:
-        self.rows[registry_keys.move(partner_id)] = None
-        self._effects.append(lambda held: held.moves.__delitem__(partner_id))
-
-    def put_directory_version(self, version: int) -> None:
-        self.rows[registry_keys.DIRECTORY] = registry_codec.encode_directory_version(version)
-        self._effects.append(lambda held: setattr(held, "directory_version", version))
-
-    def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
-        """Append a change. It carries the next number and nothing may be there: whose memory is old conflicts."""
-        self._last_change = sequence = self._last_change + 1
-        change = Change(sequence, timestamp(), who, what, partner_id, detail)
-        self.checks.append(Check(registry_keys.change(sequence), None))
-        self.rows |= {put.key: put.value for put in rows_of_change(change)}
-        self._effects.append(lambda held: setattr(held, "last_change", sequence))
-
-    def mutations(self) -> list[contract.Mutation]:
-        return [contract.Clear(key) if value is None else Put(key, value) for key, value in self.rows.items()]
-
-    def apply(self, held: _Held) -> None:
-        for effect in self._effects:
-            effect(held)
 
 
 class Registry:
@@ -136,11 +58,12 @@ class Registry:
     (the book is gone or damaged) and RegistryLostError (another control plane owns it; `lost` is set from then on).
     """
 
-    def __init__(self, store: Store, where: str, owner: Owner, held: _Held) -> None:
+    def __init__(self, store: Store, where: str, owner: Owner, held: Held) -> None:
         self._store = store
         self._where = where
         self._owner = owner
         self._held = held
+        self._keep_head: Callable[[Head], None] | None = None
         self._lock = asyncio.Lock()
         self._in_doubt = False  # a commit's outcome is not known, so memory may be behind
         self.lost: RegistryLostError | None = None
@@ -161,7 +84,7 @@ class Registry:
                     raise not_whole(where)
                 rows.append(Put(registry_keys.ORIGIN, registry_codec.encode_origin(Origin(NEW, timestamp()))))
             await store.commit([Check(registry_keys.ORIGIN, value)], rows)
-            return cls(store, where, owner, await _load(store, where))
+            return cls(store, where, owner, await load(store, where))
         except StoreError as error:
             raise explain(error, where) from error
 
@@ -184,6 +107,10 @@ class Registry:
             )
         return found
 
+    def find(self, partner_id: str) -> Partner | None:
+        """Give one partner, None where there is none."""
+        return self._held.partners.get(partner_id)
+
     def cells(self) -> list[Cell]:
         """Give all cells in the order in which they came, the removed ones too."""
         return sorted(self._held.cells.values(), key=lambda cell: cell.slot)
@@ -203,6 +130,21 @@ class Registry:
         """Give all partners' keys, oldest first, the revoked and expired ones too."""
         return [key for partner_id in sorted(self._held.keys) for key in self.keys(partner_id)]
 
+    def operators(self) -> list[Operator]:
+        """Give all operators by id."""
+        return [self._held.operators[operator_id] for operator_id in sorted(self._held.operators)]
+
+    def find_operator(self, operator_id: str) -> Operator | None:
+        """Give one operator, None where there is none."""
+        return self._held.operators.get(operator_id)
+
+    def operator(self, operator_id: str) -> Operator:
+        """Give one operator. Raises NotFoundError."""
+        found = self.find_operator(operator_id)
+        if found is None:
+            raise NotFoundError(f"there is no operator {operator_id!r}", hint="see them all: bulkhead operator list")
+        return found
+
     def moves(self) -> list[Move]:
         """Give the moves that did not end, by partner."""
         return [self._held.moves[partner_id] for partner_id in sorted(self._held.moves)]
@@ -214,6 +156,53 @@ class Registry:
     def directory_version(self) -> int:
         """Give the newest version that was taken for a directory."""
         return self._held.directory_version
+
+    @property
+    def head(self) -> Head:
+        """The number and hash of the audit log's newest entry."""
+        return self._held.head
+
+    async def audit_log(self, after: int = 0) -> AsyncGenerator[Change, None]:
+        """Give all entries of the audit log after a number, oldest first, read now. Raises ControlPlaneError."""
+        try:
+            while True:
+                (page,) = (await self._store.read([], [registry_keys.changes(after, limits.REGISTRY_PAGE_ROWS)])).ranges
+                for entry in page:
+                    yield registry_codec.decode_change(entry.value)
+                if len(page) < limits.REGISTRY_PAGE_ROWS:
+                    return
+                after = int(page[-1].key[-1])
+        except StoreError as error:
+            raise explain(error, self._where) from error
+
+    async def keep_heads(self, keep: Callable[[Head], None]) -> None:
+        """Have the audit log's newest hash kept where the book is not, now and after each change, in a thread.
+
+        A failure costs no change: the next one, or the next start, keeps a newer head.
+        """
+        self._keep_head = keep
+        try:
+            await asyncio.to_thread(keep, self._held.head)
+        except OSError as error:
+            log.warning("audit_head_not_kept", error=str(error))
+
+    async def holds(self, head: Head) -> bool:
+        """Whether the audit log has the entry that a head of before names. Raises ControlPlaneError."""
+        if not head.sequence:
+            return True
+        try:
+            (value,) = (await self._store.read([registry_keys.change(head.sequence)])).values
+            return value is not None and audit_chain.digest(registry_codec.decode_change(value)) == head.hash
+        except StoreError as error:
+            raise explain(error, self._where) from error
+
+    async def kept_head(self) -> Head | None:
+        """Give the head as it stands beside the entries, read now; None where nothing was chained yet."""
+        try:
+            (value,) = (await self._store.read([registry_keys.HEAD])).values
+            return registry_codec.decode_head(value)
+        except StoreError as error:
+            raise explain(error, self._where) from error
 
     async def changes(self, partner_id: str) -> list[Change]:
         """Give the newest changes to a partner, newest first, read from the store now. Raises ControlPlaneError."""
@@ -233,7 +222,7 @@ class Registry:
         """Give single rows' values and all rows of a kind that are not held in memory. Raises ControlPlaneError."""
         try:
             values = (await self._store.read(list(keys))).values
-            return list(values), [entry async for entry in _rows(self._store, of, at_most, self._where)]
+            return list(values), [entry async for entry in rows(self._store, of, at_most, self._where)]
         except StoreError as error:
             raise explain(error, self._where) from error
 
@@ -247,15 +236,33 @@ class Registry:
                 count = len(self._held.partners)
                 if count >= limits.PARTNERS_MAX:
                     raise RefusedError(f"there are {count} partners already, the most that one installation takes")
-                draft.put_partner(partner, new=True)
-                detail = {
-                    "cell": partner.cell,
-                    "mode": partner.mode,
-                    "name": partner.name,
-                    "isolation": partner.isolation,
-                }
-                draft.note(who, "partner_onboarding", partner.id, detail)
+                draft.begin(partner, who)
         return self.partner(partner.id)
+
+    async def begin_onboardings(self, partners: Sequence[Partner], who: str) -> None:
+        """Write down many partners to be onboarded, a batch a commit; those that are there already stay as they are."""
+        assert all(partner.status == "onboarding" for partner in partners)
+        for first in range(0, len(partners), limits.IMPORT_BATCH_PARTNERS_MAX):
+            async with self._writing() as draft:
+                for partner in partners[first : first + limits.IMPORT_BATCH_PARTNERS_MAX]:
+                    if partner.id not in self._held.partners:
+                        draft.begin(partner, who)
+
+    async def admit(self, admitted: Sequence[tuple[str, ApiKey, str]], who: str) -> None:
+        """Write down that these partners' books are made: each gets its status and its first key, all in one commit."""
+        async with self._writing() as draft:
+            for partner_id, key, status in admitted:
+                found = self.partner(partner_id)
+                assert not self._held.keys.get(partner_id), f"{partner_id} has a key already"
+                if found.status != status:
+                    assert status in {"active", "suspended"}
+                    # Its door knows it as active: one that is not is told by the reconciler.
+                    version = found.profile_version + (status != "active")
+                    draft.put_partner(replace(found, status=status, profile_version=version))
+                    draft.note(who, f"partner_{status}", partner_id, {"status": [found.status, status]})
+                kept = Key(key.id, partner_id, key.hash, key.hint, timestamp(), None, None)
+                draft.put_key(kept, new=True)
+                draft.note(who, "key_added", partner_id, {"key": key.id, "hint": key.hint})
 
     async def activate(self, partner_id: str, who: str) -> Partner:
         """Write down that the partner's book is made: it is never onboarded again. Doing it again changes nothing."""
@@ -263,7 +270,7 @@ class Registry:
             found = self.partner(partner_id)
             if found.status == "onboarding":
                 draft.put_partner(replace(found, status="active"))
-                draft.note(who, "partner_active", partner_id, {})
+                draft.note(who, "partner_active", partner_id, {"status": [found.status, "active"]})
         return self.partner(partner_id)
 
     async def set_status(self, partner_id: str, status: str, who: str) -> Partner:
@@ -273,7 +280,7 @@ class Registry:
             found = self.partner(partner_id)
             if found.status not in {status, "onboarding"}:
                 draft.put_partner(replace(found, status=status, profile_version=found.profile_version + 1))
-                draft.note(who, f"partner_{status}", partner_id, {})
+                draft.note(who, f"partner_{status}", partner_id, {"status": [found.status, status]})
         return self.partner(partner_id)
 
     async def set_limits(self, partner_id: str, changed: dict[str, int], who: str) -> Partner:
@@ -304,7 +311,7 @@ class Registry:
             found = self.partner(partner_id)
             if found.isolation != isolation:
                 draft.put_partner(replace(found, isolation=isolation, profile_version=found.profile_version + 1))
-                draft.note(who, f"partner_{isolation}", partner_id, {})
+                draft.note(who, f"partner_{isolation}", partner_id, {"isolation": [found.isolation, isolation]})
         return self.partner(partner_id)
 
     async def set_acquirers(self, partner_id: str, acquirers: tuple[str, ...], who: str) -> Partner:
@@ -318,11 +325,25 @@ class Registry:
                 draft.note(who, "partner_acquirers", partner_id, detail)
         return self.partner(partner_id)
 
+    async def set_currencies(self, partner_id: str, currencies: tuple[str, ...], who: str) -> Partner:
+        """Set which currencies new payments may be in, none for all; nothing changes where it is so already."""
+        async with self._writing() as draft:
+            found = self.partner(partner_id)
+            if found.currencies != currencies:
+                version = found.profile_version + 1
+                draft.put_partner(replace(found, currencies=currencies, profile_version=version))
+                detail = {"currencies": [list(found.currencies), list(currencies)]}
+                draft.note(who, "partner_currencies", partner_id, detail)
+        return self.partner(partner_id)
+
     async def raise_profile_version(self, partner_id: str, above: int) -> Partner:
         """Make the partner's profile newer than one that its door has seen already."""
         async with self._writing() as draft:
             found = self.partner(partner_id)
-            draft.put_partner(replace(found, profile_version=max(found.profile_version, above) + 1))
+            version = max(found.profile_version, above) + 1
+            draft.put_partner(replace(found, profile_version=version))
+            detail = {"profile_version": [found.profile_version, version]}
+            draft.note("reconciler", "partner_profile_raised", partner_id, detail)
         return self.partner(partner_id)
 
     async def add_key(self, partner_id: str, key: ApiKey, who: str, *, others_end_at: datetime | None = None) -> None:
@@ -365,6 +386,31 @@ class Registry:
                 draft.note(who, "key_revoked", partner_id, {"key": key_id})
         return self._held.keys[partner_id][key_id]
 
+    async def add_operator(self, operator: Operator, who: str) -> None:
+        """Let an operator in. Raises RefusedError where one of that name is there, or too many are."""
+        async with self._writing() as draft:
+            if operator.id in self._held.operators:
+                raise RefusedError(
+                    f"operator {operator.id!r} exists already",
+                    hint=f"for a new key: bulkhead operator rotate-key {operator.id}",
+                )
+            if len(self._held.operators) >= limits.OPERATORS_MAX:
+                raise RefusedError(f"there are {limits.OPERATORS_MAX} operators already, the most that there may be")
+            draft.put_operator(operator, new=True)
+            detail = {"operator": operator.id, "role": operator.role, "hint": operator.hint}
+            draft.note(who, "operator_added", None, detail)
+
+    async def put_operator(self, operator: Operator, what: str, who: str) -> Operator:
+        """Change an operator; nothing changes where it is so already. Raises NotFoundError."""
+        async with self._writing() as draft:
+            found = self.operator(operator.id)
+            if found != operator:
+                draft.put_operator(operator)
+                pairs = {name: [getattr(found, name), getattr(operator, name)] for name in ("role", "status", "hint")}
+                changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+                draft.note(who, what, None, {"operator": operator.id, **changed})
+        return operator
+
     async def write_cells(self, cells: Sequence[Cell], /, who: str = "", what: str = "", **detail: Any) -> None:
         """Write cells as they are to be from now on, new ones too; `what` happened is noted where it is said."""
         async with self._writing() as draft:
@@ -402,6 +448,7 @@ class Registry:
         async with self._writing() as draft:
             draft.put_partner(replace(self.partner(move.partner_id), cell=move.target))
             draft.put_move(move)
+            draft.note(move.who, "partner_moved", move.partner_id, {"cell": [move.source, move.target]})
         return move
 
     async def end_move(self, move: Move, what: str) -> Move:
@@ -439,7 +486,7 @@ class Registry:
     # Inside.
 
     @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[_Draft]:
+    async def _writing(self) -> AsyncIterator[Draft]:
         """Give a draft to fill; it is committed afterwards, unless it is empty or something was raised."""
         async with self._lock:
             if self.lost is not None:
@@ -449,12 +496,15 @@ class Registry:
                     await self._read_again()
                 except StoreError as error:
                     raise explain(error, self._where) from error
-            draft = _Draft(self._held.last_change)
+            draft = Draft(self._held.head)
             yield draft
+            if dry_run.ASKED.get():
+                raise DryRunDone(draft.changes)
             if draft.rows:
                 await self._commit(draft)
 
-    async def _commit(self, draft: _Draft) -> None:
+    async def _commit(self, draft: Draft) -> None:
+        assert draft.is_noted, f"the audit log would not tell of {list(draft.rows)}"
         self._in_doubt = True  # until its end is known; also where this task is canceled
         try:
             await self._store.commit(draft.checks, draft.mutations())
@@ -467,8 +517,10 @@ class Registry:
         else:
             draft.apply(self._held)
             self._in_doubt = False
+        if registry_keys.HEAD in draft.rows and self._keep_head is not None:
+            await self.keep_heads(self._keep_head)
 
-    async def _find_out(self, draft: _Draft, error: StoreError) -> None:
+    async def _find_out(self, draft: Draft, error: StoreError) -> None:
         """Own the book again, after which the commit can't take place any more, and look what became of it."""
         log.warning("registry_commit_in_doubt", error=str(error))
         try:
@@ -490,7 +542,7 @@ class Registry:
         """Own the book again and read it. Raises StoreError, RegistryLostError."""
         await self._require_ours()  # before: to take it from another would end that one
         await self._store.acquire(0)
-        held = await _load(self._store, self._where)
+        held = await load(self._store, self._where)
         self._require_owner(held.owner)
         self._held = held
         self._in_doubt = False
@@ -509,91 +561,6 @@ class Registry:
         raise self.lost
 
 
-async def read_partners(shelf: Shelf, where: str) -> list[Partner]:
-    """Read the partners without owning the registry, which a control plane may hold. Raises ControlPlaneError."""
-    return await _read_unowned(shelf, registry_keys.partners, limits.PARTNERS_MAX, where, registry_codec.decode_partner)
-
-
-async def read_cells(shelf: Shelf, where: str) -> list[Cell]:
-    """Read the cells likewise, in the order in which they came. Raises ControlPlaneError."""
-    cells = await _read_unowned(shelf, registry_keys.cells, limits.CELLS_EVER_MAX, where, registry_codec.decode_cell)
-    return sorted(cells, key=lambda cell: cell.slot)
-
-
-async def _read_unowned(
-    shelf: Shelf,
-    of: Callable[[contract.Key | None, int], Range],
-    at_most: int,
-    where: str,
-    decode: Callable[[Entry], _T],
-) -> list[_T]:
-    try:
-        store = await shelf.open(*registry_keys.BOOK)
-        try:
-            (value,) = (await store.read([registry_keys.ORIGIN])).values
-            if registry_codec.decode_origin(value) is None:
-                raise not_whole(where)
-            return [decode(entry) async for entry in _rows(store, of, at_most, where)]
-        finally:
-            await store.close()
-    except StoreError as error:
-        raise explain(error, where) from error
-
-
 def end_of_grace(grace_s: int) -> datetime:
     """Give when an old key ends that is replaced now."""
     return datetime.now(UTC) + timedelta(seconds=grace_s)
-
-
-def rows_of_change(change: Change) -> list[Put]:
-    """Give a change's row and, where it is of a partner, its index row."""
-    rows = [Put(registry_keys.change(change.sequence), registry_codec.encode_change(change))]
-    if change.partner_id is not None:
-        rows.append(Put(registry_keys.change_of(change.partner_id, change.sequence), registry_codec.PRESENT))
-    return rows
-
-
-async def _load(store: Store, where: str) -> _Held:
-    """Read everything but the changes, a page at a time."""
-    found = await store.read([registry_keys.OWNER, registry_keys.DIRECTORY], [registry_keys.newest_change()])
-    held = _Held(
-        owner=registry_codec.decode_owner(found.values[0]),
-        directory_version=registry_codec.decode_directory_version(found.values[1]),
-        last_change=sum(int(entry.key[-1]) for entry in found.ranges[0]),
-    )
-    async for entry in _rows(store, registry_keys.partners, limits.PARTNERS_MAX, where):
-        partner = registry_codec.decode_partner(entry)
-        held.partners[partner.id] = partner
-    async for entry in _rows(store, registry_keys.cells, limits.CELLS_EVER_MAX, where):
-        cell = registry_codec.decode_cell(entry)
-        held.cells[cell.name] = cell
-    async for entry in _rows(store, registry_keys.keys, limits.KEYS_MAX, where):
-        key = registry_codec.decode_key(entry)
-        if key.partner_id not in held.partners:
-            raise StoreCorruptError(f"key {key.id!r} is of no partner")
-        held.keys.setdefault(key.partner_id, {})[key.id] = key
-    async for entry in _rows(store, registry_keys.moves, limits.PARTNERS_MAX, where):
-        move = registry_codec.decode_move(entry)
-        held.moves[move.partner_id] = move
-    return held
-
-
-async def _rows(
-    store: Store, of: Callable[[contract.Key | None, int], Range], at_most: int, where: str
-) -> AsyncIterator[Entry]:
-    after: contract.Key | None = None
-    count = 0
-    while True:
-        (page,) = (await store.read([], [of(after, limits.REGISTRY_PAGE_ROWS)])).ranges
-        for entry in page:
-            yield entry
-        count += len(page)
-        if count > at_most:
-            raise FolderError(
-                f"the registry holds more than the {at_most} rows of a kind that this version takes",
-                where=where,
-                hint="run the version of Bulkhead that wrote it, or a newer one",
-            )
-        if len(page) < limits.REGISTRY_PAGE_ROWS:
-            return
-        after = page[-1].key

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgpack
 
 from control_plane import limits
+from control_plane.audit_chain import Head
 from control_plane.move_record import STATES, WAYS, Move
 from control_plane.registry_records import (
     CELL_STATES,
@@ -19,12 +20,15 @@ from control_plane.registry_records import (
     ISOLATIONS,
     MODES,
     NEW,
+    OPERATOR_ROLES,
+    OPERATOR_STATUSES,
     RUN_STATES,
     STATUSES,
     STEP_STATES,
     Cell,
     Change,
     Key,
+    Operator,
     Origin,
     Owner,
     Partner,
@@ -34,7 +38,10 @@ from control_plane.registry_records import (
 from stores.contract import Entry, StoreCorruptError, checked
 
 VERSION: Final = 1
-_PARTNER_VERSION: Final = 2
+_CHAINED_VERSION: Final = 2
+_PARTNER_VERSION: Final = 3
+# How many fields a partner has in each version: isolation and acquirers came with 2, currencies with 3.
+_PARTNER_FIELDS: Final = {1: 11, 2: 13, 3: 14}
 # What an index row holds: that it is there.
 PRESENT: Final[bytes] = msgpack.packb([VERSION])
 
@@ -48,12 +55,11 @@ def encode_partner(partner: Partner) -> bytes:
 
 
 def decode_partner(entry: Entry) -> Partner:
-    """Read a partner, also of the version that knew neither isolation nor acquirers. Raises StoreCorruptError."""
+    """Read a partner, also of a version before. Raises StoreCorruptError."""
     version, fields = _unpack_version(entry.value)
-    if (version, len(fields)) not in {(VERSION, 11), (_PARTNER_VERSION, 13)}:
+    if type(version) is not int or _PARTNER_FIELDS.get(version) != len(fields):
         raise StoreCorruptError("a row is not of a version that is known here")
-    if version == _PARTNER_VERSION and isinstance(fields[12], list):
-        fields[12] = tuple(fields[12])
+    fields[12:] = [tuple(names) if isinstance(names, list) else names for names in fields[12:]]
     partner = checked(Partner(*fields))
     known = partner.status in STATUSES and partner.mode in MODES and partner.isolation in ISOLATIONS
     if partner.id != entry.key[1] or not known:
@@ -125,6 +131,22 @@ def encode_key_hash(key: Key) -> bytes:
     return _pack(key.partner_id, key.id)
 
 
+def encode_operator(operator: Operator) -> bytes:
+    """Give an operator's bytes."""
+    assert operator.role in OPERATOR_ROLES, operator.role
+    assert operator.status in OPERATOR_STATUSES, operator.status
+    return _pack(*astuple(operator))
+
+
+def decode_operator(entry: Entry) -> Operator:
+    """Read an operator. Raises StoreCorruptError."""
+    operator = checked(Operator(*_unpack(entry.value, 6)))
+    known = operator.role in OPERATOR_ROLES and operator.status in OPERATOR_STATUSES
+    if operator.id != entry.key[1] or not known:
+        raise StoreCorruptError(f"the row of operator {entry.key[1]!r} is none of it")
+    return operator
+
+
 def encode_move(move: Move) -> bytes:
     """Give a move's bytes."""
     assert move.state in STATES, move.state
@@ -141,20 +163,28 @@ def decode_move(entry: Entry) -> Move:
 
 def encode_change(change: Change) -> bytes:
     """Give a change's bytes. Its detail is JSON, which may hold what msgpack can't."""
-    return _pack(change.sequence, change.at, change.who, change.what, change.partner_id, json.dumps(change.detail))
+    detail = json.dumps(change.detail)
+    fields = (change.sequence, change.at, change.who, change.what, change.partner_id, detail)
+    if not change.previous:
+        return _pack(*fields)  # of before there was a chain
+    return bytes(msgpack.packb([_CHAINED_VERSION, *fields, change.previous]))
 
 
 def decode_change(value: bytes) -> Change:
-    """Read a change. Raises StoreCorruptError."""
-    sequence, at, who, what, partner_id, text = _unpack(value, 6)
+    """Read a change, also of before there was a chain. Raises StoreCorruptError."""
+    version, fields = _unpack_version(value)
+    if (version, len(fields)) not in {(VERSION, 6), (_CHAINED_VERSION, 7)}:
+        raise StoreCorruptError("a row is not of a version that is known here")
+    sequence, at, who, what, partner_id, text = fields[:6]
+    previous = fields[6] if version == _CHAINED_VERSION else ""
     try:
         detail = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreCorruptError(f"the detail of change {sequence!r:.40} is no JSON: {error}") from error
-    texts = (at, who, what, "" if partner_id is None else partner_id)
+    texts = (at, who, what, "" if partner_id is None else partner_id, previous)
     if type(sequence) is not int or not isinstance(detail, dict) or not all(isinstance(text, str) for text in texts):
         raise StoreCorruptError(f"change {sequence!r:.40} has fields of another type")
-    return Change(sequence, at, who, what, partner_id, detail)
+    return Change(sequence, at, who, what, partner_id, detail, previous)
 
 
 def encode_directory_version(version: int) -> bytes:
@@ -170,6 +200,16 @@ def decode_directory_version(value: bytes | None) -> int:
     if type(version) is not int:
         raise StoreCorruptError("the directory's version is no number")
     return version
+
+
+def encode_head(head: Head) -> bytes:
+    """Give the bytes of the newest change's number and hash."""
+    return _pack(*astuple(head))
+
+
+def decode_head(value: bytes | None) -> Head | None:
+    """Read the newest change's number and hash; None where none was chained. Raises StoreCorruptError."""
+    return None if value is None else checked(Head(*_unpack(value, 2)))
 
 
 def encode_owner(owner: Owner) -> bytes:

@@ -25,7 +25,7 @@ import structlog
 from control_plane import limits, registry_codec, registry_keys
 from control_plane.data_folder import timestamp
 from control_plane.errors import FolderError
-from control_plane.registry import rows_of_change
+from control_plane.registry_draft import rows_of_change
 from control_plane.registry_records import IMPORTED, Change, Key, Origin, Partner
 from stores import contract
 from stores.contract import Put, Store
@@ -34,7 +34,9 @@ log = structlog.get_logger()
 
 VERSION: Final = 1
 # What was not known then has its default.
-_PARTNER_COLUMNS: Final = tuple(name for name in Partner.__dataclass_fields__ if name not in {"isolation", "acquirers"})
+_PARTNER_COLUMNS: Final = tuple(
+    name for name in Partner.__dataclass_fields__ if name not in {"isolation", "acquirers", "currencies"}
+)
 _PARTNERS: Final = f"SELECT {', '.join(_PARTNER_COLUMNS)} FROM partners ORDER BY id"  # noqa: S608 - our own names
 _KEYS: Final = f"SELECT {', '.join(Key.__dataclass_fields__)} FROM api_keys ORDER BY partner_id, id"  # noqa: S608
 _DIRECTORY: Final = "SELECT version FROM directory"

@@ -9,8 +9,10 @@
     ("rebalance_step", partner_id)         RebalanceStep: one move of it
     ("key", partner_id, key_id)            Key: what is kept of an API key
     ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
+    ("operator", operator_id)              Operator: who may use the admin API
     ("move", partner_id)                   Move: a partner on its way to another cell
     ("change", sequence)                   Change: who did what, and when; only ever appended
+    ("head",)                              the newest change's number and hash
     ("change_of", partner_id, sequence)    index of changes by partner
 
 The store keeps its epoch in rows of its own, outside of these. What the values' bytes are is in registry_codec.py.
@@ -27,6 +29,7 @@ ORIGIN: Final[Key] = ("origin",)
 OWNER: Final[Key] = ("owner",)
 DIRECTORY: Final[Key] = ("directory",)
 REBALANCE: Final[Key] = ("rebalance",)
+HEAD: Final[Key] = ("head",)
 # Sorts behind every id; numbers have their own end.
 _LAST: Final = "\U0010ffff"
 _LAST_NUMBER: Final = (1 << 63) - 1
@@ -55,6 +58,16 @@ def key(partner_id: str, key_id: str) -> Key:
 def key_hash(hashed: str) -> Key:
     """Where the one key with this hash is named."""
     return ("key_hash", hashed)
+
+
+def operator(operator_id: str) -> Key:
+    """Where an operator is."""
+    return ("operator", operator_id)
+
+
+def operators(after: Key | None, rows: int) -> Range:
+    """Give the range of the next operators after a key, by id."""
+    return Range(_after(after, "operator"), ("operator", _LAST), rows)
 
 
 def move(partner_id: str) -> Key:
@@ -95,6 +108,11 @@ def rebalance_steps(after: Key | None, rows: int) -> Range:
 def keys(after: Key | None, rows: int) -> Range:
     """Give the range of the next API keys after a key, by partner."""
     return Range(_after(after, "key"), ("key", _LAST), rows)
+
+
+def changes(after: int, rows: int) -> Range:
+    """Give the range of the next changes after a number, oldest first."""
+    return Range(change(after + 1), change(_LAST_NUMBER), rows)
 
 
 def newest_change() -> Range:

@@ -11,6 +11,8 @@ RUN_STATES: Final = frozenset({"planning", "running", "paused", "stopped", "abor
 STEP_STATES: Final = frozenset({"waiting", "moving", "done", "failed", "skipped"})
 # adding -> active <-> draining -> removing -> removed; one that was never ready goes from adding to removing.
 CELL_STATES: Final = frozenset({"adding", "active", "draining", "removing", "removed"})
+OPERATOR_ROLES: Final = frozenset({"viewer", "operator", "admin"})
+OPERATOR_STATUSES: Final = frozenset({"active", "disabled"})
 NEW: Final = "new"
 IMPORTED: Final = "imported"
 
@@ -32,6 +34,7 @@ class Partner:
     created_at: str
     isolation: str = "dedicated"  # dedicated: a worker of its own; pooled: one that it shares
     acquirers: tuple[str, ...] = ()  # by name, the first choice first; empty: the installation's own
+    currencies: tuple[str, ...] = ()  # that new payments may be in (ISO 4217); empty: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +115,20 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Operator:
+    """Who may use the admin API. Status: active, disabled. Of its key only the hash is kept, and how it ends."""
+
+    id: str
+    role: str
+    status: str
+    hash: str
+    hint: str
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
-    """One line of the operators' log."""
+    """One entry of the audit log. `previous`: the hash of the one before it (audit_chain.py); empty in old ones."""
 
     sequence: int
     at: str
@@ -121,6 +136,7 @@ class Change:
     what: str
     partner_id: str | None
     detail: dict[str, Any]
+    previous: str = ""
 
 
 @dataclass(frozen=True, slots=True)

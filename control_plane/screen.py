@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -13,9 +14,19 @@ from typing import Any, Final
 import structlog
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
+from control_plane.audit_chain import Verdict
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError
 from control_plane.processes import ProcessSpec
@@ -36,6 +47,11 @@ _GOOD: Final = frozenset({"ready", "active", "ok"})
 def _make_console(*, stderr: bool = False) -> RichConsole:
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return RichConsole(stderr=stderr, width=None if terminal else _WIDTH_ELSEWHERE, highlight=False)
+
+
+def clear() -> None:
+    """Begin anew on a terminal; elsewhere go on below."""
+    _make_console().clear()
 
 
 def say(text: str) -> None:
@@ -372,6 +388,138 @@ def show_audit(report: dict[str, Any]) -> None:
     out.print(
         f"{verdict}: {report['payments']} payments, {report['operations']} operations, {report['in_doubt']} in doubt"
     )
+
+
+def show_dry_run(found: dict[str, Any]) -> None:
+    """Show what would be written, had it been no dry run."""
+    out = _make_console()
+    for entry in found["entries"]:
+        whose = f" of {entry['partner_id']}" if entry["partner_id"] else ""
+        out.print(escape(f"{entry['what']}{whose}: {json.dumps(entry['detail'])}"), soft_wrap=True)
+    out.print("nothing was changed: this was a dry run" if found["entries"] else "nothing would change", soft_wrap=True)
+
+
+def show_operators(operators: Sequence[dict[str, Any]]) -> None:
+    """Show all operators."""
+    table = _table("operator", "role", "status", "key ends in", "created")
+    for row in operators:
+        table.add_row(*(_text(row[name]) for name in ("id", "role", "status", "hint", "created_at")))
+    _make_console().print(table)
+
+
+def show_operator(found: dict[str, Any]) -> None:
+    """Show an operator after a change, and its key where it is new."""
+    out = _make_console()
+    operator = found["operator"]
+    out.print(f"{escape(operator['id'])} is {escape(operator['role'])}, {escape(operator['status'])}", soft_wrap=True)
+    if "key" in found:
+        out.print(f"\n  {escape(found['key'])}\n", soft_wrap=True)
+        out.print("Keep this key now: it is not stored and can't be shown again.", soft_wrap=True)
+
+
+def show_audit_log(entries: Sequence[dict[str, Any]]) -> None:
+    """Show entries of the audit log."""
+    table = _table("number", "when", "who", "what", "partner", "detail")
+    for entry in entries:
+        names = ("sequence", "at", "who", "what", "partner_id")
+        table.add_row(*(_text(entry[name]) for name in names), escape(json.dumps(entry["detail"])))
+    _make_console().print(table if entries else "no changes yet")
+
+
+def show_audit_verdict(verdict: Verdict) -> None:
+    """Show whether the audit log is whole, and the head to be kept elsewhere."""
+    out = _make_console()
+    for problem in verdict.problems:
+        out.print(f"[red]{escape(problem)}[/]", soft_wrap=True)
+    if verdict.unchained:
+        out.print(f"the first {verdict.unchained} entries are of before there was a chain", soft_wrap=True)
+    word = "[bold red]the audit log is not whole[/]" if verdict.problems else "[green]the audit log is whole[/]"
+    out.print(f"{word}: {verdict.entries} entries", soft_wrap=True)
+    out.print(f"head: {verdict.head.sequence}:{verdict.head.hash}", soft_wrap=True)
+
+
+def show_as_it_is(text: str) -> None:
+    """Print a file's text, for other programs."""
+    sys.stdout.write(text)
+
+
+@dataclass(slots=True)
+class Imported:
+    """How many rows of a file of partners became what."""
+
+    dry_run: bool
+    created: int = 0
+    there: int = 0
+    wrong: int = 0
+
+    def count(self, told: dict[str, Any]) -> None:
+        """Count what is told of one row."""
+        if "error" in told:
+            self.wrong += 1
+        elif "key" in told:
+            self.created += 1
+        else:
+            self.there += 1
+
+
+class ImportScreen:
+    """What a person sees of an import: a line a row, above a bar that shows how far it is."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+        self._out = _make_console()
+
+    def tell(self, told: dict[str, Any], *, as_json: bool) -> None:
+        """Print what became of one row: on stdout, where programs read it at once; errors of rows on stderr."""
+        self._progress.advance(self._task)
+        if as_json:
+            text = json.dumps(told, ensure_ascii=False)
+        elif "error" in told:
+            self._progress.console.print(f"[red]line {told['line']}:[/] {escape(told['error'])}", soft_wrap=True)
+            return
+        else:
+            partner, key = told["partner"], told.get("key")
+            shown = "was there before" if key is None else key.get("api_key", key["id"])
+            text = f"{partner['id']}  {partner['cell']}  {shown}"
+            if told["routers_behind"]:
+                text += f"  (not yet taken by {', '.join(told['routers_behind'])})"
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def importing(rows: int) -> Iterator[ImportScreen]:
+    """Show on a terminal how far an import is; elsewhere only its lines."""
+    console = _make_console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+        disable=not console.is_terminal,
+    ) as progress:
+        yield ImportScreen(progress, progress.add_task("onboarding", total=rows))
+
+
+def show_imported(counts: Imported) -> None:
+    """Say, beside the lines, what it came to."""
+    out = _make_console(stderr=True)
+    if counts.dry_run:
+        out.print(f"{counts.wrong} rows are wrong; nobody was onboarded", soft_wrap=True)
+        return
+    style = "red" if counts.wrong else "green"
+    out.print(
+        f"[{style}]{counts.created} onboarded, {counts.there} were there before, {counts.wrong} are wrong[/]",
+        soft_wrap=True,
+    )
+    if counts.wrong and not counts.created and not counts.there:
+        out.print("nothing was done; mend these rows, or go without them: --partial", soft_wrap=True)
+    if counts.there:
+        out.print("keys of those are not shown again; a new one: bulkhead partner rotate-key P", soft_wrap=True)
 
 
 @contextlib.contextmanager

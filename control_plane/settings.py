@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     spares_per_cell: int = Field(default=1, ge=0, le=limits.SPARES_PER_CELL_MAX)
     http_host: str = Field(default=LOOPBACK, min_length=1)
     http_port: Port = 8080
+    # Where the admin API listens beside its Unix socket; unset: nowhere. Put TLS before it where it is not loopback.
+    admin_host: str = Field(default=LOOPBACK, min_length=1)
+    admin_port: Port | None = None
     acquirer_port: Port = 8090
     door_port: Port = 8101
     # The port of the first cell's door as routers are told it, where that is another one: a proxy or NAT between them.
@@ -268,6 +271,8 @@ class Settings(BaseSettings):
         }
         if self.second_acquirer_port is not None:
             rows["second_acquirer_port"] = (self.second_acquirer_port, 1)
+        if self.admin_port is not None:
+            rows["admin_port"] = (self.admin_port, 1)
         if self.starts_redis:
             rows["redis_port"] = (self.redis_port, 1)
         if self.starts_simulator:

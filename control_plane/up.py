@@ -23,9 +23,11 @@ from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
 from control_plane.fleet import Fleet, Ground, is_free
+from control_plane.gate import Gate
 from control_plane.load import Load, routers_of
 from control_plane.moves import Moves
 from control_plane.moves_mover import MovesMover
+from control_plane.operators import Operators
 from control_plane.partners import Partners, to_profile
 from control_plane.places import place_of_cell
 from control_plane.processes import ProcessSpec, SecretsDigest, plan
@@ -169,7 +171,9 @@ class _Up:
             publisher,
             data_folder.read_secret(self._folder.pepper_file),
             acquirers=self._settings.acquirer_urls,
-            require_room=lambda isolation: memory.require_room_for_one(isolation, memory.available_bytes()),
+            require_room=lambda dedicated, pooled: memory.require_room_for_more(
+                dedicated, pooled, memory.available_bytes()
+            ),
             test_only=self._settings.fault_injection,
         )
 
@@ -189,9 +193,10 @@ class _Up:
                 directory_version=publisher.version,
             )
 
-        app = admin.make_app(
-            self._registry, partners, doors, moves, collect, [fleet_api.routes(fleet), rebalance_api.routes(rebalancer)]
-        )
+        operators = Operators(self._registry, data_folder.read_secret(self._folder.pepper_file))
+        await operators.ensure_local(self._folder.operator_key_file)
+        more = [fleet_api.routes(fleet), rebalance_api.routes(rebalancer)]
+        app = admin.make_app(self._registry, partners, doors, moves, collect, operators, more)
         supervisor.start()
         async with (
             self._serving(app),
@@ -333,17 +338,31 @@ class _Up:
             asyncio.get_running_loop().add_signal_handler(number, told)
 
     @contextlib.asynccontextmanager
-    async def _serving(self, app: Any) -> AsyncIterator[None]:
+    async def _serving(self, app: Gate) -> AsyncIterator[None]:
         server = admin.make_server(app)
-        listener = data_folder.listen_on(self._folder.control_socket)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
+        listeners = [*self._listen_on_port(), data_folder.listen_on(self._folder.control_socket)]
+        task = asyncio.create_task(server.serve(sockets=listeners))
         try:
             yield
         finally:
             server.should_exit = True
             await task
-            listener.close()
+            for listener in listeners:
+                listener.close()
             self._folder.control_socket.unlink(missing_ok=True)
+
+    def _listen_on_port(self) -> list[socket.socket]:
+        host, port = self._settings.admin_host, self._settings.admin_port
+        if port is None:
+            return []
+        try:
+            return [socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)]
+        except OSError as error:
+            raise RefusedError(
+                f"the admin API can't listen on {host}:{port}: {error.strerror}",
+                where="admin_host and admin_port in the settings",
+                hint="end what listens there, or move the port",
+            ) from error
 
 
 @contextlib.asynccontextmanager

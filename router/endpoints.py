@@ -106,7 +106,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         {201: (models.Payment, "The payment."), 202: (models.Payment, f"Status `processing`. {_UNSETTLED}")},
         writes=True,
         body=models.PaymentRequest,
-        refusals=(RefusalCode.CURRENCY_UNKNOWN, RefusalCode.AMOUNT_INVALID),
+        refusals=(RefusalCode.CURRENCY_UNKNOWN, RefusalCode.CURRENCY_NOT_ACCEPTED, RefusalCode.AMOUNT_INVALID),
     ),
     Endpoint(
         "GET",

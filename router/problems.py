@@ -74,6 +74,7 @@ KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
     RefusalCode.IDEMPOTENCY_KEY_REUSED: Kind(422, "The idempotency key was used for another request"),
     RefusalCode.IDEMPOTENCY_KEY_IN_USE: Kind(409, "The first request with this idempotency key is still open"),
     RefusalCode.CURRENCY_UNKNOWN: Kind(422, "The currency is not known"),
+    RefusalCode.CURRENCY_NOT_ACCEPTED: Kind(422, "The partner takes no payments in this currency"),
     RefusalCode.AMOUNT_INVALID: Kind(422, "The amount can't be used"),
     RefusalCode.CURSOR_INVALID: Kind(422, "The page can't start there"),
     RefusalCode.PAYMENT_NOT_FOUND: Kind(404, "There is no such payment"),

@@ -1,5 +1,6 @@
 """A stand-in for Ray: a Cluster whose workers are real processes (tests/worker_process.py), started in milliseconds."""
 
+import contextlib
 import json
 import os
 import select
@@ -34,6 +35,7 @@ class WorkerMaker:
                 bufsize=0,  # so that select() tells of every line
             )
         self._lock = threading.Lock()
+        self._made: list[int] = []
         assert self._process.stdout is not None
         if not self._process.stdout.readline():
             self._process.communicate()
@@ -50,14 +52,23 @@ class WorkerMaker:
                 if not line:
                     raise ClusterError("the process that workers are forked from has ended")
                 said = json.loads(line)
+                with contextlib.suppress(ProcessLookupError):  # a door may have killed it meanwhile
+                    self._made.append(os.pidfd_open(said["pid"]))
                 if said["name"] == config.name:  # or it is what an earlier one said too late
                     return Endpoint(config.name, said["pid"], HOST, said["port"], said["heartbeat_port"])
         # A door may have killed it meanwhile: its mark is there before it says where it listens.
         raise ClusterError(f"{config.name} did not say where it listens")
 
     def end(self) -> None:
-        """End it, and with it whatever worker nobody else has ended: they are of its process group."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        """End it, and with it whatever worker nobody else has ended: each has a session of its own."""
+        self._process.kill()
+        for pidfd in self._made:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+        # Those that it forked and that never said who they are are of its process group.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
 

@@ -144,7 +144,7 @@ class Installation:
             publisher,
             pepper,
             acquirers=("main", "second"),
-            require_room=lambda _: None,
+            require_room=lambda _dedicated, _pooled: None,
             monotonic=lambda: self.now,
         )
         return partners, registry, client, publisher

@@ -15,6 +15,7 @@ from cells.api.limits import (
     ACQUIRER_KEY_CHARACTERS_MAX,
     ACQUIRERS_MAX,
     COMMAND_ID_BYTES_MAX,
+    CURRENCIES_MAX,
     PARTNER_AUTHORIZATION_VALIDITY_MS_MAX,
     PARTNER_IN_FLIGHT_MAX,
     PARTNER_RATE_BURST_MAX,
@@ -260,8 +261,9 @@ def decode_profile(fields: Any) -> Profile:
         raise MessageError("a profile is a map")
     try:
         known = {name: fields[name] for name in _PROFILE_TYPES if name in fields}
-        if isinstance(known.get("acquirers"), list):
-            known["acquirers"] = tuple(known["acquirers"])  # msgpack has no tuples
+        for name in ("acquirers", "currencies"):
+            if isinstance(known.get(name), list):
+                known[name] = tuple(known[name])  # msgpack has no tuples
         for name, value in known.items():
             _require_exactly(name, value, _PROFILE_TYPES[name])
         return Profile(**known)
@@ -272,6 +274,8 @@ def decode_profile(fields: Any) -> Profile:
 def _require_exactly(name: str, value: Any, kind: Any) -> None:
     if name == "acquirers":
         _require_acquirers(value)
+    elif name == "currencies":
+        _require_currencies(value)
     elif type(value) is not kind:  # True is an int to isinstance
         raise TypeError(f"{name}: {value!r:.80} is no {kind}")
     if name in _PROFILE_WORDS and value not in _PROFILE_WORDS[name]:
@@ -289,6 +293,13 @@ def _require_acquirers(names: Any) -> None:
         raise TypeError(f"acquirers: {names!r:.80} are no names")
     if len(names) > ACQUIRERS_MAX or any(not 1 <= len(name) <= ACQUIRER_KEY_CHARACTERS_MAX for name in names):
         raise ValueError(f"acquirers: {names!r:.80} are too many, or too long")
+
+
+def _require_currencies(names: Any) -> None:
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"currencies: {names!r:.80} are no names")
+    if len(names) > CURRENCIES_MAX or any(len(name) != 3 for name in names):
+        raise ValueError(f"currencies: {names!r:.80} are too many, or no codes of three letters")
 
 
 def _require(value: object, kind: Any) -> None:

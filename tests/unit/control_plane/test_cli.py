@@ -1,13 +1,15 @@
+import copy
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from control_plane import audit, cli, client, screen
+from control_plane import audit, cli, client, command_line, screen
 from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder
 from control_plane.errors import DoorError, RefusedError, SettingsError
@@ -88,9 +90,9 @@ CHANGED = {
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     requests: list[tuple[Any, ...]] = []
 
-    def ask(_folder: object, *request: Any) -> dict[str, Any]:
-        requests.append(request)
-        return CHANGED
+    def ask(_folder: object, *request: Any, dry_run: bool = False) -> dict[str, Any]:
+        requests.append((*request, "dry run") if dry_run else request)
+        return {"dry_run": True, "entries": []} if dry_run else CHANGED
 
     monkeypatch.setattr(client, "ask", ask)
     return requests
@@ -108,6 +110,84 @@ def test_create_sends_what_was_given_and_shows_the_key(asked: list[tuple[Any, ..
 def test_json_is_whole_and_alone_on_standard_output(asked: list[tuple[Any, ...]]) -> None:
     assert json.loads(run("partner", "rotate-key", "acme", "--json").stdout) == CHANGED
     assert asked == [("POST", "/partners/acme/keys", {"grace_s": 86_400})]
+
+
+def test_a_dry_run_is_asked_for_and_said(asked: list[tuple[Any, ...]]) -> None:
+    result = run("partner", "suspend", "acme", "--dry-run")
+    assert asked == [("POST", "/partners/acme/suspend", "dry run")]
+    assert "nothing would change" in result.stdout
+
+
+def test_watch_shows_it_again_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(range(3))
+
+    def ask(*_: Any) -> dict[str, Any]:
+        return {"partners": [], "time": next(times)}
+
+    def sleep(_seconds: float) -> None:
+        if len(list(copy.copy(times))) == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "ask", ask)
+    monkeypatch.setattr(command_line.time, "sleep", sleep)
+    result = run("partner", "list", "--watch", "--json")
+    assert result.exit_code == 0
+    assert [line for line in result.stdout.splitlines() if "time" in line] == [f'  "time": {n}' for n in range(3)]
+
+
+KEY = "sk_test_good_" + "k" * 43
+CREATED = {"line": 2, "partner": {"id": "good", "cell": "cell-0"}, "routers_behind": [], "door_behind": ""}
+CREATED |= {"key": {"id": "key_1", "hint": "kkkk", "api_key": KEY}}
+
+
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    bodies: list[dict[str, Any]] = []
+
+    def stream(_folder: object, method: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        assert (method, path) == ("POST", "/partners/import")
+        bodies.append(body)
+        return iter([] if body["dry_run"] else [CREATED])
+
+    monkeypatch.setattr(client, "stream", stream)
+    return bodies
+
+
+def write(text: str) -> str:
+    Path("shops.csv").write_text(text)
+    return "shops.csv"
+
+
+def test_import_prints_each_partner_with_its_key(imported: list[dict[str, Any]]) -> None:
+    result = run("partner", "import", write("id\ngood\n"))
+    assert result.exit_code == 0
+    assert result.stdout == f"good  cell-0  {KEY}\n"
+    assert imported[0]["rows"][0]["partner"]["id"] == "good"
+    assert json.loads(run("partner", "import", "shops.csv", "--json").stdout) == CREATED
+
+
+def test_import_writes_keys_to_a_file_of_this_user_alone(imported: list[dict[str, Any]]) -> None:
+    result = run("partner", "import", write("id\ngood\n"), "--keys-to", "keys.jsonl")
+    assert result.exit_code == 0
+    assert KEY not in result.stdout
+    assert Path("keys.jsonl").stat().st_mode & 0o777 == 0o600
+    kept = json.loads(Path("keys.jsonl").read_text())
+    assert (kept["partner"], kept["api_key"]) == ("good", KEY)
+    again = run("partner", "import", "shops.csv", "--keys-to", "keys.jsonl")
+    assert again.exit_code == 2
+    assert "keys.jsonl" in again.stderr
+    assert len(imported) == 1, "nobody is onboarded whose key has no place"
+
+
+@pytest.mark.parametrize(("options", "code", "dry_run"), [((), 2, True), (("--partial",), 1, False)])
+def test_import_with_a_wrong_row_does_nothing_or_the_rest(
+    imported: list[dict[str, Any]], options: tuple[str, ...], code: int, dry_run: bool
+) -> None:
+    result = run("partner", "import", write("id\ngood\nBAD\n"), "--keys-to", "keys.jsonl", *options)
+    assert result.exit_code == code
+    assert "line 3: id" in result.stderr
+    assert imported[0]["dry_run"] is dry_run
+    assert Path("keys.jsonl").exists() is not dry_run
 
 
 def test_names_are_quoted_into_paths(asked: list[tuple[Any, ...]]) -> None:

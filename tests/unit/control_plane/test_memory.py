@@ -19,12 +19,14 @@ def test_a_thousand_pooled_partners_fit() -> None:
 
 
 def test_one_more_needs_room_too() -> None:
-    memory.require_room_for_one("dedicated", limits.WORKER_MEMORY_BYTES)
-    memory.require_room_for_one("pooled", limits.POOLED_PARTNER_MEMORY_BYTES)
-    with pytest.raises(RefusedError, match="one more dedicated partner"):
-        memory.require_room_for_one("dedicated", limits.WORKER_MEMORY_BYTES - 1)
-    with pytest.raises(RefusedError, match="one more pooled partner"):
-        memory.require_room_for_one("pooled", limits.POOLED_PARTNER_MEMORY_BYTES - 1)
+    memory.require_room_for_more(1, 0, limits.WORKER_MEMORY_BYTES)
+    memory.require_room_for_more(0, 1, limits.POOLED_PARTNER_MEMORY_BYTES)
+    with pytest.raises(RefusedError, match="1 more dedicated partner"):
+        memory.require_room_for_more(1, 0, limits.WORKER_MEMORY_BYTES - 1)
+    with pytest.raises(RefusedError, match="1 pooled"):
+        memory.require_room_for_more(0, 1, limits.POOLED_PARTNER_MEMORY_BYTES - 1)
+    with pytest.raises(RefusedError):
+        memory.require_room_for_more(0, 1_000, 1_000 * limits.POOLED_PARTNER_MEMORY_BYTES)
 
 
 def test_a_container_may_have_less_than_its_machine(tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ async def test_a_door_that_is_away_is_said_and_the_partner_stays_onboarding(inst
 async def test_a_partner_that_does_not_fit_is_not_begun(installation: Installation) -> None:
     _, registry, client, publisher = await installation.control_plane()
 
-    def refuse(_isolation: str) -> None:
+    def refuse(_dedicated: int, _pooled: int) -> None:
         raise RefusedError("no room")
 
     control = partners.Partners(registry, client, publisher, b"p" * 32, require_room=refuse)

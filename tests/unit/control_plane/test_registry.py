@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from control_plane import api_keys, limits, registry_codec, registry_keys
+from control_plane.audit_chain import Head
 from control_plane.errors import (
     FolderError,
     NotFoundError,
@@ -18,7 +19,8 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
-from control_plane.registry import Registry, read_partners
+from control_plane.registry import Registry
+from control_plane.registry_reading import read_partners
 from control_plane.registry_records import Partner
 from stores.contract import Clear, Key, Put, Store, StoreMissingError
 from stores.memory_store import Fault, MemoryBook, MemoryStore
@@ -322,7 +324,7 @@ async def test_only_the_newest_changes_are_given(registry: Registry) -> None:
 async def test_a_change_is_never_written_over(shelf: Shelf, registry: Registry) -> None:
     await onboarded(registry)
     before = await read(shelf, registry_keys.change(2))
-    registry._held.last_change = 1  # a memory that is behind, whyever
+    registry._held.head = Head(1, registry._held.head.hash)  # a memory that is behind, whyever
     with pytest.raises(RegistryError, match="nothing was changed"):
         await registry.set_status("acme", "suspended", "ann")
     assert await read(shelf, registry_keys.change(2)) == before

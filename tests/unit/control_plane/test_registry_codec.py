@@ -1,6 +1,7 @@
 """Rows of the registry: what was written is read again, and all else is reported."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -76,7 +77,7 @@ DECODERS: list[tuple[str, Callable[[bytes], Any], bytes]] = [
 def test_all_else_is_reported(decode: Callable[[bytes], Any], good: bytes) -> None:
     fields = msgpack.unpackb(good)
     wrong: list[Any] = [
-        [3, *fields[1:]],
+        [99, *fields[1:]],
         fields[:-1],
         [*fields, None],
         {"version": 1},
@@ -94,6 +95,13 @@ def test_a_partner_of_before_isolation_is_dedicated_with_the_acquirer_of_all() -
     assert (partner.isolation, partner.acquirers) == ("dedicated", ())
 
 
+def test_a_partner_of_before_currencies_takes_all() -> None:
+    fields = msgpack.unpackb(registry_codec.encode_partner(replace(PARTNER, acquirers=("main",))))
+    old = msgpack.packb([2, *fields[1:14]])
+    partner = registry_codec.decode_partner(Entry(registry_keys.partner("acme"), old))
+    assert (partner.acquirers, partner.currencies) == (("main",), ())
+
+
 @pytest.mark.parametrize(
     ("index", "value"),
     [
@@ -107,6 +115,9 @@ def test_a_partner_of_before_isolation_is_dedicated_with_the_acquirer_of_all() -
         (12, "alone"),
         (13, "main"),
         (13, ["main", 5]),
+        (14, "EUR"),
+        (14, [None]),
+        (0, True),
     ],
 )
 def test_a_partner_that_can_not_be_is_reported(index: int, value: object) -> None:

@@ -1,0 +1,128 @@
+"""`bulkhead audit-log list|verify|export`: who changed what, and whether anybody changed that since."""
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from control_plane import audit_chain, audit_head, client, limits, screen
+from control_plane.audit_chain import Head
+from control_plane.command_line import AsJson, explained, where
+from control_plane.data_folder import DataFolder
+from control_plane.errors import EXIT_FAILED, EXIT_OK, InputFileError
+from control_plane.registry_records import Change
+
+app = typer.Typer(help="The audit log: every change, by whom, and whether it is whole.", no_args_is_help=True)
+
+
+@app.command("list")
+@explained
+def list_entries(
+    context: typer.Context,
+    *,
+    partner: Annotated[str | None, typer.Option(help="Of this partner only.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=limits.AUDIT_ENTRIES_SHOWN_MAX, help="So many, the newest.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest changes, the newest first.
+
+    \b
+    Examples:
+    bulkhead audit-log list --partner acme
+    bulkhead audit-log list --limit 500 --json | jq '.entries[] | select(.who | startswith("ann"))'
+    """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
+    told = (line["entry"] for line in _stream(where(context).folder()) if "entry" in line)
+    newest = deque((entry for entry in told if partner in {None, entry["partner_id"]}), maxlen=limit)
+    if as_json:
+        screen.show_json({"entries": list(reversed(newest))})
+    else:
+        screen.show_audit_log(list(reversed(newest)))
+
+
+@app.command("export")
+@explained
+def export_entries(
+    context: typer.Context,
+    *,
+    after: Annotated[int, typer.Option(min=0, help="Only what came after this number.")] = 0,
+) -> None:
+    """Print all entries as JSON lines, each with its hash, the oldest first.
+
+    A hash is SHA-256 of the entry's other fields as JSON with sorted names, without spaces, in ASCII.
+
+    \b
+    Examples:
+    bulkhead audit-log export > audit.jsonl
+    bulkhead audit-log verify --file audit.jsonl
+    """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
+    for line in _stream(where(context).folder(), after):
+        if "entry" in line:
+            change = Change(**line["entry"])
+            screen.show_as_it_is(json.dumps({**asdict(change), "hash": audit_chain.digest(change)}) + "\n")
+
+
+@app.command("verify")
+@explained
+def verify_entries(
+    context: typer.Context,
+    *,
+    head: Annotated[str | None, typer.Option(help="A head that you kept, as this command printed it.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Verify this file of `audit-log export` instead.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow the chain of hashes, and compare its end with what is known elsewhere.
+
+    Tells of entries that were changed, are missing, stand in another order or were cut off at the end. The heads that
+    stand beside the log, in the store and in audit_head.json, could be changed along with it: keep what this prints.
+
+    Exit codes: 0 it is whole, 1 it is not.
+
+    \b
+    Examples:
+    bulkhead audit-log verify
+    bulkhead audit-log verify --head 1042:6f3a...
+    """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
+    folder = where(context).folder()
+    heads = [] if head is None else [("--head", audit_head.parse(head, "option --head"))]
+    kept = audit_head.read(folder.audit_head_file)
+    if kept is not None:
+        heads.append((folder.audit_head_file.name, kept))
+    if file is not None:
+        verdict = audit_chain.verify(_read_file(file), heads)
+    else:
+        lines = list(_stream(folder))
+        (told,) = (line["head"] for line in lines if "head" in line)
+        if told is not None:
+            heads.append(("the store", Head(**told)))
+        verdict = audit_chain.verify((Change(**line["entry"]) for line in lines if "entry" in line), heads)
+    if as_json:
+        screen.show_json({"ok": not verdict.problems, **asdict(verdict)})
+    else:
+        screen.show_audit_verdict(verdict)
+    raise typer.Exit(EXIT_FAILED if verdict.problems else EXIT_OK)
+
+
+def _stream(folder: DataFolder, after: int = 0) -> Iterator[dict[str, Any]]:
+    return client.stream(folder, "GET", f"/audit-log?after={after}")
+
+
+def _read_file(path: Path) -> Iterator[Change]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    fields = json.loads(line)
+                    del fields["hash"]  # it is worked out again
+                    yield Change(**fields)
+                except (ValueError, TypeError, KeyError, RecursionError) as error:
+                    raise InputFileError(
+                        f"it is no entry of an audit log: {error}",
+                        where=f"{path}, line {number}",
+                        hint="was it changed?",
+                    ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputFileError(f"it can't be read: {error}", where=str(path), hint="name a file of `export`") from error

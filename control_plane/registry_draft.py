@@ -1,0 +1,139 @@
+"""One write of the registry in the making, and what the registry holds in memory. Commits nothing itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from control_plane import audit_chain, registry_codec, registry_keys
+from control_plane.audit_chain import Head
+from control_plane.data_folder import timestamp
+from control_plane.move_record import Move
+from control_plane.registry_records import Cell, Change, Key, Operator, Owner, Partner
+from stores import contract
+from stores.contract import Check, Put
+
+
+@dataclass(slots=True)
+class Held:
+    """What is in memory. Keys are by partner, then by id."""
+
+    owner: Owner | None = None
+    directory_version: int = 0
+    head: Head = field(default_factory=lambda: Head(0, audit_chain.NOTHING))  # of the audit log
+    partners: dict[str, Partner] = field(default_factory=dict)
+    cells: dict[str, Cell] = field(default_factory=dict)
+    keys: dict[str, dict[str, Key]] = field(default_factory=dict)
+    operators: dict[str, Operator] = field(default_factory=dict)
+    moves: dict[str, Move] = field(default_factory=dict)
+
+
+class Draft:
+    """One write in the making: its rows (None: none is left), what must be so for it, and what it does to memory."""
+
+    def __init__(self, head: Head) -> None:
+        self.rows: dict[contract.Key, bytes | None] = {}
+        self.checks: list[Check] = []
+        self._head = head
+        self.changes: list[Change] = []
+        self._effects: list[Callable[[Held], None]] = []
+
+    def put_partner(self, partner: Partner, *, new: bool = False) -> None:
+        """Write a partner; a new one has to be new."""
+        key = registry_keys.partner(partner.id)
+        if new:
+            self.checks.append(Check(key, None))
+        self.rows[key] = registry_codec.encode_partner(partner)
+        self._effects.append(lambda held: held.partners.update({partner.id: partner}))
+
+    def put_cell(self, cell: Cell) -> None:
+        """Write a cell."""
+        self.rows[registry_keys.cell(cell.name)] = registry_codec.encode_cell(cell)
+        self._effects.append(lambda held: held.cells.update({cell.name: cell}))
+
+    def begin(self, partner: Partner, who: str) -> None:
+        """Write down a partner to be onboarded."""
+        self.put_partner(partner, new=True)
+        named = ("cell", "mode", "name", "isolation", "rate_per_second", "rate_burst", "in_flight_max")
+        detail = {name: getattr(partner, name) for name in named}
+        detail |= {"acquirers": list(partner.acquirers), "currencies": list(partner.currencies)}
+        self.note(who, "partner_onboarding", partner.id, detail)
+
+    def put_key(self, key: Key, *, new: bool = False) -> None:
+        """Write what is kept of a key; a new one has to be new, and its hash nobody else's."""
+        place = registry_keys.key(key.partner_id, key.id)
+        self.rows[place] = registry_codec.encode_key(key)
+        if new:
+            named = registry_keys.key_hash(key.hash)
+            self.checks += [Check(place, None), Check(named, None)]
+            self.rows[named] = registry_codec.encode_key_hash(key)
+        self._effects.append(lambda held: held.keys.setdefault(key.partner_id, {}).update({key.id: key}))
+
+    def forget_key(self, key: Key) -> None:
+        """Take away what is kept of a key."""
+        self.rows[registry_keys.key(key.partner_id, key.id)] = None
+        self.rows[registry_keys.key_hash(key.hash)] = None
+        self._effects.append(lambda held: held.keys[key.partner_id].__delitem__(key.id))
+
+    def put_operator(self, operator: Operator, *, new: bool = False) -> None:
+        """Write an operator; a new one has to be new."""
+        place = registry_keys.operator(operator.id)
+        if new:
+            self.checks.append(Check(place, None))
+        self.rows[place] = registry_codec.encode_operator(operator)
+        self._effects.append(lambda held: held.operators.update({operator.id: operator}))
+
+    def put_move(self, move: Move, *, new: bool = False) -> None:
+        """Write a move; a new one has to be new."""
+        key = registry_keys.move(move.partner_id)
+        if new:
+            self.checks.append(Check(key, None))
+        self.rows[key] = registry_codec.encode_move(move)
+        self._effects.append(lambda held: held.moves.update({move.partner_id: move}))
+
+    def forget_move(self, partner_id: str) -> None:
+        """Take a move away."""
+        self.rows[registry_keys.move(partner_id)] = None
+        self._effects.append(lambda held: held.moves.__delitem__(partner_id))
+
+    def put_directory_version(self, version: int) -> None:
+        """Write the newest version that was taken for a directory."""
+        self.rows[registry_keys.DIRECTORY] = registry_codec.encode_directory_version(version)
+        self._effects.append(lambda held: setattr(held, "directory_version", version))
+
+    def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
+        """Append an entry of the audit log, with the hash of the last. Whose memory is old conflicts: one is there.
+
+        This is the one place where entries are made; a write without one is not committed (`_commit`).
+        """
+        sequence = self._head.sequence + 1
+        change = Change(sequence, timestamp(), who, what, partner_id, detail, self._head.hash)
+        self._head = head = Head(sequence, audit_chain.digest(change))
+        self.changes.append(change)
+        self.checks.append(Check(registry_keys.change(sequence), None))
+        self.rows |= {put.key: put.value for put in rows_of_change(change)}
+        self.rows[registry_keys.HEAD] = registry_codec.encode_head(head)
+        self._effects.append(lambda held: setattr(held, "head", head))
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether the audit log tells of it. A directory's version, first cells and next steps are nobody's change."""
+        kinds = {"move", "cell", "rebalance", "rebalance_step"}
+        steps = {key for key in self.rows if key == registry_keys.DIRECTORY or key[0] in kinds}
+        return registry_keys.HEAD in self.rows or self.rows.keys() <= steps
+
+    def mutations(self) -> list[contract.Mutation]:
+        """Give what the store is to write."""
+        return [contract.Clear(key) if value is None else Put(key, value) for key, value in self.rows.items()]
+
+    def apply(self, held: Held) -> None:
+        """Do to memory what was written."""
+        for effect in self._effects:
+            effect(held)
+
+
+def rows_of_change(change: Change) -> list[Put]:
+    """Give a change's row and, where it is of a partner, its index row."""
+    rows = [Put(registry_keys.change(change.sequence), registry_codec.encode_change(change))]
+    if change.partner_id is not None:
+        rows.append(Put(registry_keys.change_of(change.partner_id, change.sequence), registry_codec.PRESENT))
+    return rows
