@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,7 @@ from cells.api.messages import (
 from router import limits
 from router.directory import Cell
 from router.moved import Following, MovedPartners
+from router.settings import SettingsError
 
 log = structlog.get_logger()
 
@@ -42,10 +43,10 @@ class _Link:
 
 
 class CellsClient:
-    """One Peer per cell of the directory."""
+    """One Peer per cell of the directory. `key_of` gives a cell's key and raises SettingsError where there is none."""
 
-    def __init__(self, keys: Mapping[str, bytes], now: Callable[[], float] = time.monotonic) -> None:
-        self._keys = keys
+    def __init__(self, key_of: Callable[[str], bytes], now: Callable[[], float] = time.monotonic) -> None:
+        self._key_of = key_of
         self._now = now
         self._links: dict[str, _Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -63,9 +64,10 @@ class CellsClient:
         for name, cell in wanted.items():
             if name in self._links:
                 continue
-            key = self._keys.get(name)
-            if key is None:
-                log.error("cell_key_missing", cell=name)
+            try:
+                key = self._key_of(name)
+            except SettingsError as error:
+                log.error("cell_key_missing", cell=name, error=str(error))  # noqa: TRY400 - the trace tells no more
                 continue
             peer = Peer(cell.host, cell.port, ROLE, key, functools.partial(self._changed, cell))
             self._links[name] = _Link(peer, cell, self._now())
