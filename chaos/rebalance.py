@@ -1,4 +1,4 @@
-"""`python -m chaos.rebalance`: a cell is added, partners rebalanced, a cell drained and removed, under load, and judged.
+"""`python -m chaos.rebalance`: a cell is added, partners rebalanced, a cell drained and removed, under load; judged.
 
 A gateway of its own below ./.rebalance, pooled partners, an open-loop load of clients that ask once. With --kills the
 control plane is killed so often on the way. Exit codes: 0 as promised, 1 not so, 2 it could not be run.

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgpack
@@ -32,6 +32,8 @@ from router.settings import SettingsError
 log = structlog.get_logger()
 
 ROLE: Final = "router"
+# What a tombstone tells routers, and partners never see.
+_PROOF: Final = frozenset({"to", "epoch", "receipt", "tried"})
 _DEADLINE_MS: Final = limits.actor_limits.COMMAND_DEADLINE_MS
 
 
@@ -201,12 +203,9 @@ class CellsClient:
 
 
 def _without_proof(answer: Refused) -> Refused:
-    """Leave out what is between routers and cells: whoever holds it could open a book."""
-    if answer.refusal.code is not RefusalCode.PARTNER_MOVED:
-        return answer
-    return Refused(
-        Refusal(RefusalCode.PARTNER_MOVED, "The partner is being moved. Nothing was changed.", retry_after_ms=1_000)
-    )
+    """Leave out what is between routers and cells: whoever holds the receipt could open a book."""
+    context = {name: value for name, value in answer.refusal.context.items() if name not in _PROOF}
+    return replace(answer, refusal=replace(answer.refusal, context=context))
 
 
 def _unanswered(*, sent: bool, writes: bool) -> Refused:
