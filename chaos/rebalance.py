@@ -160,7 +160,7 @@ class _Run:
     def pauses_ms(self, partners: list[str]) -> list[int]:
         """Give how long each moved partner's requests waited, from the audit log."""
         changes = [change for partner in partners for change in self.command("partner", "show", partner)["changes"]]
-        told = [change["detail"]["pause_ms"] for change in changes if change["what"] == "partner_moved"]
+        told = [change["detail"]["pause_ms"] for change in changes if "pause_ms" in change["detail"]]
         return sorted(int(pause_ms) for pause_ms in told if pause_ms is not None)
 
 

@@ -103,6 +103,36 @@ def remove_cell(context: typer.Context, cell: Name, *, dry_run: DryRun = False, 
     _show(found, "removed", as_json=as_json)
 
 
+@app.command("evacuate")
+@explained
+def evacuate_cell(
+    context: typer.Context,
+    cell: Name,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Also where its door answers: costs errors.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have the other cells take a dead cell's partners over. Only where they share a FoundationDB cluster.
+
+    What still lives of the cell can write nothing more for them. It takes no new partners until `set-weight`.
+
+    \b
+    Examples:
+    bulkhead cell evacuate cell-2 --dry-run
+    bulkhead cell evacuate cell-2 && bulkhead partner moves
+    """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
+    body = {"force": force, "dry_run": dry_run}
+    found = client.ask(where(context).folder(), "POST", f"{_path(cell)}/evacuate", body)
+    if as_json:
+        screen.show_json(found)
+    else:
+        would = "would go" if dry_run else "are on their way"
+        screen.say(
+            f"{found['partners']} partners of {cell} {would} to {len(set(found['targets'].values()))} other cells"
+        )
+
+
 def _watch(folder: DataFolder, name: str, until: str) -> dict[str, Any]:
     """Watch a cell on its way. What was begun goes on by itself, whatever becomes of who watches."""
     deadline = time.monotonic() + limits.CELL_WATCH_MS_MAX / 1000

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from control_plane import limits
 from control_plane.admin import Operator
 from control_plane.cell_rules import NAME
+from control_plane.evacuation import Evacuation
 from control_plane.fleet import Fleet, NewCell
 
 Weight = Annotated[float, Field(ge=0, le=limits.CELL_WEIGHT_MAX, allow_inf_nan=False)]
@@ -37,7 +38,13 @@ class ChangeCell(_Body):
     """A change that says all by its name."""
 
 
-def routes(fleet: Fleet) -> APIRouter:
+class EvacuateCell(_Body):
+    """A cell that is dead. `force`: also where its door answers."""
+
+    force: bool = False
+
+
+def routes(fleet: Fleet, evacuation: Evacuation) -> APIRouter:
     """Make the routes."""
     made = APIRouter(prefix="/cells")
 
@@ -56,6 +63,10 @@ def routes(fleet: Fleet) -> APIRouter:
     @made.put("/{name}/weight")
     async def set_weight(name: str, body: SetWeight, operator: Operator) -> dict[str, Any]:
         return await fleet.set_weight(name, body.weight, operator, dry_run=body.dry_run)
+
+    @made.post("/{name}/evacuate")
+    async def evacuate_cell(name: str, body: EvacuateCell, operator: Operator) -> dict[str, Any]:
+        return await evacuation.evacuate(name, operator, force=body.force, dry_run=body.dry_run)
 
     @made.post("/{name}/remove")
     async def remove_cell(name: str, body: ChangeCell, operator: Operator) -> dict[str, Any]:

@@ -147,6 +147,12 @@ MOVE_RETRY_DELAY_MS_MIN: Final = 200
 MOVE_RETRY_DELAY_MS_MAX: Final = 5_000
 # A move that failed otherwise is looked at again so much later.
 MOVE_RESUME_DELAY_MS: Final = 60_000
+# Steps of moves at once: an evacuation begins with all of a cell's partners.
+MOVE_STEPS_AT_ONCE_MAX: Final = 32
+# Cells are looked at so often where silent ones are evacuated; who looks later than that accuses nobody.
+EVACUATION_LOOK_MS: Final = 1_000
+EVACUATION_LATE_MS: Final = 10_000
+EVACUATE_AFTER_S_MAX: Final = 24 * 3_600
 # How long a request waits for a move; the command line asks again.
 MOVE_WAIT_S_MAX: Final = 30
 MOVE_LOOK_INTERVAL_MS: Final = 500

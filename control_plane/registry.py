@@ -437,6 +437,13 @@ class Registry:
             draft.note(move.who, "partner_move_begun", move.partner_id, detail)
         return move
 
+    async def begin_evacuation(self, cell: str, moves: Sequence[Move], who: str) -> None:
+        """Write down all moves that take a dead cell's partners over, in one commit, over those under way."""
+        async with self._writing() as draft:
+            for move in moves:
+                draft.put_move(move)
+            draft.note(who, "cell_evacuation_begun", None, {"cell": cell, "partners": len(moves)})
+
     async def put_move(self, move: Move) -> Move:
         """Write down how far a move is."""
         async with self._writing() as draft:
@@ -448,7 +455,7 @@ class Registry:
         async with self._writing() as draft:
             draft.put_partner(replace(self.partner(move.partner_id), cell=move.target))
             draft.put_move(move)
-            draft.note(move.who, "partner_moved", move.partner_id, {"cell": [move.source, move.target]})
+            draft.note(move.who, "partner_arrived", move.partner_id, {"cell": [move.source, move.target]})
         return move
 
     async def end_move(self, move: Move, what: str) -> Move:

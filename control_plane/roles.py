@@ -50,6 +50,7 @@ ROLE_OF: Final[dict[tuple[str, str], Role]] = {
     ("POST", "/cells/{name}/drain"): Role.OPERATOR,
     ("PUT", "/cells/{name}/weight"): Role.OPERATOR,
     ("POST", "/cells/{name}/remove"): Role.OPERATOR,
+    ("POST", "/cells/{name}/evacuate"): Role.OPERATOR,
     ("POST", "/rebalance/apply"): Role.OPERATOR,
     ("POST", "/rebalance/pause"): Role.OPERATOR,
     ("POST", "/rebalance/abort"): Role.OPERATOR,

@@ -22,6 +22,7 @@ from control_plane.directory_spreading import spread_by
 from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
+from control_plane.evacuation import Evacuation
 from control_plane.fleet import Fleet, Ground, is_free
 from control_plane.gate import Gate
 from control_plane.load import Load, routers_of
@@ -181,6 +182,8 @@ class _Up:
         moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, self._places)
         rebalancer = Rebalancer(self._registry, MovesMover(moves), load)
         fleet = self._make_fleet(publisher, doors, supervisor, moves)
+        after_s = self._settings.evacuate_after_s
+        evacuation = Evacuation(self._registry, fleet, moves, doors, self._places, after_s=after_s)
 
         async def collect() -> dict[str, Any]:
             cells = self._registry.cells()
@@ -195,7 +198,7 @@ class _Up:
 
         operators = Operators(self._registry, data_folder.read_secret(self._folder.pepper_file))
         await operators.ensure_local(self._folder.operator_key_file)
-        more = [fleet_api.routes(fleet), rebalance_api.routes(rebalancer)]
+        more = [fleet_api.routes(fleet, evacuation), rebalance_api.routes(rebalancer)]
         app = admin.make_app(self._registry, partners, doors, moves, collect, operators, more)
         supervisor.start()
         async with (
@@ -203,6 +206,7 @@ class _Up:
             _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
             _repeating(moves.resume, limits.RECONCILE_INTERVAL_MS),
             _repeating(fleet.converge, limits.CELL_STEP_INTERVAL_MS),
+            _repeating(evacuation.watch, limits.EVACUATION_LOOK_MS),
             _repeating(load.remember, limits.LOAD_INTERVAL_MS),
             _repeating(rebalancer.work, limits.REBALANCE_STEP_INTERVAL_MS),
             _repeating(supervisor.trim_outputs, limits.TRIM_INTERVAL_MS),

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from control_plane import admin, fleet_api, gate, limits, rebalance_api
 from control_plane.door_moves import DoorMoves
 from control_plane.errors import FolderError, RefusedError
+from control_plane.evacuation import Evacuation
 from control_plane.fleet import Fleet, Ground
 from control_plane.gate import DRY_RUN_HEADER, OPERATOR_HEADER, FailedKeys, Gate
 from control_plane.load import Load
@@ -64,7 +65,8 @@ async def scene(installation: Installation) -> AsyncIterator[Scene]:
     ground = Ground(installation.settings, installation.folder, lambda _: [], lambda: None, lambda _: True)
     fleet = Fleet(ground, registry, publisher, doors, Supervisor([], installation.folder, "0" * 16, _is_well))
     rebalancer = Rebalancer(registry, MovesMover(moves), Load(registry, installation.folder, []))
-    more = [fleet_api.routes(fleet), rebalance_api.routes(rebalancer)]
+    evacuation = Evacuation(registry, fleet, moves, doors, dict, after_s=0)
+    more = [fleet_api.routes(fleet, evacuation), rebalance_api.routes(rebalancer)]
     app = admin.make_routes(registry, control, doors, moves, status, operators, more)
     return Scene(registry, operators, app, installation)
 
