@@ -26,6 +26,7 @@ from chaos.installation import GatewayError, wait_for
 from chaos.load_process import LoadProcess
 from chaos.screen import make_console
 from chaos.store_choice import StoreChoice
+from control_plane import client
 from router.directory import Cell, rendezvous
 
 ROOT: Final = Path(".rebalance")
@@ -159,9 +160,13 @@ class _Run:
 
     def pauses_ms(self, partners: list[str]) -> list[int]:
         """Give how long each moved partner's requests waited, from the audit log."""
-        changes = [change for partner in partners for change in self.command("partner", "show", partner)["changes"]]
+        changes = [change for partner in partners for change in _shown(self._gateway, partner)["changes"]]
         told = [change["detail"]["pause_ms"] for change in changes if "pause_ms" in change["detail"]]
         return sorted(int(pause_ms) for pause_ms in told if pause_ms is not None)
+
+
+def _shown(gateway: Gateway, partner: str) -> dict[str, Any]:
+    return client.ask(gateway.folder, "GET", f"/partners/{partner}")
 
 
 async def run(options: Options, root: Path, console: Any) -> bool:
