@@ -118,7 +118,7 @@ class Publisher:
             partners={
                 partner.id: self._record(partner, keys.get(partner.id, []))
                 for partner in partners
-                if partner.status != "onboarding"
+                if partner.status not in {"onboarding", "erasing"}
             },
         )
 
@@ -127,7 +127,8 @@ class Publisher:
         return directory.Partner.model_validate(
             {
                 "name": partner.name,
-                "status": partner.status,
+                # To routers, of older versions too, one that is closing is suspended: it reads and writes nothing.
+                "status": "active" if partner.status == "active" else "suspended",
                 "mode": partner.mode,
                 "api_version": partner.api_version,
                 "profile_version": partner.profile_version,
