@@ -15,7 +15,7 @@ from actors.answers import Answer, Refused
 from actors.events import OperationReconciled
 from actors.ids import created_range
 from actors.partner import PartnerActor
-from actors.payment import OperationState, Payment, PaymentStatus
+from actors.payment import DisputeStatus, OperationState, Payment, PaymentStatus
 from actors.refusals import Refusal, RefusalCode
 from actors.settlement import needs_person
 from actors.store import Key, Range
@@ -41,6 +41,8 @@ async def query(actor: PartnerActor, method: str, arguments: Arguments) -> Answe
             return await _list_events(actor, arguments)
         case "list_unknown":
             return await _list_unknown(actor)
+        case "count_open":
+            return await _count_open(actor)
         case "compare_settlement":
             return await settlement_queries.compare(actor, arguments)
         case "list_unreconciled":
@@ -240,6 +242,36 @@ async def _list_unknown(actor: PartnerActor) -> Answer:
             break
     page = shown[: limits.PAGE_ROWS_MAX]
     return Answer(200, views.render_list(page, has_more=len(shown) > len(page)))
+
+
+async def _count_open(actor: PartnerActor) -> Answer:
+    """Count what is not over: each number is right up to the rows that one look takes, and at least those beyond."""
+    rows_max = limits.PAGE_ROWS_SCANNED_MAX
+    unknown = 0
+    opens = sorted(actor.opens.values(), key=lambda opened: opened.payment_id)
+    for first in range(0, len(opens), limits.PAGE_ROWS_READ_AT_ONCE):
+        some = opens[first : first + limits.PAGE_ROWS_READ_AT_ONCE]
+        payments = {payment.id: payment for payment in await _payments(actor, {o.payment_id for o in some})}
+        states = [payments[opened.payment_id].operation(opened.operation_id).state for opened in some]
+        unknown += sum(state is OperationState.UNKNOWN for state in states)
+    # Whatever holds money or waits for a customer is to be looked at some day, whatever its status is called.
+    held = (await actor.store.read((), [Range(("due",), keyspace.due(keyspace.LAST_NUMBER, ""), rows_max)])).ranges[0]
+    name = PaymentStatus.DISPUTED.value
+    begin: Key = ("status", name)
+    disputed = looked_at = 0
+    while looked_at < rows_max:
+        asked = Range(begin, ("status", name, keyspace.LAST), limits.PAGE_ROWS_READ_AT_ONCE)
+        rows = (await actor.store.read((), [asked])).ranges[0]
+        looked_at += len(rows)
+        found = await _payments(actor, [str(row.key[-1]) for row in rows])
+        disputed += sum(any(one.status is DisputeStatus.OPEN for one in payment.disputes) for payment in found)
+        if len(rows) < limits.PAGE_ROWS_READ_AT_ONCE:
+            break
+        begin = (*rows[-1].key, "")
+    else:
+        disputed = max(disputed, 1)  # not all were looked at, so nobody may say that there is none
+    counts = {"under_way": len(opens), "unknown": unknown, "held": len(held), "disputed": disputed}
+    return Answer(200, orjson.dumps({"object": "open", "profile_version": actor.profile.version, **counts}))
 
 
 def _limit(arguments: Arguments) -> int:

@@ -36,6 +36,7 @@ from cells.api.messages import NOT_MINE, Answer, Method, Profile, RefusalCode
 from cells.arrivals import Arrivals, read_expected
 from cells.cell_book import CellBook, open_book
 from cells.departures import Departures, read_tombstone
+from cells.erasures import Erasures
 from cells.ownership import Ownership
 from cells.poison import Mark, Suspects
 from cells.remote import Cluster
@@ -68,6 +69,8 @@ _CONTROL_ONLY: Final = (_DEPARTURES | _ARRIVALS) - {Method.OPEN_ARRIVAL} | froze
         Method.ONBOARD,
         Method.CONFIGURE,
         Method.RELEASE_PARTNER,
+        Method.ERASE_PARTNER,
+        Method.COUNT_OPEN,
         Method.CELL_STATUS,
         Method.RESOLVE_OPERATION,
         Method.RECONCILE_OPERATIONS,
@@ -124,6 +127,7 @@ class Door:
         self._ownership = Ownership(self._seats, self._book, acquirers, self.confirm)
         self._departures = Departures(self._seats, self._book, shelf, self._ownership)
         self._arrivals = Arrivals(self._seats, self._book, shelf, self._ownership, self._departures.tombstones)
+        self._erasures = Erasures(self._seats, self._book, shelf, self._ownership)
 
     # Start and end
 
@@ -200,6 +204,10 @@ class Door:
                 return await self._configure(door_answers.profile_of(request))
             case Method.RELEASE_PARTNER:
                 return await self._release(request)
+            case Method.ERASE_PARTNER:
+                if request.partner_id in self._departures.tombstones or request.partner_id in self._arrivals.expected:
+                    return self._not_here(request.partner_id)
+                return await self._erasures.erase(request)
             case Method.CELL_STATUS:
                 return door_answers.ok(await self._status())
             case _:

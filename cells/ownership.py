@@ -106,6 +106,8 @@ class Ownership:
             under = "under its command" if mark is None or mark.command_id else "after it had grown with its commands"
             self.strike(self._seats[accused], f"its worker ended ({cause}) {under}", is_stall=is_stall)
         lost = []
+        # A place that was held for one who was deleted meanwhile is nobody's.
+        link.partners &= self._seats.keys()
         for partner_id in sorted(link.partners, key=lambda name: -self._seats[name].under_way):
             seat = self._seats[partner_id]
             link.partners.discard(partner_id)
@@ -420,6 +422,23 @@ class Ownership:
                     await seat.changed.wait()
             await asyncio.sleep(0.01)
         return False
+
+    async def dismiss(self, seat: Seat) -> None:
+        """Let go of a partner that is deleted: what waits for it is answered, and no worker has it any more."""
+        while seat.activation is not None and not seat.activation.done():
+            seat.activation.cancel()
+            await asyncio.wait([seat.activation])
+        del self._seats[seat.partner_id]
+        link, seat.link = seat.link, None
+        seat.is_handed_over = False
+        seat.state, seat.why = "unavailable", "It is deleted."
+        seat.changed.set()
+        self.count_quarantined()
+        if self.workforce is not None:
+            for other in self.workforce.links.values():
+                other.partners.discard(seat.partner_id)
+        if link is not None:
+            await self._let_go(seat, link)
 
     # Handover
 

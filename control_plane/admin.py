@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from control_plane import audit_routes, limits, operator_routes
+from control_plane import audit_routes, dry_run, limits, operator_routes
 from control_plane.api_keys import make_partner_id
 from control_plane.doors import Doors
 from control_plane.dry_run import DryRunDone
@@ -101,6 +101,12 @@ class RotateKey(_Body):
     grace_s: Annotated[int, Field(ge=0, le=limits.KEY_GRACE_S_MAX)] = limits.KEY_GRACE_S_DEFAULT
 
 
+class DeletePartner(_Body):
+    """How long a partner may still read, and be restored, before it is erased."""
+
+    grace_s: Annotated[int, Field(ge=0, le=limits.DELETION_GRACE_S_MAX)] = limits.DELETION_GRACE_S_DEFAULT
+
+
 class Resolve(_Body):
     """What a person found out about an operation."""
 
@@ -148,6 +154,7 @@ def make_routes(
     app.include_router(_partner_routes(registry, partners, doors))
     app.include_router(_profile_routes(partners))
     app.include_router(_isolation_routes(partners))
+    app.include_router(_deletion_routes(registry, partners))
     app.include_router(_move_routes(moves))
     app.include_router(_unknown_routes(registry, doors))
     app.include_router(_settlement_routes(registry))
@@ -197,6 +204,7 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
             unread = error.what  # the rest is in memory and shown all the same
         return {
             "partner": asdict(partner),
+            "deletion": _deletion(registry, partners, partner_id),
             # A hash is of no use to an operator, and of some to a thief.
             "keys": [{name: value for name, value in asdict(key).items() if name != "hash"} for key in keys],
             "changes": [asdict(change) for change in changes],
@@ -262,6 +270,27 @@ def _isolation_routes(partners: Partners) -> APIRouter:
     return routes
 
 
+def _deletion_routes(registry: Registry, partners: Partners) -> APIRouter:
+    routes = APIRouter(prefix="/partners")
+
+    @routes.post("/{partner_id}/delete")
+    async def delete_partner(partner_id: str, body: DeletePartner, operator: Operator) -> dict[str, Any]:
+        changed = _changed(await partners.delete(partner_id, body.grace_s, operator))
+        return {**changed, "deletion": _deletion(registry, partners, partner_id)}
+
+    @routes.post("/{partner_id}/restore")
+    async def restore_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
+        return _changed(await partners.restore(partner_id, operator))
+
+    return routes
+
+
+def _deletion(registry: Registry, partners: Partners, partner_id: str) -> dict[str, Any] | None:
+    """Give how a partner's deletion is, None where there is none. `waits_for`: why its end is not taken yet."""
+    deletion = registry.deletion(partner_id)
+    return None if deletion is None else {**asdict(deletion), "waits_for": partners.deletions.waits_for(partner_id)}
+
+
 def _move_routes(moves: Moves) -> APIRouter:
     routes = APIRouter()
 
@@ -299,10 +328,13 @@ def _unknown_routes(registry: Registry, doors: Doors) -> APIRouter:
     @routes.post("/{operation_id}/resolve")
     async def resolve(operation_id: str, body: Resolve, operator: Operator) -> dict[str, Any]:
         partner = registry.partner(body.partner)
+        detail = {"operation": operation_id, "outcome": body.outcome, "note": body.note}
+        if dry_run.ASKED.get():
+            await _require_person(doors, partner, operation_id)
+            await registry.note(operator, "operation_resolved", partner.id, detail)
         result = await doors.resolve_operation(
             partner.cell, partner.id, operation_id, outcome=body.outcome, operator=operator, note=body.note
         )
-        detail = {"operation": operation_id, "outcome": body.outcome, "note": body.note}
         await registry.note(operator, "operation_resolved", partner.id, detail)
         return {"operation_id": operation_id, "partner": partner.id, "outcome": body.outcome, "answer": result}
 
@@ -347,6 +379,17 @@ async def _at_door(doors: Doors, partner: Partner) -> dict[str, Any] | None:
         return None
     found = next((one for one in status.partners if one.partner == partner.id), None)
     return None if found is None else found.model_dump()
+
+
+async def _require_person(doors: Doors, partner: Partner, operation_id: str) -> None:
+    """Refuse what the partner's actor would refuse: an operation that is not there, or that the gateway still asks."""
+    found = await doors.list_unknown(partner.cell, partner.id)
+    if not any(one.operation_id == operation_id and one.needs_person for one in found):
+        raise RefusedError(
+            f"{operation_id} is none of {partner.id}'s operations that need a person",
+            where=f"{partner.cell}'s door",
+            hint="see them: bulkhead unknown list",
+        )
 
 
 async def _list_unknown(doors: Doors, partners: list[Partner]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def merge(audits: dict[str, CellAudit], registered: Sequence[Partner]) -> dict[s
             row = {"cell": cell, **book.model_dump(), "differences": differences}
             rows.append({**row, "ok": book.ok and not differences})
     for partner in registered:
-        if partner.status != "onboarding" and (partner.cell, partner.id) not in found:
+        if partner.status not in {"onboarding", "erasing"} and (partner.cell, partner.id) not in found:
             missing = PartnerAudit(partner=partner.id, ok=False, differences=[f"its book is missing in {partner.cell}"])
             rows.append({"cell": partner.cell, **missing.model_dump()})
     rows.sort(key=lambda row: (row["partner"], row["cell"]))

@@ -5,9 +5,8 @@ Exit codes: 0 done, 1 failed or the books disagree, 2 wrong usage or refused, 3 
 """
 
 import asyncio
-import re
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -27,7 +26,7 @@ from control_plane import (
     status,
     up,
 )
-from control_plane.command_line import AsJson, DryRun, Watch, Where, shown
+from control_plane.command_line import AsJson, DryRun, Watch, Where, parse_duration_s, shown
 from control_plane.command_line import explained as _explained
 from control_plane.command_line import names_of as _names
 from control_plane.command_line import where as _where
@@ -53,7 +52,6 @@ app.add_typer(audit_commands.app, name="audit-log")
 app.add_typer(operator_commands.app, name="operator")
 
 PartnerId = Annotated[str, typer.Argument(help="The partner's id.")]
-_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 @app.callback()
@@ -71,7 +69,7 @@ def main(
     context.obj = Where(settings_file, data_folder)
 
 
-@app.command("up")
+@app.command("up", epilog="Example: bulkhead up --cells 3 --store sqlite")
 @_explained
 def start(  # noqa: PLR0913 - one for each option
     context: typer.Context,
@@ -124,7 +122,7 @@ def start(  # noqa: PLR0913 - one for each option
     raise typer.Exit(up.run(_where(context).load(**options), screen.console()))
 
 
-@app.command("status")
+@app.command("status", epilog="Example: bulkhead status --watch")
 @_explained
 def show_status(context: typer.Context, *, watch: Watch = False, as_json: AsJson = False) -> None:
     """Show every process: role, cell, partner, pid, endpoint, epoch and health."""
@@ -155,7 +153,7 @@ def _collect_status(which: Where, *, quiet: bool) -> dict[str, Any]:
         return found
 
 
-@partner_app.command("create")
+@partner_app.command("create", epilog="Example: bulkhead partner create --id acme --rate 50 --currencies EUR,USD")
 @_explained
 def create_partner(  # noqa: PLR0913 - one for each option
     context: typer.Context,
@@ -197,7 +195,7 @@ partner_app.command("import")(_explained(import_partners))
 partner_app.command("export")(_explained(export_partners))
 
 
-@partner_app.command("list")
+@partner_app.command("list", epilog="Example: bulkhead partner list --json")
 @_explained
 def list_partners(context: typer.Context, *, watch: Watch = False, as_json: AsJson = False) -> None:
     """List all partners."""
@@ -212,7 +210,7 @@ def list_partners(context: typer.Context, *, watch: Watch = False, as_json: AsJs
     shown(show, watch=watch)
 
 
-@partner_app.command("show")
+@partner_app.command("show", epilog="Example: bulkhead partner show acme")
 @_explained
 def show_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
     """Show a partner, its keys (never the keys themselves) and its latest changes."""
@@ -223,7 +221,7 @@ def show_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson 
         screen.show_partner(found)
 
 
-@partner_app.command("suspend")
+@partner_app.command("suspend", epilog="Example: bulkhead partner suspend acme --dry-run")
 @_explained
 def suspend_partner(
     context: typer.Context, partner: PartnerId, *, dry_run: DryRun = False, as_json: AsJson = False
@@ -233,7 +231,7 @@ def suspend_partner(
     _show_changed(found, "suspended", as_json=as_json)
 
 
-@partner_app.command("resume")
+@partner_app.command("resume", epilog="Example: bulkhead partner resume acme")
 @_explained
 def resume_partner(
     context: typer.Context, partner: PartnerId, *, dry_run: DryRun = False, as_json: AsJson = False
@@ -243,7 +241,7 @@ def resume_partner(
     _show_changed(found, "active", as_json=as_json)
 
 
-@partner_app.command("isolate")
+@partner_app.command("isolate", epilog="Example: bulkhead partner isolate acme")
 @_explained
 def isolate_partner(
     context: typer.Context, partner: PartnerId, *, dry_run: DryRun = False, as_json: AsJson = False
@@ -253,7 +251,7 @@ def isolate_partner(
     _show_changed(found, "dedicated", as_json=as_json)
 
 
-@partner_app.command("pool")
+@partner_app.command("pool", epilog="Example: bulkhead partner pool acme")
 @_explained
 def pool_partner(
     context: typer.Context, partner: PartnerId, *, dry_run: DryRun = False, as_json: AsJson = False
@@ -263,12 +261,44 @@ def pool_partner(
     _show_changed(found, "pooled", as_json=as_json)
 
 
-@partner_app.command("release")
+@partner_app.command("release", epilog="Example: bulkhead partner release acme")
 @_explained
-def release_partner(context: typer.Context, partner: PartnerId, *, as_json: AsJson = False) -> None:
+def release_partner(
+    context: typer.Context, partner: PartnerId, *, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """End a partner's quarantine: `partner show` says why it is in it."""
-    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/release")
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/release", dry_run=dry_run)
     _show_changed(found, "released", as_json=as_json)
+
+
+@partner_app.command("delete", epilog="Example: bulkhead partner delete acme --grace 30d --dry-run")
+@_explained
+def delete_partner(
+    context: typer.Context,
+    partner: PartnerId,
+    *,
+    grace: Annotated[str, typer.Option(help="How long it may still read and be restored: 30d, 12h; 0: not.")] = "30d",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a partner: it reads for the grace, then its keys and its book are erased. Its id is never given again.
+
+    Refused while payments are open. From now on nothing of it is taken but reads, refunds neither.
+    """
+    body = {"grace_s": parse_duration_s(grace, most_s=limits.DELETION_GRACE_S_MAX)}
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/delete", body, dry_run=dry_run)
+    due_at = (found.get("deletion") or {}).get("due_at")
+    _show_changed(found, f"closing: it reads until {due_at}, then it is erased", as_json=as_json)
+
+
+@partner_app.command("restore", epilog="Example: bulkhead partner restore acme")
+@_explained
+def restore_partner(
+    context: typer.Context, partner: PartnerId, *, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Take a partner's deletion back, within its grace. It is as it was before."""
+    found = client.ask(_where(context).folder(), "POST", f"{_path(partner)}/restore", dry_run=dry_run)
+    _show_changed(found, "not deleted", as_json=as_json)
 
 
 @partner_app.command("move")
@@ -280,6 +310,7 @@ def move_partner(
     to: Annotated[str | None, typer.Option(help="The cell that it is to live in from now on.")] = None,
     abort: Annotated[bool, typer.Option("--abort", help="Take a move back that is not sealed yet.")] = False,
     wait: Annotated[str, typer.Option(help="How long to wait for its end: 90s, 30m; 0: not at all.")] = "30m",
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Move a partner to another cell while it is served.
@@ -296,7 +327,13 @@ def move_partner(
     if abort or to is None:
         if to is not None or not abort:
             raise SettingsError("say where to", where="options --to and --abort", hint="give one of the two")
+        if dry_run:
+            raise SettingsError("to abort can't be tried", where="options --abort and --dry-run", hint="leave one out")
         found = client.ask(folder, "DELETE", f"{_path(partner)}/move")
+    elif dry_run:
+        screen_or_json = screen.show_json if as_json else screen.show_dry_run
+        screen_or_json(client.ask(folder, "POST", f"{_path(partner)}/move", {"to": to}, dry_run=True))
+        return
     else:
         wait_s = parse_duration_s(wait, option="--wait")
         with screen.waiting(f"moving {partner} to {to}") as told:
@@ -307,18 +344,22 @@ def move_partner(
         screen.show_move(found)
 
 
-@partner_app.command("moves")
+@partner_app.command("moves", epilog="Example: bulkhead partner moves --watch")
 @_explained
-def list_moves(context: typer.Context, *, as_json: AsJson = False) -> None:
+def list_moves(context: typer.Context, *, watch: Watch = False, as_json: AsJson = False) -> None:
     """List the partners on their way to another cell."""
-    found = client.ask(_where(context).folder(), "GET", "/moves")
-    if as_json:
-        screen.show_json(found)
-    else:
-        screen.show_moves(found["moves"])
+
+    def show() -> None:
+        found = client.ask(_where(context).folder(), "GET", "/moves")
+        if as_json:
+            screen.show_json(found)
+        else:
+            screen.show_moves(found["moves"])
+
+    shown(show, watch=watch)
 
 
-@partner_app.command("set-limits")
+@partner_app.command("set-limits", epilog="Example: bulkhead partner set-limits acme --rate 100 --burst 200")
 @_explained
 def set_limits(
     context: typer.Context,
@@ -337,7 +378,7 @@ def set_limits(
     _show_changed(found, "limited anew", as_json=as_json)
 
 
-@partner_app.command("set-acquirers")
+@partner_app.command("set-acquirers", epilog="Example: bulkhead partner set-acquirers acme main,second")
 @_explained
 def set_acquirers(
     context: typer.Context,
@@ -353,7 +394,7 @@ def set_acquirers(
     _show_changed(found, f"with {acquirers}", as_json=as_json)
 
 
-@partner_app.command("set-currencies")
+@partner_app.command("set-currencies", epilog="Example: bulkhead partner set-currencies acme EUR,USD")
 @_explained
 def set_currencies(
     context: typer.Context,
@@ -369,7 +410,7 @@ def set_currencies(
     _show_changed(found, f"taking {currencies}", as_json=as_json)
 
 
-@partner_app.command("rotate-key")
+@partner_app.command("rotate-key", epilog="Example: bulkhead partner rotate-key acme --grace 24h")
 @_explained
 def rotate_key(
     context: typer.Context,
@@ -385,7 +426,7 @@ def rotate_key(
     _show_changed(found, "given a new key", as_json=as_json)
 
 
-@partner_app.command("revoke-key")
+@partner_app.command("revoke-key", epilog="Example: bulkhead partner revoke-key acme key_4f1c")
 @_explained
 def revoke_key(
     context: typer.Context,
@@ -402,25 +443,34 @@ def revoke_key(
     _show_changed(found, f"rid of {key}", as_json=as_json)
 
 
-@unknown_app.command("list")
+@unknown_app.command("list", epilog="Example: bulkhead unknown list --partner acme --watch")
 @_explained
 def list_unknown(
     context: typer.Context,
     *,
     partner: Annotated[str | None, typer.Option(help="Of this partner only.")] = None,
+    watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
     """List operations whose outcome is not known; most settle by themselves."""
     query = "" if partner is None else f"?partner={quote(partner, safe='')}"
-    found = client.ask(_where(context).folder(), "GET", f"/unknown{query}")
-    if as_json:
-        screen.show_json(found)
-    else:
-        screen.show_unknown(found)
+    found: dict[str, Any] = {}
+
+    def show() -> None:
+        nonlocal found
+        found = client.ask(_where(context).folder(), "GET", f"/unknown{query}")
+        if as_json:
+            screen.show_json(found)
+        else:
+            screen.show_unknown(found)
+
+    shown(show, watch=watch)
     raise typer.Exit(EXIT_FAILED if found["not_asked"] else EXIT_OK)
 
 
-@unknown_app.command("resolve")
+@unknown_app.command(
+    "resolve", epilog="Example: bulkhead unknown resolve op_01J --partner acme --outcome failed --note 'asked by phone'"
+)
 @_explained
 def resolve_unknown(
     context: typer.Context,
@@ -429,6 +479,7 @@ def resolve_unknown(
     partner: Annotated[str, typer.Option(help="The partner whose operation it is.")],
     outcome: Annotated[str, typer.Option(help="What it became at the acquirer: succeeded or failed.")],
     note: Annotated[str, typer.Option(help="How you know: stays in the partner's journal.")],
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Write down what a person found out at the acquirer. It is final.
@@ -436,14 +487,17 @@ def resolve_unknown(
     Refused while the gateway itself still asks: only what `unknown list` shows as needing a person is resolved.
     """
     body = {"partner": partner, "outcome": outcome, "note": note}
-    found = client.ask(_where(context).folder(), "POST", f"/unknown/{quote(operation, safe='')}/resolve", body)
+    path = f"/unknown/{quote(operation, safe='')}/resolve"
+    found = client.ask(_where(context).folder(), "POST", path, body, dry_run=dry_run)
     if as_json:
         screen.show_json(found)
+    elif dry_run:
+        screen.show_dry_run(found)
     else:
         screen.say(f"{operation} of {partner} is {outcome} from now on")
 
 
-@app.command("audit")
+@app.command("audit", epilog="Example: bulkhead audit --json")
 @_explained
 def audit(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Recompute every partner's books and compare them with balances and the acquirer's record."""
@@ -508,22 +562,10 @@ def reconcile(
     raise typer.Exit(EXIT_OK if report["ok"] else EXIT_FAILED)
 
 
-@app.command("version")
+@app.command("version", epilog="Example: bulkhead version")
 def show_version() -> None:
     """Show the version."""
     screen.say(up.version())
-
-
-def parse_duration_s(text: str, *, option: str = "--grace", most_s: int = limits.KEY_GRACE_S_MAX) -> int:
-    """Read `30m`, `24h`, `7d`, `90s` or plain seconds. Raises SettingsError."""
-    match = re.fullmatch(r"(\d{1,9})([smhd]?)", text.strip())
-    if match is None:
-        raise SettingsError(f"{text!r} is no time", where=f"option {option}", hint="write it as 90s, 30m, 24h, 7d or 0")
-    seconds = int(match[1]) * _UNITS.get(match[2], 1)
-    if seconds > most_s:
-        longest = f"{most_s // 86_400} days" if most_s >= 86_400 else f"{most_s // 3_600} hours"
-        raise SettingsError(f"{text} is longer than {longest}", where=f"option {option}", hint="name less")
-    return seconds
 
 
 def _path(partner: str) -> str:

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, Final, ParamSpec, TypeVar
 
 import typer
 
@@ -18,6 +19,8 @@ from control_plane.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check it and show what would be written; change nothing.")]
@@ -86,6 +89,18 @@ def where(context: typer.Context) -> Where:
     """Give which installation the command is for."""
     assert isinstance(context.obj, Where)
     return context.obj
+
+
+def parse_duration_s(text: str, *, option: str = "--grace", most_s: int = limits.KEY_GRACE_S_MAX) -> int:
+    """Read `30m`, `24h`, `7d`, `90s` or plain seconds. Raises SettingsError."""
+    match = re.fullmatch(r"(\d{1,9})([smhd]?)", text.strip())
+    if match is None:
+        raise SettingsError(f"{text!r} is no time", where=f"option {option}", hint="write it as 90s, 30m, 24h, 7d or 0")
+    seconds = int(match[1]) * _UNITS.get(match[2], 1)
+    if seconds > most_s:
+        longest = f"{most_s // 86_400} days" if most_s >= 86_400 else f"{most_s // 3_600} hours"
+        raise SettingsError(f"{text} is longer than {longest}", where=f"option {option}", hint="name less")
+    return seconds
 
 
 def names_of(text: str) -> list[str]:

@@ -105,6 +105,28 @@ class UnknownOperation(_Read):
     acquirer: str = ""
 
 
+class OpenPayments(_Read):
+    """What keeps a partner from being deleted, as its actor counts it under the profile of that version."""
+
+    profile_version: int
+    under_way: int
+    unknown: int
+    held: int
+    disputed: int
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.under_way or self.held or self.disputed)
+
+    def described(self) -> str:
+        """Say it in words."""
+        return (
+            f"{self.under_way} operations under way ({self.unknown} of unknown outcome), {self.held} payments that are "
+            f"authorized and not captured or wait for a customer, {self.disputed} with an open dispute"
+        )
+
+
 class _UnknownList(_Read):
     data: list[UnknownOperation]
 
@@ -224,6 +246,16 @@ class Doors:
         await self._wait(cell)
         answer = await self._ask(cell, Method.LIST_UNKNOWN, partner_id, body, limits.LIST_UNKNOWN_TIMEOUT_MS)
         return _read(_UnknownList, cell, _unrefused(cell, answer)).data
+
+    async def count_open(self, cell: str, partner_id: str) -> OpenPayments:
+        """Ask a partner's actor for what is open. Raises DoorError, RefusedError."""
+        return await self._ask_partner(OpenPayments, cell, partner_id, Method.COUNT_OPEN, {}, new_ulid())
+
+    async def erase_partner(self, cell: str, partner_id: str, profile_version: int) -> None:
+        """Erase a partner's book, once and for all; done again, it is done already. Raises DoorError, RefusedError."""
+        body = msgpack.packb({"profile_version": profile_version})
+        await self._wait(cell)
+        _unrefused(cell, await self._ask(cell, Method.ERASE_PARTNER, partner_id, body, limits.ERASE_TIMEOUT_MS))
 
     async def resolve_operation(
         self, cell: str, partner_id: str, operation_id: str, *, outcome: str, operator: str, note: str

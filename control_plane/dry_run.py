@@ -1,6 +1,7 @@
 """Dry runs: what is asked is checked as always, up to its first write, which is shown and not made.
 
-The gate sets it for one request, and only on routes that write to the registry before they do anything else.
+The gate sets it for one request, and only on routes that write to the registry before they do anything else, or that
+look here before they act (`partner release`, `unknown resolve`, `partner move`).
 """
 
 from collections.abc import Sequence

@@ -43,6 +43,11 @@ FAILED_KEYS_WAITING_MAX: Final = 64
 KEY_GRACE_S_DEFAULT: Final = 24 * 3_600
 KEY_GRACE_S_MAX: Final = 90 * 24 * 3_600
 
+# Deleted partners: how long one may still read and be restored, and how many ids are remembered as gone.
+DELETION_GRACE_S_DEFAULT: Final = 30 * 24 * 3_600
+DELETION_GRACE_S_MAX: Final = 90 * 24 * 3_600
+DELETIONS_MAX: Final = 100_000
+
 # Memory, measured: a dedicated worker is a process of its own, a cell is a Ray head and a door.
 WORKER_MEMORY_BYTES: Final = 60_000_000
 # What a pooled partner adds to its worker, and how many share one.
@@ -90,6 +95,7 @@ REDIS_TIMEOUT_MS: Final = 500
 CELL_STATUS_TIMEOUT_MS: Final = 1_500
 DOOR_CONNECT_TIMEOUT_MS: Final = 5_000
 ONBOARD_TIMEOUT_MS: Final = 30_000
+ERASE_TIMEOUT_MS: Final = 30_000
 CONFIGURE_TIMEOUT_MS: Final = 10_000
 COMMAND_TIMEOUT_MS: Final = 8_000
 LIST_UNKNOWN_TIMEOUT_MS: Final = 3_000
@@ -220,6 +226,7 @@ assert RESTART_DELAY_MS_MIN <= RESTART_DELAY_MS_MAX < HEALTHY_MS_TO_RESET_DELAY
 assert NEEDS_TIMEOUT_MS <= START_TIMEOUT_MS
 assert DOOR_CONNECT_TIMEOUT_MS + ONBOARD_TIMEOUT_MS < CONTROL_TIMEOUT_MS, "the command line outwaits an onboarding"
 assert KEYS_PER_PARTNER_MAX < KEYS_KEPT_PER_PARTNER_MAX, "there is always one that ended to forget"
+assert DELETION_GRACE_S_DEFAULT <= DELETION_GRACE_S_MAX
 assert IMPORT_PARTNERS_MAX <= PARTNERS_MAX
 assert IMPORT_BATCH_PARTNERS_MAX * 4_096 < contract.STORE_TRANSACTION_BYTES_MAX // 2
 assert REGISTRY_PAGE_ROWS <= contract.STORE_RANGE_ROWS_MAX

@@ -18,9 +18,10 @@ import structlog
 from cells.api.ids import new_ulid
 from cells.api.messages import MessageError, Profile
 from cells.api.moves import NO_STREAM, Arrival, Receipt, decode_receipt, encode_receipt
-from control_plane import limits
+from control_plane import dry_run, limits
 from control_plane.data_folder import timestamp
 from control_plane.door_moves import Copied, CopyLostError, DoorMoves
+from control_plane.dry_run import DryRunDone
 from control_plane.errors import ControlPlaneError, DoorError, NotFoundError, RefusedError
 from control_plane.move_record import Move, is_caught_up, may_abort, way_between
 from control_plane.registry import Registry
@@ -80,6 +81,8 @@ class Moves:
                     f"{partner_id} is on its way to {held.target} already",
                     hint=f"wait for its end, or abort it: bulkhead partner move {partner_id} --abort",
                 )
+            elif dry_run.ASKED.get():
+                raise DryRunDone(())  # it is joined, which writes nothing
             return self._run(held)
 
     def new_evacuation(self, partner_id: str, to_cell: str, who: str) -> Move:
@@ -130,6 +133,8 @@ class Moves:
         partner = self._registry.partner(partner_id)
         if partner.status == "onboarding":
             raise RefusedError(f"partner {partner_id!r} is still being onboarded", where=partner.cell)
+        if partner.status in {"closing", "erasing"}:
+            raise RefusedError(f"{partner_id} is being deleted, so it stays where it is", where=partner.cell)
         places = self._places()
         if to_cell not in places:
             raise NotFoundError(f"there is no cell {to_cell!r}", hint="see them all: bulkhead cell list")

@@ -66,7 +66,7 @@ def of_partner(partner: Partner) -> PartnerFields:
             "name": partner.name,
             "mode": partner.mode,
             # One that is still being onboarded is about to be active.
-            "status": "suspended" if partner.status == "suspended" else "active",
+            "status": "suspended" if partner.status in {"suspended", "closing", "erasing"} else "active",
             "rate_per_second": partner.rate_per_second,
             "rate_burst": partner.rate_burst,
             "in_flight_max": partner.in_flight_max,

@@ -3,6 +3,7 @@
     create    registry: onboarding -> door: ONBOARD (makes the book) -> registry: active -> registry: key
               -> directory published -> the key is shown
     change    registry -> directory published -> door: CONFIGURE (now, else by the reconciler)
+    delete    see deletions.py
 
 A book is made while its partner is `onboarding` and never after: a book that is missing later was lost, and must not
 be replaced by an empty one. So nothing here sends ONBOARD for a partner that is active or suspended.
@@ -17,14 +18,15 @@ from dataclasses import dataclass, replace
 import structlog
 
 from cells.api.messages import Profile
-from control_plane import api_keys, limits
+from control_plane import api_keys, dry_run, limits
 from control_plane.api_keys import ApiKey
 from control_plane.data_folder import timestamp
+from control_plane.deletions import Deletions
 from control_plane.doors import Doors, PartnerStatus
 from control_plane.errors import ControlPlaneError, DoorError, RefusedError, RegistryError, RegistryUnknownError
 from control_plane.importing import Candidate, Imported, Importer
 from control_plane.publishing import Publisher
-from control_plane.registry import Registry, end_of_grace
+from control_plane.registry import Registry, end_of_grace, was_deleted
 from control_plane.registry_records import Partner
 from router.directory import API_VERSION
 
@@ -90,6 +92,7 @@ class Partners:
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._retries: dict[str, _Retry] = {}
         self._importer = Importer(registry, pepper, self._onboard, self._publish, self._alone)
+        self.deletions = Deletions(registry, doors, self._publish)
 
     async def create(self, wanted: NewPartner, who: str) -> Changed:
         """Onboard a partner and give its first key. Repeating it after a failure goes on where it stopped.
@@ -120,6 +123,16 @@ class Partners:
         """Suspend (`suspended`) or resume (`active`) a partner. Raises NotFoundError, RefusedError."""
         return await self._change(partner_id, lambda: self._registry.set_status(partner_id, status, who))
 
+    async def delete(self, partner_id: str, grace_s: int, who: str) -> Changed:
+        """Let a partner read for the grace and then be erased. Raises RefusedError where something is open."""
+        return await self._change(
+            partner_id, lambda: self.deletions.begin(partner_id, grace_s, who), while_closing=True
+        )
+
+    async def restore(self, partner_id: str, who: str) -> Changed:
+        """Take a deletion back within its grace. Raises NotFoundError, RefusedError."""
+        return await self._change(partner_id, lambda: self.deletions.restore(partner_id, who), while_closing=True)
+
     async def set_limits(self, partner_id: str, changed: dict[str, int], who: str) -> Changed:
         """Set some of a partner's limits. Raises NotFoundError, RefusedError."""
         return await self._change(partner_id, lambda: self._registry.set_limits(partner_id, changed, who))
@@ -143,6 +156,9 @@ class Partners:
         """End a partner's quarantine. Raises NotFoundError, DoorError, RefusedError."""
         async with self._alone(partner_id):
             partner = self._onboarded(partner_id)
+            if dry_run.ASKED.get():
+                await self._doors.cell_status(partner.cell)  # where it does not answer, nothing would be released
+                await self._registry.note(who, "partner_released", partner_id, {})
             await self._doors.release(partner.cell, partner_id, to_pool=False)
             await self._registry.note(who, "partner_released", partner_id, {})
             return Changed(partner)
@@ -243,7 +259,7 @@ class Partners:
 
     async def _reconcile_partner(self, partner: Partner, reported: PartnerStatus | None) -> None:
         known = -1 if reported is None else reported.profile_version
-        if partner.status != "onboarding" and known == partner.profile_version:
+        if partner.status in {"active", "suspended"} and known == partner.profile_version:
             self._retries.pop(partner.id, None)
             return
         try:
@@ -252,6 +268,9 @@ class Partners:
                 if current.status == "onboarding":
                     await self._finish_onboarding(current, "reconciler")
                     return
+                if current.status == "erasing":
+                    await self.deletions.go_on(current.id)
+                    return
                 if known > current.profile_version:
                     # The registry came back from a backup: its word counts again once its version is the newest.
                     log.warning("profile_version_was_behind", partner=current.id, version=current.profile_version)
@@ -259,6 +278,8 @@ class Partners:
                 if known < current.profile_version:
                     await self._doors.configure(current.cell, to_profile(current))
                     log.info("partner_configured", partner=current.id, version=current.profile_version)
+                if current.status == "closing":
+                    await self.deletions.go_on(current.id)
         except ControlPlaneError as error:
             self._put_off(partner.id)
             log.warning("partner_not_reconciled", partner=partner.id, cell=partner.cell, error=error.what)
@@ -281,9 +302,15 @@ class Partners:
                 hint="it will be, by itself, once the door answers; the same command then gives its key",
             ) from error
 
-    async def _change(self, partner_id: str, write: Callable[[], Awaitable[Partner]]) -> Changed:
+    async def _change(
+        self, partner_id: str, write: Callable[[], Awaitable[Partner]], *, while_closing: bool = False
+    ) -> Changed:
         async with self._alone(partner_id):
-            self._onboarded(partner_id)
+            if self._onboarded(partner_id).status == "closing" and not while_closing:
+                raise RefusedError(
+                    f"partner {partner_id!r} is being deleted",
+                    hint=f"take that back first: bulkhead partner restore {partner_id}",
+                )
             partner = await write()
             behind = await self._publish()  # routers first: a suspended partner is refused at the edge
             try:
@@ -317,6 +344,9 @@ class Partners:
                 where="fault_injection in the settings",
                 hint="use --mode test, or an installation without fault injection",
             )
+        deletion = self._registry.deletion(wanted.id)
+        if deletion is not None and deletion.state == "deleted":
+            raise was_deleted(deletion)
         self._require_known(wanted.acquirers)
 
     def _require_known(self, acquirers: tuple[str, ...]) -> None:
@@ -336,6 +366,8 @@ class Partners:
                 where=partner.cell,
                 hint="see whether its cell is up: bulkhead status",
             )
+        if partner.status == "erasing":
+            raise RefusedError(f"partner {partner_id!r} is being erased, which goes only forward", where=partner.cell)
         return partner
 
     async def _publish(self) -> tuple[str, ...]:
@@ -368,7 +400,7 @@ def to_profile(partner: Partner) -> Profile:
     return Profile(
         partner_id=partner.id,
         version=partner.profile_version,
-        status="suspended" if partner.status == "suspended" else "active",
+        status="suspended" if partner.status in {"suspended", "closing", "erasing"} else "active",
         mode=partner.mode,
         isolation=partner.isolation,
         rate_per_second=partner.rate_per_second,

@@ -124,7 +124,7 @@ def _payload(
         partners={
             partner.id: _record(partner, cells, keys.get(partner.id, []))
             for partner in partners
-            if partner.status != "onboarding"
+            if partner.status not in {"onboarding", "erasing"}
         },
     )
 
@@ -134,7 +134,8 @@ def _record(partner: Partner, cells: tuple[directory.Cell, ...], keys: Sequence[
     return directory.Partner.model_validate(
         {
             "name": partner.name,
-            "status": partner.status,
+            # To routers, of older versions too, one that is closing is suspended: it reads and writes nothing.
+            "status": "active" if partner.status == "active" else "suspended",
             "mode": partner.mode,
             "api_version": partner.api_version,
             "profile_version": partner.profile_version,

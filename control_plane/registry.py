@@ -33,7 +33,18 @@ from control_plane.move_record import Move
 from control_plane.registry_draft import Draft, Held
 from control_plane.registry_errors import AGAIN, explain, lost, not_whole
 from control_plane.registry_reading import load, rows
-from control_plane.registry_records import ISOLATIONS, NEW, Cell, Change, Key, Operator, Origin, Owner, Partner
+from control_plane.registry_records import (
+    ISOLATIONS,
+    NEW,
+    Cell,
+    Change,
+    Deletion,
+    Key,
+    Operator,
+    Origin,
+    Owner,
+    Partner,
+)
 from stores import contract
 from stores.contract import (
     Check,
@@ -102,8 +113,12 @@ class Registry:
         """Give one partner. Raises NotFoundError."""
         found = self._held.partners.get(partner_id)
         if found is None:
+            deletion = self._held.deletions.get(partner_id)
+            deleted = "" if deletion is None else f" any more: it was deleted at {deletion.ended_at}"
             raise NotFoundError(
-                f"there is no partner {partner_id!r}", where=self._where, hint="see them all: bulkhead partner list"
+                f"there is no partner {partner_id!r}{deleted}",
+                where=self._where,
+                hint="see them all: bulkhead partner list",
             )
         return found
 
@@ -152,6 +167,10 @@ class Registry:
     def move(self, partner_id: str) -> Move | None:
         """Give the move that a partner is on; None where it is on none."""
         return self._held.moves.get(partner_id)
+
+    def deletion(self, partner_id: str) -> Deletion | None:
+        """Give a partner's deletion, one that has ended too; None where there is none."""
+        return self._held.deletions.get(partner_id)
 
     def directory_version(self) -> int:
         """Give the newest version that was taken for a directory."""
@@ -232,6 +251,7 @@ class Registry:
         """Write down a partner to be onboarded; give what is there already under its id, if anything is."""
         assert partner.status == "onboarding"
         async with self._writing() as draft:
+            self._require_never_deleted(partner.id)
             if partner.id not in self._held.partners:
                 count = len(self._held.partners)
                 if count >= limits.PARTNERS_MAX:
@@ -245,6 +265,7 @@ class Registry:
         for first in range(0, len(partners), limits.IMPORT_BATCH_PARTNERS_MAX):
             async with self._writing() as draft:
                 for partner in partners[first : first + limits.IMPORT_BATCH_PARTNERS_MAX]:
+                    self._require_never_deleted(partner.id)
                     if partner.id not in self._held.partners:
                         draft.begin(partner, who)
 
@@ -278,7 +299,7 @@ class Registry:
         assert status in {"active", "suspended"}
         async with self._writing() as draft:
             found = self.partner(partner_id)
-            if found.status not in {status, "onboarding"}:
+            if found.status in {"active", "suspended"} - {status}:
                 draft.put_partner(replace(found, status=status, profile_version=found.profile_version + 1))
                 draft.note(who, f"partner_{status}", partner_id, {"status": [found.status, status]})
         return self.partner(partner_id)
@@ -431,7 +452,8 @@ class Registry:
     async def begin_move(self, move: Move) -> Move:
         """Write down that a partner is to go to another cell, before anything is done."""
         async with self._writing() as draft:
-            self.partner(move.partner_id)
+            if self.partner(move.partner_id).status not in {"active", "suspended"}:
+                raise RefusedError(f"{move.partner_id} is being deleted, so it stays where it is")
             draft.put_move(move, new=True)
             detail = {"move": move.id, "from": move.source, "to": move.target}
             draft.note(move.who, "partner_move_begun", move.partner_id, detail)
@@ -465,6 +487,64 @@ class Registry:
             draft.note(move.who, what, move.partner_id, move.described())
         return move
 
+    async def begin_deletion(self, partner_id: str, due_at: datetime, who: str) -> Partner:
+        """Write down that a partner is to be deleted; nothing changes where that is so already."""
+        async with self._writing() as draft:
+            found = self.partner(partner_id)
+            if partner_id in self._held.moves:
+                raise RefusedError(
+                    f"{partner_id} is on its way to {self._held.moves[partner_id].target}",
+                    hint=f"wait for its end, or abort it: bulkhead partner move {partner_id} --abort",
+                )
+            if len(self._held.deletions) >= limits.DELETIONS_MAX:
+                raise RefusedError(f"{limits.DELETIONS_MAX} partners were deleted here already, the most there may be")
+            if partner_id not in self._held.deletions:
+                draft.put_partner(replace(found, status="closing", profile_version=found.profile_version + 1))
+                due = timestamp(due_at)
+                draft.put_deletion(Deletion(partner_id, "closing", found.status, who, timestamp(), due), new=True)
+                detail = {"status": [found.status, "closing"], "due_at": due}
+                draft.note(who, "partner_closing", partner_id, detail)
+        return self.partner(partner_id)
+
+    async def restore(self, partner_id: str, who: str) -> Partner:
+        """Take back that a partner is to be deleted; nothing changes where it is not. Raises RefusedError too late."""
+        async with self._writing() as draft:
+            found, deletion = self.partner(partner_id), self._held.deletions.get(partner_id)
+            if found.status == "erasing":
+                raise RefusedError(f"{partner_id} is being erased, which goes only forward")
+            if deletion is not None:
+                status = deletion.status_before
+                draft.put_partner(replace(found, status=status, profile_version=found.profile_version + 1))
+                draft.forget_deletion(partner_id)
+                draft.note(who, "partner_restored", partner_id, {"status": [found.status, status]})
+        return self.partner(partner_id)
+
+    async def begin_erasing(self, partner_id: str, who: str) -> Partner:
+        """Write down that a partner's book is erased from now on, and forget its keys: from here it goes only forward.
+
+        Doing it again changes nothing.
+        """
+        async with self._writing() as draft:
+            found, deletion = self.partner(partner_id), self._held.deletions[partner_id]
+            if found.status == "closing":
+                draft.put_partner(replace(found, status="erasing"))
+                draft.put_deletion(replace(deletion, state="erasing"))
+                keys = self.keys(partner_id)
+                for key in keys:
+                    draft.forget_key(key)
+                detail = {"status": [found.status, "erasing"], "keys": [key.id for key in keys]}
+                draft.note(who, "partner_erasing", partner_id, detail)
+        return self.partner(partner_id)
+
+    async def end_deletion(self, partner_id: str, who: str) -> None:
+        """Write down that nothing is left of a partner but the audit log, and that its id is taken for ever."""
+        async with self._writing() as draft:
+            found, deletion = self.partner(partner_id), self._held.deletions[partner_id]
+            assert found.status == deletion.state == "erasing"
+            draft.forget_partner(partner_id)
+            draft.put_deletion(replace(deletion, state="deleted", ended_at=timestamp()))
+            draft.note(who, "partner_deleted", partner_id, {"cell": found.cell, "asked_by": deletion.who})
+
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
         async with self._writing() as draft:
@@ -491,6 +571,11 @@ class Registry:
                 raise explain(error, self._where) from error
 
     # Inside.
+
+    def _require_never_deleted(self, partner_id: str) -> None:
+        deletion = self._held.deletions.get(partner_id)
+        if deletion is not None and deletion.state == "deleted":
+            raise was_deleted(deletion)
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Draft]:
@@ -566,6 +651,14 @@ class Registry:
         self.lost = lost(found, self._where)
         log.error("registry_lost", to="nobody" if found is None else found.name)
         raise self.lost
+
+
+def was_deleted(deletion: Deletion) -> RefusedError:
+    """Give the error for an id that was a partner's before."""
+    return RefusedError(
+        f"partner {deletion.partner_id!r} was deleted at {deletion.ended_at}: an id is never given again",
+        hint="choose another --id",
+    )
 
 
 def end_of_grace(grace_s: int) -> datetime:

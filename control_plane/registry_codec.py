@@ -16,6 +16,7 @@ from control_plane.audit_chain import Head
 from control_plane.move_record import STATES, WAYS, Move
 from control_plane.registry_records import (
     CELL_STATES,
+    DELETION_STATES,
     IMPORTED,
     ISOLATIONS,
     MODES,
@@ -27,6 +28,7 @@ from control_plane.registry_records import (
     STEP_STATES,
     Cell,
     Change,
+    Deletion,
     Key,
     Operator,
     Origin,
@@ -159,6 +161,21 @@ def decode_move(entry: Entry) -> Move:
     if move.partner_id != entry.key[1] or move.state not in STATES or move.way not in WAYS:
         raise StoreCorruptError(f"the row of the move of {entry.key[1]!r} is none of it")
     return move
+
+
+def encode_deletion(deletion: Deletion) -> bytes:
+    """Give a deletion's bytes."""
+    assert deletion.state in DELETION_STATES, deletion.state
+    return _pack(*astuple(deletion))
+
+
+def decode_deletion(entry: Entry) -> Deletion:
+    """Read a deletion. Raises StoreCorruptError."""
+    deletion = checked(Deletion(*_unpack(entry.value, 7)))
+    known = deletion.state in DELETION_STATES and deletion.status_before in STATUSES and _is_moment(deletion.due_at)
+    if deletion.partner_id != entry.key[1] or not known:
+        raise StoreCorruptError(f"the row of the deletion of {entry.key[1]!r} is none of it")
+    return deletion
 
 
 def encode_change(change: Change) -> bytes:

@@ -8,7 +8,7 @@ from control_plane import audit_chain, registry_codec, registry_keys
 from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
 from control_plane.move_record import Move
-from control_plane.registry_records import Cell, Change, Key, Operator, Owner, Partner
+from control_plane.registry_records import Cell, Change, Deletion, Key, Operator, Owner, Partner
 from stores import contract
 from stores.contract import Check, Put
 
@@ -25,6 +25,7 @@ class Held:
     keys: dict[str, dict[str, Key]] = field(default_factory=dict)
     operators: dict[str, Operator] = field(default_factory=dict)
     moves: dict[str, Move] = field(default_factory=dict)
+    deletions: dict[str, Deletion] = field(default_factory=dict)
 
 
 class Draft:
@@ -49,6 +50,25 @@ class Draft:
         """Write a cell."""
         self.rows[registry_keys.cell(cell.name)] = registry_codec.encode_cell(cell)
         self._effects.append(lambda held: held.cells.update({cell.name: cell}))
+
+    def forget_partner(self, partner_id: str) -> None:
+        """Take a partner away whose keys are gone already."""
+        self.rows[registry_keys.partner(partner_id)] = None
+        self._effects.append(lambda held: held.partners.__delitem__(partner_id))
+        self._effects.append(lambda held: held.keys.pop(partner_id, {}).clear())
+
+    def put_deletion(self, deletion: Deletion, *, new: bool = False) -> None:
+        """Write that a partner is being deleted, or was; a new one has to be new."""
+        key = registry_keys.deletion(deletion.partner_id)
+        if new:
+            self.checks.append(Check(key, None))
+        self.rows[key] = registry_codec.encode_deletion(deletion)
+        self._effects.append(lambda held: held.deletions.update({deletion.partner_id: deletion}))
+
+    def forget_deletion(self, partner_id: str) -> None:
+        """Take back that a partner is being deleted."""
+        self.rows[registry_keys.deletion(partner_id)] = None
+        self._effects.append(lambda held: held.deletions.__delitem__(partner_id))
 
     def begin(self, partner: Partner, who: str) -> None:
         """Write down a partner to be onboarded."""

@@ -11,6 +11,7 @@
     ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
     ("operator", operator_id)              Operator: who may use the admin API
     ("move", partner_id)                   Move: a partner on its way to another cell
+    ("deletion", partner_id)               Deletion: a partner that is being deleted, or was; it stays for ever
     ("change", sequence)                   Change: who did what, and when; only ever appended
     ("head",)                              the newest change's number and hash
     ("change_of", partner_id, sequence)    index of changes by partner
@@ -78,6 +79,16 @@ def move(partner_id: str) -> Key:
 def moves(after: Key | None, rows: int) -> Range:
     """Give the range of the next moves after a key, by partner."""
     return Range(_after(after, "move"), ("move", _LAST), rows)
+
+
+def deletion(partner_id: str) -> Key:
+    """Where it stands that a partner is being deleted, or was."""
+    return ("deletion", partner_id)
+
+
+def deletions(after: Key | None, rows: int) -> Range:
+    """Give the range of the next deletions after a key, by partner."""
+    return Range(_after(after, "deletion"), ("deletion", _LAST), rows)
 
 
 def change(sequence: int) -> Key:

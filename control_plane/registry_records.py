@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-STATUSES: Final = frozenset({"onboarding", "active", "suspended"})
+STATUSES: Final = frozenset({"onboarding", "active", "suspended", "closing", "erasing"})
+DELETION_STATES: Final = frozenset({"closing", "erasing", "deleted"})
 MODES: Final = frozenset({"test", "live"})
 ISOLATIONS: Final = frozenset({"dedicated", "pooled"})
 RUN_STATES: Final = frozenset({"planning", "running", "paused", "stopped", "aborted", "done"})
@@ -19,7 +20,7 @@ IMPORTED: Final = "imported"
 
 @dataclass(frozen=True, slots=True)
 class Partner:
-    """One partner as the operators know it. Status: onboarding, active, suspended."""
+    """One partner as the operators know it. Status: onboarding, active, suspended; closing and erasing (Deletion)."""
 
     id: str
     name: str
@@ -137,6 +138,22 @@ class Change:
     partner_id: str | None
     detail: dict[str, Any]
     previous: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A partner that is being deleted, and then that it was: the row stays, so that its id is never given again.
+
+    State: closing (it reads, and can be restored), erasing (only forward), deleted. Times are RFC 3339.
+    """
+
+    partner_id: str
+    state: str
+    status_before: str
+    who: str
+    asked_at: str
+    due_at: str
+    ended_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)

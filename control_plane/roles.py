@@ -39,6 +39,9 @@ ROLE_OF: Final[dict[tuple[str, str], Role]] = {
     ("POST", "/partners/{partner_id}/isolate"): Role.OPERATOR,
     ("POST", "/partners/{partner_id}/pool"): Role.OPERATOR,
     ("POST", "/partners/{partner_id}/release"): Role.OPERATOR,
+    # Only an admin begins what can't be taken back in the end.
+    ("POST", "/partners/{partner_id}/delete"): Role.ADMIN,
+    ("POST", "/partners/{partner_id}/restore"): Role.OPERATOR,
     ("PATCH", "/partners/{partner_id}/limits"): Role.OPERATOR,
     ("PUT", "/partners/{partner_id}/acquirers"): Role.OPERATOR,
     ("PUT", "/partners/{partner_id}/currencies"): Role.OPERATOR,
@@ -64,7 +67,8 @@ ROLE_OF: Final[dict[tuple[str, str], Role]] = {
 }
 
 
-# Routes that change nothing before their first write to the registry, so that they can be tried without it.
+# Routes that can be tried: those that change nothing before their first write to the registry, and those that look at
+# `dry_run.ASKED` before they act.
 DRY_RUNS: Final = frozenset(
     {
         ("POST", "/partners"),
@@ -72,6 +76,11 @@ DRY_RUNS: Final = frozenset(
         ("POST", "/partners/{partner_id}/resume"),
         ("POST", "/partners/{partner_id}/isolate"),
         ("POST", "/partners/{partner_id}/pool"),
+        ("POST", "/partners/{partner_id}/release"),
+        ("POST", "/partners/{partner_id}/delete"),
+        ("POST", "/partners/{partner_id}/restore"),
+        ("POST", "/partners/{partner_id}/move"),
+        ("POST", "/unknown/{operation_id}/resolve"),
         ("PATCH", "/partners/{partner_id}/limits"),
         ("PUT", "/partners/{partner_id}/acquirers"),
         ("PUT", "/partners/{partner_id}/currencies"),

@@ -203,6 +203,10 @@ def show_partner(found: dict[str, Any]) -> None:
     out = _make_console()
     for name, value in found["partner"].items():
         out.print(f"{name.replace('_', ' '):>16}  {escape(str(value))}", soft_wrap=True)
+    deletion = found.get("deletion")
+    if deletion is not None:
+        what = f"{deletion['state']}: asked by {deletion['who']}, erased after {deletion['due_at']}"
+        out.print(f"[yellow]{escape(what)}. {escape(deletion['waits_for'])}[/]", soft_wrap=True)
     at_door = found["at_door"]
     if at_door is not None:
         out.print(f"{'at its door':>16}  {escape(at_door['state'])}, worker {_text(at_door['worker'])}", soft_wrap=True)

@@ -40,6 +40,7 @@ class StandInDoor:
         self.refuse: RefusalCode | None = None
         self.released: list[tuple[str, bool]] = []
         self.unknown: list[dict[str, Any]] = []
+        self.open: dict[str, int] = {}  # what is, as the partner's actor would count it
         self.resolved: list[dict[str, Any]] = []
         # By method: what answers a partner's actor would give, from its id and the arguments.
         self.actors: dict[str, Callable[[str, dict[str, Any]], dict[str, Any] | RefusalCode]] = {}
@@ -59,14 +60,19 @@ class StandInDoor:
         if request.method == Method.RESOLVE_OPERATION:
             self.resolved.append(decode_command(request.body).arguments)
             return _answer({"object": "operation"})
+        if request.method in {Method.COUNT_OPEN, Method.ERASE_PARTNER}:
+            return self._delete(request)
+        if request.method == Method.RELEASE_PARTNER:
+            self.released.append((request.partner_id, msgpack.unpackb(request.body)["to_pool"]))
+            return _answer({"ok": True})
         if request.method in self.actors:
             said = self.actors[request.method](request.partner_id, decode_command(request.body).arguments)
             if isinstance(said, RefusalCode):
                 return encode_answer(Refused(Refusal(said, "The stand-in's actor refuses.")))
             return _answer(said)
-        if request.method == Method.RELEASE_PARTNER:
-            self.released.append((request.partner_id, msgpack.unpackb(request.body)["to_pool"]))
-            return _answer({"ok": True})
+        return self._take_profile(request)
+
+    def _take_profile(self, request: Request) -> bytes:
         profile = decode_profile(msgpack.unpackb(request.body)["profile"])
         assert profile.partner_id == request.partner_id
         if request.method == Method.ONBOARD:
@@ -79,6 +85,15 @@ class StandInDoor:
             return encode_answer(Refused(Refusal(RefusalCode.PARTNER_MOVED, "It is not of this cell.")))
         if profile.version > self.profiles[profile.partner_id].version:
             self.profiles[profile.partner_id] = profile
+        return _answer({"ok": True})
+
+    def _delete(self, request: Request) -> bytes:
+        if request.method == Method.COUNT_OPEN:
+            counts = {"under_way": 0, "unknown": 0, "held": 0, "disputed": 0, **self.open}
+            return _answer({"profile_version": self.profiles[request.partner_id].version, **counts})
+        profile = self.profiles.pop(request.partner_id, None)
+        assert profile is None or profile.status == "suspended"
+        self.books = [book for book in self.books if book != request.partner_id]
         return _answer({"ok": True})
 
     def _status(self) -> bytes:

@@ -78,12 +78,15 @@ class Method:
     GET_BALANCE = "get_balance"  # {}
     LIST_EVENTS = "list_events"  # {limit, starting_after, type}
     LIST_UNKNOWN = "list_unknown"  # {}
+    COUNT_OPEN = "count_open"  # {} -> what keeps the partner from being deleted
     COMPARE_SETTLEMENT = "compare_settlement"  # as RECONCILE_OPERATIONS, and posts nothing
     LIST_UNRECONCILED = "list_unreconciled"  # {from_ms, before_ms, after: sequence | None}
     # Of a door, by the control plane (role "control" only).
     ONBOARD = "onboard"  # a profile; makes the partner's book where there is none yet
     CONFIGURE = "configure"  # a profile
     RELEASE_PARTNER = "release_partner"  # {to_pool: bool}: take back what its deaths led to
+    # {profile_version}: what is left of a partner that is deleted; done again, it is done already
+    ERASE_PARTNER = "erase_partner"
     CELL_STATUS = "cell_status"  # {}
     # Of a door, by the control plane, and passed on to a worker: a partner on its way to another cell (api/moves.py).
     BEGIN_LEAVING = "begin_leaving"  # {move_id}
@@ -139,6 +142,7 @@ READS = frozenset(
         Method.GET_BALANCE,
         Method.LIST_EVENTS,
         Method.LIST_UNKNOWN,
+        Method.COUNT_OPEN,
         Method.COMPARE_SETTLEMENT,
         Method.LIST_UNRECONCILED,
     }

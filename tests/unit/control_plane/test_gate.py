@@ -26,6 +26,7 @@ from control_plane.supervisor import Supervisor
 from tests.stand_in_door import Installation
 
 AS_PEOPLE = {OPERATOR_HEADER: "ann@host"}
+PLACES = {"cell-0": {"store": "sqlite"}, "cell-1": {"store": "sqlite"}}
 
 
 class Scene:
@@ -55,7 +56,7 @@ class Scene:
 @pytest.fixture
 async def scene(installation: Installation) -> AsyncIterator[Scene]:
     control, registry, doors, publisher = await installation.control_plane()
-    moves = Moves(registry, DoorMoves(doors), publisher.publish, to_profile, dict)
+    moves = Moves(registry, DoorMoves(doors), publisher.publish, to_profile, lambda: PLACES)
     operators = Operators(registry, installation.folder.pepper_file.read_bytes())
     await operators.ensure_local(installation.folder.operator_key_file)
 
@@ -240,6 +241,7 @@ async def test_what_is_not_there_is_a_problem(scene: Scene) -> None:
 
 
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("POST", "/partners/{partner_id}/delete"): {"grace_s": 60},
     ("POST", "/partners"): {"id": "beta"},
     ("PATCH", "/partners/{partner_id}/limits"): {"rate_burst": 7},
     ("PUT", "/partners/{partner_id}/acquirers"): {"acquirers": ["second"]},
@@ -250,11 +252,15 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
 CHANGES_NOTHING = {  # of a partner that is active and dedicated, and an operator that is active
     ("POST", "/partners/{partner_id}/resume"),
     ("POST", "/partners/{partner_id}/isolate"),
+    ("POST", "/partners/{partner_id}/restore"),
     ("POST", "/operators/{operator_id}/enable"),
 }
 
 
-@pytest.mark.parametrize(("method", "route"), sorted(DRY_RUNS))
+ACT_ELSEWHERE = {("POST", "/partners/{partner_id}/move"), ("POST", "/unknown/{operation_id}/resolve")}
+
+
+@pytest.mark.parametrize(("method", "route"), sorted(DRY_RUNS - ACT_ELSEWHERE))
 async def test_a_dry_run_says_what_it_would_write_and_writes_nothing(scene: Scene, method: str, route: str) -> None:
     made = await scene.ask("POST", "/partners", scene.local_key(), json={"id": "acme"})
     await scene.operators.add("ann", Role.VIEWER, "bob")
@@ -293,6 +299,37 @@ async def test_what_can_not_be_tried_without_doing_it_is_not_done(scene: Scene) 
             answer = await client.request(method, path_of(route), json={})
         assert answer.status_code == 400, (method, route)
         assert scene.registry.head == head
+
+
+async def tried(scene: Scene, path: str, body: dict[str, Any]) -> httpx.Response:
+    headers = {**AS_PEOPLE, "Authorization": f"Bearer {scene.local_key()}", DRY_RUN_HEADER: "true"}
+    transport = httpx.ASGITransport(scene.gate)
+    async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as client:
+        return await client.post(path, json=body)
+
+
+async def test_a_move_is_tried_without_a_step(scene: Scene) -> None:
+    made = await scene.ask("POST", "/partners", scene.local_key(), json={"id": "acme"})
+    home = made.json()["partner"]["cell"]
+    away = next(name for name in PLACES if name != home)
+    head = scene.registry.head
+    would = await tried(scene, "/partners/acme/move", {"to": away})
+    (entry,) = would.json()["entries"]
+    assert (entry["what"], entry["detail"]["to"]) == ("partner_move_begun", away)
+    assert (await tried(scene, "/partners/acme/move", {"to": home})).status_code == 409
+    assert (scene.registry.head, scene.registry.moves()) == (head, [])
+
+
+async def test_resolving_is_tried_only_of_what_needs_a_person(scene: Scene) -> None:
+    made = await scene.ask("POST", "/partners", scene.local_key(), json={"id": "acme"})
+    door = scene.installation.doors[made.json()["partner"]["cell"]]
+    shown = {"operation_id": "op_1", "payment_id": "pay_1", "kind": "purchase", "amount": 1, "currency": "EUR"}
+    body = {"partner": "acme", "outcome": "failed", "note": "asked"}
+    head = scene.registry.head
+    for unknown, status_code in (([], 409), ([shown], 409), ([{**shown, "needs_person": True}], 200)):
+        door.unknown = unknown
+        assert (await tried(scene, "/unknown/op_1/resolve", body)).status_code == status_code
+    assert (scene.registry.head, door.resolved) == (head, [])
 
 
 async def test_a_dry_run_finds_what_is_wrong(scene: Scene) -> None:

@@ -94,6 +94,7 @@ def test_every_command_of_a_partner_has_its_endpoint() -> None:
     of_operators = {
         Method.RESOLVE_OPERATION,
         Method.LIST_UNKNOWN,
+        Method.COUNT_OPEN,
         Method.RECONCILE_OPERATIONS,
         Method.COMPARE_SETTLEMENT,
         Method.LIST_UNRECONCILED,

@@ -1,0 +1,88 @@
+"""Partners on their way out: what keeps one from being deleted, and the steps after its grace.
+
+    begin      actor: nothing is open -> registry: closing -> directory: suspended -> door: CONFIGURE
+    restore    registry: as it was -> directory -> door: CONFIGURE            (until `erasing`)
+    go on      after the grace, actor: nothing is open -> registry: erasing, keys forgotten -> directory without it
+               -> door: ERASE_PARTNER -> registry: deleted
+
+Each step is written down before it is taken and can be taken again, so the reconciler goes on wherever a crash left it.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import structlog
+
+from control_plane.doors import Doors
+from control_plane.errors import ControlPlaneError, RefusedError
+from control_plane.registry import Registry, end_of_grace
+from control_plane.registry_records import Partner
+
+log = structlog.get_logger()
+
+RECONCILER = "reconciler"
+
+
+class Deletions:
+    """The steps of all deletions. Whoever calls sees to it that a partner's are taken one after the other."""
+
+    def __init__(self, registry: Registry, doors: Doors, publish: Callable[[], Awaitable[tuple[str, ...]]]) -> None:
+        self._registry = registry
+        self._doors = doors
+        self._publish = publish
+        self._waits_for: dict[str, str] = {}
+
+    def waits_for(self, partner_id: str) -> str:
+        """Say why a deletion does not go on though its grace is over; empty where nothing keeps it."""
+        return self._waits_for.get(partner_id, "")
+
+    async def begin(self, partner_id: str, grace_s: int, who: str) -> Partner:
+        """Write down that a partner is to be deleted. Raises RefusedError where something is open, DoorError."""
+        partner = self._registry.partner(partner_id)
+        if self._registry.deletion(partner_id) is None and self._registry.move(partner_id) is None:
+            found = await self._doors.count_open(partner.cell, partner_id)
+            if found.any:
+                raise RefusedError(
+                    f"{partner_id} has open payments: {found.described()}",
+                    where=f"{partner_id}'s book in {partner.cell}",
+                    hint=f"suspend it, and delete it when they have ended: bulkhead partner suspend {partner_id}",
+                )
+        return await self._registry.begin_deletion(partner_id, end_of_grace(grace_s), who)
+
+    async def restore(self, partner_id: str, who: str) -> Partner:
+        """Take a deletion back. Raises RefusedError where it is too late."""
+        partner = await self._registry.restore(partner_id, who)
+        self._waits_for.pop(partner_id, None)
+        return partner
+
+    async def go_on(self, partner_id: str) -> None:
+        """Take the steps that are due. Raises ControlPlaneError, after which they are tried again."""
+        partner = self._registry.partner(partner_id)
+        deletion = self._registry.deletion(partner_id)
+        assert deletion is not None
+        if partner.status == "closing":
+            if datetime.now(UTC) < datetime.fromisoformat(deletion.due_at):
+                return
+            try:
+                why = await self._why_not_yet(partner)
+            except ControlPlaneError as error:
+                self._waits_for[partner_id] = error.what
+                raise
+            if why:
+                if self._waits_for.get(partner_id) != why:
+                    log.warning("partner_not_erased", partner=partner_id, why=why)
+                self._waits_for[partner_id] = why
+                return
+            partner = await self._registry.begin_erasing(partner_id, RECONCILER)
+        self._waits_for.pop(partner_id, None)
+        await self._publish()  # routers forget it before its cell does
+        await self._doors.erase_partner(partner.cell, partner_id, partner.profile_version)
+        await self._registry.end_deletion(partner_id, RECONCILER)
+        log.info("partner_deleted", partner=partner_id, cell=partner.cell)
+
+    async def _why_not_yet(self, partner: Partner) -> str:
+        """Say what keeps a partner; only under the profile that lets nothing begin is the answer for good."""
+        found = await self._doors.count_open(partner.cell, partner.id)
+        if found.profile_version < partner.profile_version:
+            return "its worker has not taken yet that it is closing"
+        return found.described() if found.any else ""
