@@ -106,9 +106,10 @@ class Ownership:
             under = "under its command" if mark is None or mark.command_id else "after it had grown with its commands"
             self.strike(self._seats[accused], f"its worker ended ({cause}) {under}", is_stall=is_stall)
         lost = []
-        for partner_id in sorted(link.partners, key=lambda name: -self._seats[name].under_way):
-            seat = self._seats[partner_id]
-            link.partners.discard(partner_id)
+        # One for whom it held a place may have left the cell meanwhile.
+        seats = [self._seats[partner_id] for partner_id in sorted(link.partners) if partner_id in self._seats]
+        link.partners.clear()
+        for seat in sorted(seats, key=lambda one: -one.under_way):
             if seat.link is not None and seat.link is not link:
                 continue  # it was about to come here, and is served where it is
             self._vacate(seat, link)

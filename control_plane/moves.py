@@ -113,8 +113,10 @@ class Moves:
                 hint=f"move it back: bulkhead partner move {partner_id} --to {held.source}",
             )
         self._aborting.add(partner_id)
-        task = self._run(held)
-        await asyncio.wait([task])
+        try:
+            await asyncio.wait([self._run(held)])
+        finally:
+            self._aborting.discard(partner_id)  # it went forward all the same, or its row says that it was aborted
         return held
 
     async def resume(self) -> None:
