@@ -243,7 +243,10 @@ class Departures:
             store = await self._shelf.open("partners", partner_id)
             await store.close()
         except StoreMissingError:
+            link = seat.link
             await self._depart(seat, receipt)
+            if link is not None:
+                await self._ownership.let_go(partner_id, link)
             return door_answers.ok({})
         except StoreError as error:
             return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")

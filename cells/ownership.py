@@ -401,6 +401,10 @@ class Ownership:
         link.partners.discard(partner_id)
         self._give_back_empty(link)
 
+    async def let_go(self, partner_id: str, link: Link) -> None:
+        """Have a worker stop a partner's actor whose book is another cell's."""
+        await self._request_release(partner_id, link)
+
     async def serve_again(self, seat: Seat, link: Link) -> None:
         """Serve a partner again that was quiesced and did not leave, by the same worker where that lives."""
         self._vacate(seat, link)

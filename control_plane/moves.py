@@ -97,8 +97,13 @@ class Moves:
                         hint="bring the cell back; evacuation is for cells that share a FoundationDB cluster",
                     )
                 held = await self._registry.begin_move(replace(new, way="evacuate"))
-            elif held.state == "copying" and held.way == "hand_over" and held.target == to_cell:
-                held = await self._registry.put_move(replace(held, way="evacuate"))
+            elif held.target != to_cell:
+                raise RefusedError(
+                    f"{partner_id} is on its way to {held.target} already",
+                    hint="wait for its end; see the moves: bulkhead partner moves",
+                )
+            elif held.way == "hand_over":
+                held = await self._evacuated_instead(held)
             task = self._run(held)
         return await asyncio.shield(task)
 
@@ -155,6 +160,17 @@ class Moves:
             started_at=timestamp(),
             way=way_between(places[partner.cell], places[to_cell]),
         )
+
+    async def _evacuated_instead(self, move: Move) -> Move:
+        """Take a book over whose cell died on the way: it is asked no more, wherever the move stands."""
+        task = self._tasks.get(move.partner_id)
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        move = self._registry.move(move.partner_id) or move
+        if move.state not in ("copying", "sealing", "aborting"):
+            return move
+        return await self._registry.put_move(replace(move.tried_again(move.why), way="evacuate"))
 
     def _run(self, move: Move) -> "asyncio.Task[Move]":
         task = self._tasks.get(move.partner_id)
@@ -250,6 +266,8 @@ class Moves:
     async def _take_over(self, move: Move) -> Move:
         """Have the target take the book over where it stands: nothing is copied."""
         profile = self._to_profile(self._registry.partner(move.partner_id))
+        if move.way == "evacuate" and move.attempt > 1 and await self._is_open(move, profile):
+            return await self._arrived(move)
         await self._doors.begin_arrival(move, profile, dict(self._places()[move.source]))
         if move.way == "evacuate":
             return await self._registry.put_move(replace(move, state="sealing"))
@@ -260,6 +278,15 @@ class Moves:
         receipt = await self._doors.seal(move, Arrival(move.id, 0))
         await self._doors.open_arrival(move, receipt, profile)
         return await self._arrived(replace(move, pause_ms=int((self._monotonic() - began) * 1_000)))
+
+    async def _is_open(self, move: Move, profile: Profile) -> bool:
+        """Say whether the target serves the partner already: a router may have opened it, or this before it ended."""
+        try:
+            await self._doors.open_arrival(move, _evacuated(move), profile)
+        except CopyLostError as error:
+            log.info("not_open_yet", partner=move.partner_id, why=error.what)
+            return False
+        return True
 
     async def _find_out(self, move: Move) -> Move:
         """Ask the source whether it sealed: forward if it did, the copy anew if not. A dead one is not asked."""

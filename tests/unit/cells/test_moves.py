@@ -642,6 +642,10 @@ async def test_a_worker_dies_that_holds_a_place_for_a_partner_that_left(installe
         await installed.source.serves(mate)
 
 
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 async def test_a_seal_that_is_refused_leaves_no_book_open(installed: Installed) -> None:
     await installed.onboard()
     doors = DoorMoves(installed.doors)
@@ -655,7 +659,7 @@ async def test_a_seal_that_is_refused_leaves_no_book_open(installed: Installed) 
         with pytest.raises(CopyLostError):
             await doors.seal(move, moves.Arrival(move.id, 1))
         await doors.end_leaving(move)
-        return len(os.listdir(f"/proc/{link.endpoint.pid}/fd"))
+        return open_files(link.endpoint.pid)
 
     first = await refused()
     assert [await refused() for _ in range(3)][-1] <= first
