@@ -98,9 +98,13 @@ class Arrivals:
         held = self.expected.get(partner_id)
         if held is not None and held.move_id == move_id and held.attempt >= attempt:
             return copy_lost(f"attempt {held.attempt} of this move was begun already")
+        if held is not None and held.move_id > move_id:
+            # A control plane that was stopped and goes on: what arrived may be all that a sealed book leads to.
+            return copy_lost(f"a later move, {held.move_id}, was begun here")
         place, is_sealed = optional_place(request)
-        # What may be erased is what an earlier attempt copied here, or what is left of a partner that went away.
-        is_ours = (held is not None and held.place is None) or partner_id in self._tombstones
+        # What may be erased is what an earlier attempt copied here. The book of a partner that left is erased by the
+        # move by which it left: until then it may be the only one.
+        is_ours = held is not None and held.place is None
         if not is_ours and partner_id in await self._shelf.names("partners"):
             return copy_lost(f"there is a book of {partner_id} here, and nothing says that it may be erased")
         expected = Expected(move_id, attempt, token_hash, profile, place, is_sealed)
@@ -191,9 +195,8 @@ class Arrivals:
         try:
             if expected.place is not None:
                 sealed_by = data if expected.is_sealed else None
-                await self._shelf.adopt(
-                    expected.place, ("partners", partner_id), seal=keyspace.MOVED, sealed_by=sealed_by
-                )
+                name = ("partners", partner_id)
+                await self._shelf.adopt(expected.place, name, seal=keyspace.MOVED, sealed_by=sealed_by)
                 return None
             arrival = self._complete.get(partner_id) or await read_arrival(self._shelf, partner_id)
         except (StoreError, MessageError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 import msgpack
 import structlog
 
+from actors import keyspace
 from actors.errors import StoreError, StoreMissingError
 from actors.store import Clear, Put
 from cells import door_answers, door_metrics, limits
@@ -51,6 +52,7 @@ class Departures:
         self._ownership = ownership
         self._departing: dict[str, _Departure] = {}
         self.tombstones: dict[str, Receipt] = {}
+        self._not_kept: set[str] = set()  # tombstones that only this door knows of
         ownership.on_sealed = self._depart
 
     def tombstone(self, partner_id: str) -> bytes | None:
@@ -118,6 +120,8 @@ class Departures:
             return found
         seat, departure = found
         async with departure.lock:
+            if departure.hold is None and seat.is_handed_over:
+                return copy_lost("the partner is being handed to another worker")
             if departure.hold is None:
                 seat.is_handed_over = True  # from now on what comes waits
                 seat.changed.clear()
@@ -147,6 +151,8 @@ class Departures:
             if isinstance(answer, Answer):
                 departure.is_over = True
                 await self._depart(seat, moves.decode_receipt(answer.body))
+                if seat.partner_id in self._not_kept:
+                    body = copy_lost("it is sealed, and its tombstone could not be kept; ask again")
             # Otherwise it may be sealed all the same: whoever opens the book next finds out.
             departure.over.set()
             return body
@@ -160,17 +166,40 @@ class Departures:
             await self._resume(departure)
         receipt = self.tombstones.get(partner_id)
         if receipt is not None and receipt.move_id == move_id:
-            return door_answers.ok({"receipt": moves.encode_receipt(receipt).hex()})
+            return await self._told(partner_id, receipt)
         seat = self._seats.get(partner_id)
         if seat is None:
             return self._not_here(partner_id)
         # A seal whose outcome was lost shows when the book is opened.
         if not await self._ownership.wait_settled(seat, limits.MOVE_TIMEOUT_MS):
             return copy_lost("whether it is sealed is not known yet; ask again")
+        if seat.is_quarantined and seat.receipt is None:
+            try:
+                await self._look_for_seal(seat)
+            except StoreError as error:
+                return copy_lost(f"whether it is sealed is not known yet: {type(error).__name__}: {error}")
         receipt = self.tombstones.get(partner_id)
         if receipt is not None and receipt.move_id == move_id:
-            return door_answers.ok({"receipt": moves.encode_receipt(receipt).hex()})
+            return await self._told(partner_id, receipt)
         return door_answers.ok({"receipt": ""})
+
+    async def _told(self, partner_id: str, receipt: Receipt) -> bytes:
+        """Give the receipt, once the tombstone is kept: what follows takes the book away that would tell of it."""
+        error = await self._keep(partner_id, receipt) if partner_id in self._not_kept else None
+        if error is not None:
+            return copy_lost(f"its tombstone can't be kept now: {type(error).__name__}: {error}")
+        return door_answers.ok({"receipt": moves.encode_receipt(receipt).hex()})
+
+    async def _look_for_seal(self, seat: Seat) -> None:
+        """Open the book of a partner that no worker opens; a seal that is still under way comes to nothing."""
+        store = await self._shelf.open("partners", seat.partner_id)
+        try:
+            await store.acquire(self._book.door_epoch)
+            (moved,) = (await store.read([keyspace.MOVED])).values
+        finally:
+            await store.close()
+        if moved is not None:
+            await self._depart(seat, moves.decode_receipt(moved))
 
     async def _sum(self, request: Request) -> bytes:
         if request.partner_id not in self.tombstones:
@@ -190,6 +219,10 @@ class Departures:
         receipt = self.tombstones.get(request.partner_id)
         if receipt is None or receipt.move_id != move_id:
             return copy_lost("that is not the move by which the partner left")
+        if request.partner_id in self._not_kept:
+            error = await self._keep(request.partner_id, receipt)
+            if error is not None:
+                return copy_lost(f"its tombstone can't be kept now: {type(error).__name__}: {error}")
         try:
             await self._shelf.erase("partners", request.partner_id)
         except StoreError as error:
@@ -210,7 +243,10 @@ class Departures:
             store = await self._shelf.open("partners", partner_id)
             await store.close()
         except StoreMissingError:
+            link = seat.link
             await self._depart(seat, receipt)
+            if link is not None:
+                await self._ownership.let_go(partner_id, link)
             return door_answers.ok({})
         except StoreError as error:
             return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
@@ -266,7 +302,7 @@ class Departures:
             del self._departing[partner_id]
 
     async def _depart(self, seat: Seat, receipt: Receipt) -> None:
-        """Take note that a partner's book is sealed. Where that can't be kept, the book itself tells the next door."""
+        """Take note that a partner's book is sealed. Until that is kept, the book itself tells the next door."""
         partner_id = seat.partner_id
         self.tombstones[partner_id] = receipt
         self._seats.pop(partner_id, None)
@@ -276,13 +312,21 @@ class Departures:
         if link is not None:
             self._ownership.leave(partner_id, link)
         seat.changed.set()
-        await self._book.write(
+        await self._keep(partner_id, receipt)
+        door_metrics.DEPARTED.inc()
+        log.info("partner_left", partner=partner_id, to=receipt.to, epoch=receipt.epoch, sequence=receipt.sequence)
+
+    async def _keep(self, partner_id: str, receipt: Receipt) -> StoreError | None:
+        """Keep the tombstone in the cell's book; give why it could not be kept."""
+        self._not_kept.add(partner_id)
+        error = await self._book.write(
             Put(("moved", partner_id), moves.encode_receipt(receipt)),
             Clear(("partner", partner_id)),
             Clear(("escalation", partner_id)),
         )
-        door_metrics.DEPARTED.inc()
-        log.info("partner_left", partner=partner_id, to=receipt.to, epoch=receipt.epoch, sequence=receipt.sequence)
+        if error is None:
+            self._not_kept.discard(partner_id)
+        return error
 
     async def _ask(self, seat: Seat, link: Link, method: str, said: dict[str, Any]) -> bytes:
         try:

@@ -89,6 +89,8 @@ class Leaving:
             await self.actor.stop("it moves to another cell")
             # A commit that was under way when its actor stopped may yet be written, until a new epoch is taken.
             self._sealed_epoch = (await self._store.acquire(self._door_epoch)).epoch
+            if self._sealed_epoch != self.epoch + 1:
+                raise CopyLostError("somebody else owned the book meanwhile, and may have written")
             (head,) = (await self._store.read([keyspace.HEAD])).values
             self._sequence = (Standing() if head is None else codec.decode_standing(head)).sequence
 

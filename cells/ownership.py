@@ -106,11 +106,10 @@ class Ownership:
             under = "under its command" if mark is None or mark.command_id else "after it had grown with its commands"
             self.strike(self._seats[accused], f"its worker ended ({cause}) {under}", is_stall=is_stall)
         lost = []
-        # A place that was held for one who was deleted meanwhile is nobody's.
-        link.partners &= self._seats.keys()
-        for partner_id in sorted(link.partners, key=lambda name: -self._seats[name].under_way):
-            seat = self._seats[partner_id]
-            link.partners.discard(partner_id)
+        # One for whom it held a place may have left the cell meanwhile.
+        seats = [self._seats[partner_id] for partner_id in sorted(link.partners) if partner_id in self._seats]
+        link.partners.clear()
+        for seat in sorted(seats, key=lambda one: -one.under_way):
             if seat.link is not None and seat.link is not link:
                 continue  # it was about to come here, and is served where it is
             self._vacate(seat, link)
@@ -401,6 +400,10 @@ class Ownership:
         """Take note that a partner is no longer of a worker, for it is gone."""
         link.partners.discard(partner_id)
         self._give_back_empty(link)
+
+    async def let_go(self, partner_id: str, link: Link) -> None:
+        """Have a worker stop a partner's actor whose book is another cell's."""
+        await self._request_release(partner_id, link)
 
     async def serve_again(self, seat: Seat, link: Link) -> None:
         """Serve a partner again that was quiesced and did not leave, by the same worker where that lives."""

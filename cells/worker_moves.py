@@ -84,7 +84,9 @@ class WorkerMoves:
                 try:
                     return _bytes(await leaving.seal(to, token, batches, stream))
                 finally:
-                    self._leaving.pop(partner_id, None)
+                    if self._leaving.get(partner_id) is leaving:
+                        del self._leaving[partner_id]
+                    await leaving.end()  # also where it was refused: its book was kept open for it
             case _:
                 await self.end(partner_id)
                 return door_answers.ok({})

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -110,8 +110,10 @@ class Moves:
                 hint=f"move it back: bulkhead partner move {partner_id} --to {held.source}",
             )
         self._aborting.add(partner_id)
-        task = self._run(held)
-        await asyncio.wait([task])
+        try:
+            await asyncio.wait([self._run(held)])
+        finally:
+            self._aborting.discard(partner_id)  # it went forward all the same, or its row says that it was aborted
         return held
 
     async def resume(self) -> None:
@@ -120,14 +122,20 @@ class Moves:
             if self._monotonic() >= self._not_before.get(move.partner_id, 0.0):
                 self._run(move)
 
+    async def interrupt(self, partner_ids: Iterable[str]) -> None:
+        """Leave some moves where they are, so that their rows may be written over; `resume` goes on with them."""
+        await self._leave([self._tasks[partner_id] for partner_id in partner_ids if partner_id in self._tasks])
+
     async def stop(self) -> None:
         """Leave all moves where they are; their rows say where that is."""
-        tasks = list(self._tasks.values())
+        await self._leave(list(self._tasks.values()))
+
+    # Inside
+
+    async def _leave(self, tasks: "list[asyncio.Task[Move]]") -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    # Inside
 
     def _new(self, partner_id: str, to_cell: str, who: str) -> Move:
         partner = self._registry.partner(partner_id)
@@ -248,6 +256,8 @@ class Moves:
     async def _take_over(self, move: Move) -> Move:
         """Have the target take the book over where it stands: nothing is copied."""
         profile = self._to_profile(self._registry.partner(move.partner_id))
+        if move.way == "evacuate" and move.attempt > 1 and await self._is_open(move, profile):
+            return await self._arrived(move)
         await self._doors.begin_arrival(move, profile, dict(self._places()[move.source]))
         if move.way == "evacuate":
             return await self._registry.put_move(replace(move, state="sealing"))
@@ -258,6 +268,15 @@ class Moves:
         receipt = await self._doors.seal(move, Arrival(move.id, 0))
         await self._doors.open_arrival(move, receipt, profile)
         return await self._arrived(replace(move, pause_ms=int((self._monotonic() - began) * 1_000)))
+
+    async def _is_open(self, move: Move, profile: Profile) -> bool:
+        """Say whether the target serves the partner already: a router may have opened it, or this before it ended."""
+        try:
+            await self._doors.open_arrival(move, _evacuated(move), profile)
+        except CopyLostError as error:
+            log.info("not_open_yet", partner=move.partner_id, why=error.what)
+            return False
+        return True
 
     async def _find_out(self, move: Move) -> Move:
         """Ask the source whether it sealed: forward if it did, the copy anew if not. A dead one is not asked."""

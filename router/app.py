@@ -46,6 +46,7 @@ def create_app(settings: Settings) -> Edge:
 
     async def changed(held: Directory) -> None:
         await cells.use(held.cells.values())
+        cells.follow_directory(held.cell_of)
 
     watcher = DirectoryWatcher(settings.directory_file, settings.data_folder, changed)
     gateway = Gateway(watcher, cells, read_secret(settings.pepper_file), metrics, budget, settings.bulkheads_off)

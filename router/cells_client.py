@@ -75,6 +75,15 @@ class CellsClient:
             self._links[name] = _Link(peer, cell, self._now())
             await peer.start()
 
+    def follow_directory(self, home_of: Callable[[str], Cell | None]) -> None:
+        """Forget of partners that moved what the directory says otherwise."""
+
+        def name_of(partner_id: str) -> str | None:
+            cell = home_of(partner_id)
+            return None if cell is None else cell.name
+
+        self._moved.follow_directory(name_of)
+
     def connected(self) -> dict[str, bool]:
         """Say of each cell whether it can be asked now."""
         return {name: link.peer.connected for name, link in self._links.items()}

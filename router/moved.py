@@ -1,6 +1,6 @@
 """Partners that moved since the directory was published: what their old cells told, until a directory says so, too."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from cells.api.messages import MessageError
@@ -37,6 +37,10 @@ class MovedPartners:
             del self._told[partner_id]
             return home
         return told.to
+
+    def follow_directory(self, home_of: Callable[[str], str | None]) -> None:
+        """Forget what a new directory says otherwise, also of partners that ask nothing now: it may change again."""
+        self._told = {name: told for name, told in self._told.items() if told.home == home_of(name)}
 
     def follow(self, partner_id: str, home: str, at: str, context: Mapping[str, str | int]) -> Following | None:
         """Make of a cell's "not here" where to go next; None: nobody knows.

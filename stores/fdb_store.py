@@ -47,6 +47,7 @@ _RECORD_VERSION: Final = 1
 # The store's own rows. A key of the contract never begins with NULL, the tuple encoding's first byte of these.
 _OWNERSHIP: Final = b"\x00\x14"  # (None, 0)
 _RECEIPT: Final = b"\x00\x15\x01"  # (None, 1)
+_HOME: Final = b"\x00\x15\x02"  # (None, 2): the path that a book was given last; none: the one that it was made under
 # https://apple.github.io/foundationdb/mr-status.html
 _STATUS: Final = b"\xff\xff/status/json"
 _LIBRARY: Final = "libfdb_c.so"
@@ -283,7 +284,7 @@ class Cluster:
     async def adopt_directory(
         self, old: tuple[str, ...], new: tuple[str, ...], seal: Key, sealed_by: bytes | None
     ) -> None:
-        """Give a book another path and fence its owner, in one transaction. Raises StoreError."""
+        """Give a book another path, fence its owner and take its seal off, in one transaction. Raises StoreError."""
 
         def adopt(tr: Any) -> None:
             directory = self.fdb.directory
@@ -296,11 +297,13 @@ class Cluster:
             prefix = bytes(directory.open(tr, old, layer=LAYER).key())
             held = _decode_ownership(bytes(tr[prefix + _OWNERSHIP]), "/".join(old))
             row = prefix + tuple_keys.encode(seal)
-            if sealed_by is not None and bytes(tr[row]) != sealed_by:
+            if sealed_by is not None and tr[row].wait() != sealed_by:  # None where there is no such row
                 raise FencedError(f"{'/'.join(old)} in {self}: it is not sealed for this")
             del tr[row]
             # Another cell's doors count their own epochs. Commits under way conflict with the changed row.
             tr.set(prefix + _OWNERSHIP, _encode_ownership(Ownership(held.epoch + 1, 0)))
+            # Who opened it under its old path must not own it again: their door counts other epochs than ours.
+            tr.set(prefix + _HOME, "/".join(new).encode())
             directory.create_or_open(tr, new[:-1])
             directory.move(tr, old, new)
 
@@ -381,8 +384,12 @@ class FdbStore:
         self._epoch = None
 
         async def acquire(transaction: Any) -> Ownership:
-            (value,) = await self._cluster.wait(transaction, transaction.get(self._ownership_key))
+            value, home = await self._cluster.wait(
+                transaction, transaction.get(self._ownership_key), transaction.get(self._prefix + _HOME)
+            )
             held = self._decode_ownership(value.value)
+            if home.value is not None and home.value != self._name.encode():
+                raise FencedError(f"{self._name}: the book is {home.value.decode()} now")
             if door_epoch < held.door_epoch:
                 raise FencedError(f"{self._name}: door {held.door_epoch} was here, newer than {door_epoch}")
             ownership = Ownership(max(held.epoch, above) + 1, door_epoch)

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from actors.errors import FencedError
 from cells import limits as cell_limits
 from cells.api.messages import Answer, Method, RefusalCode
 from control_plane import limits
+from control_plane.errors import DoorError
 from stores.fdb_store import Cluster
+from stores.shelf import open_shelf
 from tests.contract.stores import _remove_directory, cluster_file, needs_cluster
 from tests.stand_in_cluster import StandInCluster, WorkerMaker
 from tests.unit.cells.test_door import code
@@ -104,7 +107,10 @@ async def test_the_targets_door_dies_as_it_takes_the_book_over(shared: Installed
 
 async def evacuate(shared: Installed) -> None:
     """As control_plane/evacuation.py does it, without the other cells' weights."""
-    await shared.registry.begin_evacuation("cell-0", [shared.moves.new_evacuation(PARTNER, "cell-1", "ann")], "ann")
+    await shared.moves.interrupt([PARTNER])
+    held = shared.registry.move(PARTNER)
+    move = shared.moves.new_evacuation(PARTNER, "cell-1", "ann") if held is None else held.as_evacuation()
+    await shared.registry.begin_evacuation("cell-0", [move], "ann")
     await shared.moves.resume()
     await asyncio.gather(*shared.moves._tasks.values())
 
@@ -137,3 +143,46 @@ async def test_a_living_cell_that_is_evacuated_all_the_same_writes_nothing_more(
     await asyncio.wait_for(evacuate(shared), 30)
     assert not isinstance(await shared.write(shared.source, "c2"), Answer)
     assert len(await shared.payments(shared.target)) == 1
+
+
+@pytest.mark.parametrize("step", [Method.QUIESCE, Method.SEAL, Method.OPEN_ARRIVAL])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_cell_dies_as_its_partner_leaves_and_is_evacuated(shared: Installed, step: str, when: str) -> None:
+    await shared.onboard()
+    await shared.write(shared.source, "c1")
+
+    async def die() -> None:
+        shared.doors.dead.add("cell-0")
+        raise DoorError("as the test ordered")
+
+    getattr(shared.doors, when)[step] = die
+    leaving = await shared.moves.start(PARTNER, "cell-1", "ann")
+    await asyncio.sleep(0.5)
+    assert not leaving.done()
+    moving = asyncio.create_task(evacuate(shared))
+    for _ in range(500):
+        if shared.registry.partner(PARTNER).cell == "cell-1":
+            break
+        await asyncio.sleep(0.02)
+    assert len(await shared.payments(shared.target)) == 1
+    shared.doors.dead.clear()
+    await asyncio.wait_for(moving, 30)
+    assert code(await shared.write(shared.source, "c2")) is RefusalCode.PARTNER_MOVED
+
+
+async def test_who_opened_a_book_before_it_was_taken_over_never_owns_it_again(shared: Installed) -> None:
+    await shared.onboard()
+    zombie = await open_shelf(shared.places["cell-0"]).open("partners", PARTNER)
+    await shared.moves.move(PARTNER, "cell-1", "ann")
+    with pytest.raises(FencedError):
+        await zombie.acquire(1_000)
+    assert len(await shared.payments(shared.target)) == 0
+    await shared.moves.move(PARTNER, "cell-0", "ann")
+    assert len(await shared.payments(shared.source)) == 0
+
+
+async def test_a_living_cell_that_is_told_stops_the_partners_actor(shared: Installed) -> None:
+    await shared.onboard()
+    link = shared.source.link(PARTNER)
+    await asyncio.wait_for(evacuate(shared), 30)
+    assert await shared.source.door._ownership._hosted(link) == []

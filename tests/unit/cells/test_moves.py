@@ -18,12 +18,14 @@ import orjson
 import pytest
 
 from actors import keyspace
-from actors.store import Range
+from actors.errors import StoreError, StoreUnavailableError
+from actors.store import Mutation, Range
 from cells import limits as cell_limits
 from cells.api import messages, moves
 from cells.api.bulkheads import Bulkhead
 from cells.api.connection import Request
 from cells.api.messages import Answer, Command, Method, RefusalCode, Refused
+from cells.escalation import QUARANTINED, Escalation
 from control_plane import limits
 from control_plane.door_moves import CopyLostError, DoorMoves
 from control_plane.doors import Doors
@@ -517,3 +519,147 @@ async def test_a_damaged_copy_is_never_sealed(installed: Installed) -> None:
         await doors.seal(move, arrival)
     await asyncio.sleep(0.1)
     assert isinstance(await installed.write(installed.source, "c2"), Answer)
+
+
+# A control plane that was stopped and goes on, and what is lost in the wrong moment
+
+
+async def test_a_beginning_that_is_late_erases_no_sealed_book(installed: Installed) -> None:
+    await installed.onboard()
+    await installed.write(installed.source, "c1")
+    first = await installed.moves.move(PARTNER, "cell-1", "ann")
+
+    async def die() -> None:
+        raise asyncio.CancelledError
+
+    installed.doors.before[Method.OPEN_ARRIVAL] = die
+    await asyncio.wait([await installed.moves.start(PARTNER, "cell-0", "ann")])
+    held = await rows(installed.target)
+    with pytest.raises(CopyLostError, match="nothing says that it may be erased"):
+        await DoorMoves(installed.doors).begin_arrival(first, to_profile(installed.registry.partner(PARTNER)))
+    assert await rows(installed.target) == held
+    await go_on(installed)
+    assert len(await installed.payments(installed.source)) == 1
+
+
+async def test_a_beginning_that_is_late_takes_no_later_moves_place(installed: Installed) -> None:
+    await installed.onboard()
+    await installed.write(installed.source, "c1")
+
+    async def die() -> None:
+        raise asyncio.CancelledError
+
+    installed.doors.before[Method.OPEN_ARRIVAL] = die
+    await asyncio.wait([await installed.moves.start(PARTNER, "cell-1", "ann")])
+    late = Move("move_0", PARTNER, "cell-0", "cell-1", "t" * 64, "copying", 1, "ann", "")
+    with pytest.raises(CopyLostError, match="later move"):
+        await DoorMoves(installed.doors).begin_arrival(late, to_profile(installed.registry.partner(PARTNER)))
+    await go_on(installed)
+    assert len(await installed.payments(installed.target)) == 1
+
+
+async def go_on(installed: Installed) -> None:
+    installed.again()
+    await installed.moves.resume()
+    await asyncio.wait_for(asyncio.gather(*installed.moves._tasks.values()), 20)
+
+
+async def test_a_tombstone_that_was_not_kept_is_kept_before_anything_follows(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await installed.onboard()
+    await installed.write(installed.source, "c1")
+    book = installed.source.door._book
+    write = book.write
+
+    async def fail_once(*mutations: Mutation) -> StoreError | None:
+        monkeypatch.setattr(book, "write", write)
+        return StoreUnavailableError("as the test ordered")
+
+    async def order() -> None:
+        monkeypatch.setattr(book, "write", fail_once)
+
+    installed.doors.before[Method.SEAL] = order
+    await asyncio.wait_for(installed.moves.move(PARTNER, "cell-1", "ann"), 20)
+    assert installed.doors.asked.count(Method.END_LEAVING) == 1
+    await installed.source.close()
+    await installed.source.open(1)
+    answer = await installed.write(installed.source, "late")
+    assert code(answer) is RefusalCode.PARTNER_MOVED
+    assert isinstance(answer, Refused)
+    assert answer.refusal.context["to"] == "cell-1"
+    await installed.moves.move(PARTNER, "cell-0", "ann")
+    assert len(await installed.payments(installed.source)) == 1
+
+
+async def test_a_partner_that_is_quarantined_as_it_is_sealed_goes_forward(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await installed.onboard()
+    await installed.write(installed.source, "c1")
+    seat = installed.source.door._seats[PARTNER]
+    link = installed.source.link(PARTNER)
+    request = link.connection.request
+
+    async def lose(method: str, *rest: Any) -> bytes:
+        answer = await request(method, *rest)
+        if method == Method.SEAL:
+            os.kill(link.endpoint.pid, signal.SIGKILL)
+            installed.source.door._ownership._set_escalation(seat, Escalation(QUARANTINED, 0, "as the test ordered"))
+            await asyncio.sleep(0.1)
+            return messages.encode_answer(Refused(messages.Refusal(RefusalCode.PARTNER_UNAVAILABLE, "lost")))
+        return answer
+
+    monkeypatch.setattr(link.connection, "request", lose)
+    await asyncio.wait_for(installed.moves.move(PARTNER, "cell-1", "ann"), 20)
+    assert len(await installed.payments(installed.target)) == 1
+
+
+async def test_an_abort_that_came_too_late_aborts_no_later_move(installed: Installed) -> None:
+    await installed.onboard()
+    aborting: list[asyncio.Task[Move]] = []
+
+    async def abort() -> None:
+        aborting.append(asyncio.create_task(installed.moves.abort(PARTNER)))
+        await asyncio.sleep(0)
+
+    installed.doors.before[Method.SEAL] = abort
+    await installed.moves.move(PARTNER, "cell-1", "ann")
+    await asyncio.gather(*aborting, return_exceptions=True)
+    await installed.moves.move(PARTNER, "cell-0", "ann")
+    assert installed.registry.partner(PARTNER).cell == "cell-0"
+
+
+async def test_a_worker_dies_that_holds_a_place_for_a_partner_that_left(installed: Installed) -> None:
+    await installed.onboard(isolation="pooled")
+    for mate in ("beta", "gamma"):
+        profile = {"partner_id": mate, "version": 1, "isolation": "pooled"}
+        await installed.source.control(Method.ONBOARD, {"profile": profile})
+    await installed.moves.move(PARTNER, "cell-1", "ann")
+    installed.source.link("beta").partners.add(PARTNER)
+    await kill(installed.source, "beta")
+    for mate in ("beta", "gamma"):
+        await installed.source.serves(mate)
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+async def test_a_seal_that_is_refused_leaves_no_book_open(installed: Installed) -> None:
+    await installed.onboard()
+    doors = DoorMoves(installed.doors)
+    link = installed.source.link(PARTNER)
+    move = Move("move_1", PARTNER, "cell-0", "cell-1", "t" * 64, "copying", 1, "ann", "")
+
+    async def refused() -> int:
+        await doors.begin_leaving(move)
+        await doors.copy_rows(move, 0)
+        await doors.quiesce(move, 1)
+        with pytest.raises(CopyLostError):
+            await doors.seal(move, moves.Arrival(move.id, 1))
+        await doors.end_leaving(move)
+        return open_files(link.endpoint.pid)
+
+    first = await refused()
+    assert [await refused() for _ in range(3)][-1] <= first

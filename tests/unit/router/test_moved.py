@@ -53,3 +53,14 @@ def test_of_two_requests_that_are_told_at_once_the_second_goes_there_too() -> No
     context, receipt = told("b", 4)
     moved.follow("acme", "a", "a", context)
     assert moved.follow("acme", "a", "a", context) == Following("b", receipt, is_to_be_opened=False)
+
+
+def test_a_directory_that_nobody_asked_under_counts_too() -> None:
+    moved = MovedPartners()
+    context, _ = told("b", 4)
+    moved.follow("acme", "a", "a", context)
+    moved.follow("other", "a", "a", context)
+    moved.follow_directory({"acme": "b", "other": "a"}.get)
+    # It is back where it was, and the cell that it came from may be gone.
+    assert moved.whereabouts("acme", "a") == "a"
+    assert moved.whereabouts("other", "a") == "b"
