@@ -45,7 +45,7 @@ class Deletions:
                 raise RefusedError(
                     f"{partner_id} has open payments: {found.described()}",
                     where=f"{partner_id}'s book in {partner.cell}",
-                    hint=f"suspend it, and delete it when they have ended: bulkhead partner suspend {partner_id}",
+                    hint="let it capture or void what it holds, and wait for the rest; then ask again",
                 )
         return await self._registry.begin_deletion(partner_id, end_of_grace(grace_s), who)
 
@@ -82,6 +82,9 @@ class Deletions:
 
     async def _why_not_yet(self, partner: Partner) -> str:
         """Say what keeps a partner; only under the profile that lets nothing begin is the answer for good."""
+        move = self._registry.move(partner.id)
+        if move is not None:
+            return f"it is on its way to {move.target}"
         found = await self._doors.count_open(partner.cell, partner.id)
         if found.profile_version < partner.profile_version:
             return "its worker has not taken yet that it is closing"

@@ -119,7 +119,7 @@ class Evacuation:
         ]
         targets: dict[str, str] = {}
         for partner in self._registry.partners():
-            if partner.cell != cell or partner.status == "onboarding":
+            if partner.cell != cell or partner.status in {"onboarding", "erasing"}:
                 continue
             to = directory.rendezvous(partner.id, others)
             if to is None:

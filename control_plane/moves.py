@@ -141,8 +141,8 @@ class Moves:
         partner = self._registry.partner(partner_id)
         if partner.status == "onboarding":
             raise RefusedError(f"partner {partner_id!r} is still being onboarded", where=partner.cell)
-        if partner.status in {"closing", "erasing"}:
-            raise RefusedError(f"{partner_id} is being deleted, so it stays where it is", where=partner.cell)
+        if partner.status == "erasing":
+            raise RefusedError(f"{partner_id} is being erased, so it stays where it is", where=partner.cell)
         places = self._places()
         if to_cell not in places:
             raise NotFoundError(f"there is no cell {to_cell!r}", hint="see them all: bulkhead cell list")

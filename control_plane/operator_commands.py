@@ -36,7 +36,7 @@ def add(
     )
 
 
-@app.command("list")
+@app.command("list", epilog="Example: bulkhead operator list")
 @explained
 def list_operators(context: typer.Context, *, as_json: AsJson = False) -> None:
     """List all operators."""
@@ -47,21 +47,21 @@ def list_operators(context: typer.Context, *, as_json: AsJson = False) -> None:
         screen.show_operators(found["operators"])
 
 
-@app.command("disable")
+@app.command("disable", epilog="Example: bulkhead operator disable ann")
 @explained
 def disable(context: typer.Context, name: OperatorName, *, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Let an operator in no more, from now on."""
     _show(client.ask(where(context).folder(), "POST", f"{_path(name)}/disable", dry_run=dry_run), as_json=as_json)
 
 
-@app.command("enable")
+@app.command("enable", epilog="Example: bulkhead operator enable ann")
 @explained
 def enable(context: typer.Context, name: OperatorName, *, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Let a disabled operator in again, with the key it had."""
     _show(client.ask(where(context).folder(), "POST", f"{_path(name)}/enable", dry_run=dry_run), as_json=as_json)
 
 
-@app.command("rotate-key")
+@app.command("rotate-key", epilog="Example: bulkhead operator rotate-key ann")
 @explained
 def rotate_key(context: typer.Context, name: OperatorName, *, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Give an operator a new key and show it, once; the old one ends now."""

@@ -26,7 +26,8 @@ from control_plane.doors import Doors, PartnerStatus
 from control_plane.errors import ControlPlaneError, DoorError, RefusedError, RegistryError, RegistryUnknownError
 from control_plane.importing import Candidate, Imported, Importer
 from control_plane.publishing import Publisher
-from control_plane.registry import Registry, end_of_grace, was_deleted
+from control_plane.registry import Registry, end_of_grace
+from control_plane.registry_errors import was_deleted
 from control_plane.registry_records import Partner
 from router.directory import API_VERSION
 

@@ -31,7 +31,7 @@ from control_plane.errors import (
 )
 from control_plane.move_record import Move
 from control_plane.registry_draft import Draft, Held
-from control_plane.registry_errors import AGAIN, explain, lost, not_whole
+from control_plane.registry_errors import AGAIN, explain, lost, not_whole, was_deleted
 from control_plane.registry_reading import load, rows
 from control_plane.registry_records import (
     ISOLATIONS,
@@ -452,8 +452,8 @@ class Registry:
     async def begin_move(self, move: Move) -> Move:
         """Write down that a partner is to go to another cell, before anything is done."""
         async with self._writing() as draft:
-            if self.partner(move.partner_id).status not in {"active", "suspended"}:
-                raise RefusedError(f"{move.partner_id} is being deleted, so it stays where it is")
+            if self.partner(move.partner_id).status == "erasing":
+                raise RefusedError(f"{move.partner_id} is being erased, so it stays where it is")
             draft.put_move(move, new=True)
             detail = {"move": move.id, "from": move.source, "to": move.target}
             draft.note(move.who, "partner_move_begun", move.partner_id, detail)
@@ -526,6 +526,8 @@ class Registry:
         """
         async with self._writing() as draft:
             found, deletion = self.partner(partner_id), self._held.deletions[partner_id]
+            if partner_id in self._held.moves:
+                raise RefusedError(f"{partner_id} is on its way to {self._held.moves[partner_id].target}")
             if found.status == "closing":
                 draft.put_partner(replace(found, status="erasing"))
                 draft.put_deletion(replace(deletion, state="erasing"))
@@ -651,14 +653,6 @@ class Registry:
         self.lost = lost(found, self._where)
         log.error("registry_lost", to="nobody" if found is None else found.name)
         raise self.lost
-
-
-def was_deleted(deletion: Deletion) -> RefusedError:
-    """Give the error for an id that was a partner's before."""
-    return RefusedError(
-        f"partner {deletion.partner_id!r} was deleted at {deletion.ended_at}: an id is never given again",
-        hint="choose another --id",
-    )
 
 
 def end_of_grace(grace_s: int) -> datetime:

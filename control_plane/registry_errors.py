@@ -10,7 +10,7 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
-from control_plane.registry_records import Owner
+from control_plane.registry_records import Deletion, Owner
 from stores.contract import (
     CommitUnknownError,
     FencedError,
@@ -69,4 +69,12 @@ def lost(to: Owner | None, where: str) -> RegistryLostError:
         f"another control plane took the registry over ({who}), so this one ends; its processes go on without it",
         where=where,
         hint="two data folders must not hold the same data: stop one, and start the other again with `bulkhead up`",
+    )
+
+
+def was_deleted(deletion: Deletion) -> RefusedError:
+    """Give the error for an id that was a partner's before."""
+    return RefusedError(
+        f"partner {deletion.partner_id!r} was deleted at {deletion.ended_at}: an id is never given again",
+        hint="choose another --id",
     )

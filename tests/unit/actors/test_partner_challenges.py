@@ -539,3 +539,38 @@ async def test_a_dispute_that_would_leave_no_room_for_an_outcome_is_refused(monk
         assert isinstance(await bench.ask(command), Answer)
         assert (await bench.get(payment["id"]))["status"] == "disputed"
         await bench.audit()
+
+
+# What keeps a partner from being deleted
+
+
+@in_virtual_time
+async def test_what_is_open_is_counted_whatever_its_status_is_called() -> None:
+    async def counted() -> tuple[int, int, int, int]:
+        told = body(await bench.query("count_open"))
+        return told["under_way"], told["unknown"], told["held"], told["disputed"]
+
+    async with Bench() as bench:
+        await bench.ask(purchase())
+        assert await counted() == (0, 0, 0, 0)
+        payment_id = body(await bench.ask(authorization()))["id"]
+        await challenged(bench)
+        assert await counted() == (0, 0, 2, 0)
+        await bench.ask(CapturePayment(payment_id, 10))
+        assert await counted() == (0, 0, 2, 0), "what is captured in part still holds the rest"
+        bench.acquirer.otherwise = lambda _: ACCEPT
+        await accepted(bench, key="k")
+        assert await counted() == (1, 0, 2, 0)
+
+
+@in_virtual_time
+async def test_a_dispute_keeps_a_partner_until_it_is_won_or_lost() -> None:
+    async with Bench() as bench:
+        payment = body(await bench.ask(purchase()))
+        story = Story()
+        story.told = bench.actor.cached_payment(payment["id"])
+        for status, disputed in (("open", 1), ("lost", 0)):
+            news = story.told_dispute(status, payment["operations"][0]["id"])
+            await bench.ask(replace(news, notification_id=f"msg_{status}", payment_id=payment["id"]))
+            assert body(await bench.query("count_open"))["disputed"] == disputed
+        assert (await bench.get(payment["id"]))["status"] == "disputed", "so its payment stays for ever"
