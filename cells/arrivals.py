@@ -195,8 +195,9 @@ class Arrivals:
         try:
             if expected.place is not None:
                 sealed_by = data if expected.is_sealed else None
-                name = ("partners", partner_id)
-                await self._shelf.adopt(expected.place, name, seal=keyspace.MOVED, sealed_by=sealed_by)
+                await self._shelf.adopt(
+                    expected.place, ("partners", partner_id), seal=keyspace.MOVED, sealed_by=sealed_by
+                )
                 return None
             arrival = self._complete.get(partner_id) or await read_arrival(self._shelf, partner_id)
         except (StoreError, MessageError) as error:

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +54,7 @@ class Moves:
         self._monotonic = monotonic
         self._tasks: dict[str, asyncio.Task[Move]] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._slots = asyncio.Semaphore(limits.MOVE_STEPS_AT_ONCE_MAX)
         self._aborting: set[str] = set()
         self._not_before: dict[str, float] = {}
 
@@ -81,31 +82,19 @@ class Moves:
                 )
             return self._run(held)
 
-    async def evacuate(self, partner_id: str, to_cell: str, who: str) -> Move:
-        """Take a partner over from a cell that is dead, and give the move as it ended; its owners there are fenced.
+    def new_evacuation(self, partner_id: str, to_cell: str, who: str) -> Move:
+        """Give the move that takes a partner over from a cell that is dead; its owners there are fenced.
 
         The cell is not asked, so it may be alive after all: then the partner's requests are sent on by its tombstone
         as soon as it is told. Raises RefusedError where the two cells share no FoundationDB cluster.
         """
-        async with self._locks.setdefault(partner_id, asyncio.Lock()):
-            held = self._registry.move(partner_id)
-            if held is None:
-                new = self._new(partner_id, to_cell, who)
-                if new.way != "hand_over":
-                    raise RefusedError(
-                        f"{partner_id}'s book is in {new.source}'s own files: only that cell can give it",
-                        hint="bring the cell back; evacuation is for cells that share a FoundationDB cluster",
-                    )
-                held = await self._registry.begin_move(replace(new, way="evacuate"))
-            elif held.target != to_cell:
-                raise RefusedError(
-                    f"{partner_id} is on its way to {held.target} already",
-                    hint="wait for its end; see the moves: bulkhead partner moves",
-                )
-            elif held.way == "hand_over":
-                held = await self._evacuated_instead(held)
-            task = self._run(held)
-        return await asyncio.shield(task)
+        new = self._new(partner_id, to_cell, who)
+        if new.way != "hand_over":
+            raise RefusedError(
+                f"{partner_id}'s book is in {new.source}'s own files: only that cell can give it",
+                hint="bring the cell back; evacuation is for cells that share a FoundationDB cluster",
+            )
+        return replace(new, way="evacuate")
 
     async def abort(self, partner_id: str) -> Move:
         """Take a move back that is not sealed yet, and give it. Raises NotFoundError, RefusedError."""
@@ -129,6 +118,14 @@ class Moves:
         for move in self._registry.moves():
             if self._monotonic() >= self._not_before.get(move.partner_id, 0.0):
                 self._run(move)
+
+    async def halt(self, partner_ids: Iterable[str]) -> None:
+        """Leave these partners' moves where they are; `resume` goes on with what their rows say by then."""
+        tasks = [task for name in partner_ids if (task := self._tasks.pop(name, None)) is not None]
+        for task in tasks:
+            task.cancel()
+            self._not_before.pop(task.get_name(), None)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def stop(self) -> None:
         """Leave all moves where they are; their rows say where that is."""
@@ -161,17 +158,6 @@ class Moves:
             way=way_between(places[partner.cell], places[to_cell]),
         )
 
-    async def _evacuated_instead(self, move: Move) -> Move:
-        """Take a book over whose cell died on the way: it is asked no more, wherever the move stands."""
-        task = self._tasks.get(move.partner_id)
-        if task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-        move = self._registry.move(move.partner_id) or move
-        if move.state not in ("copying", "sealing", "aborting"):
-            return move
-        return await self._registry.put_move(replace(move.tried_again(move.why), way="evacuate"))
-
     def _run(self, move: Move) -> "asyncio.Task[Move]":
         task = self._tasks.get(move.partner_id)
         if task is None or task.done():
@@ -197,7 +183,7 @@ class Moves:
                 case "sealing":
                     move = await self._try(move, self._find_out)
                 case "aborting":
-                    return await self._try(move, self._take_back)
+                    move = await self._try(move, self._take_back)
                 case "clearing":
                     move = await self._try(move, self._compare)
                 case _:
@@ -206,22 +192,24 @@ class Moves:
     async def _try(self, move: Move, step: Callable[[Move], Awaitable[Move]]) -> Move:
         """Take a step, again and again until it passes: what fails is written down where operators see it."""
         delay_ms = limits.MOVE_RETRY_DELAY_MS_MIN
+        began_as = move.state, move.way
         while True:
             try:
                 if move.partner_id in self._aborting and move.state == "copying":
                     return await self._registry.put_move(replace(move, state="aborting", why="an operator aborted it"))
-                return await step(move)
+                async with self._slots:
+                    return await step(move)
             except (DoorError, CopyLostError, MessageError) as error:
                 why = error.what if isinstance(error, ControlPlaneError) else str(error)
                 log.warning("move_step_failed", partner=move.partner_id, state=move.state, error=why)
                 move = await self._failed(move, why)
-            if move.state == "aborting" and step != self._take_back:
-                return move
+            if (move.state, move.way) != began_as:
+                return move  # another step is next: of one that was sealing the source is asked what became of it
             await asyncio.sleep(delay_ms / 1_000)
             delay_ms = min(delay_ms * 2, limits.MOVE_RETRY_DELAY_MS_MAX)
             move = self._registry.move(move.partner_id) or move
-            if move.state == "sealing" and step in (self._copy, self._take_over):
-                return move  # the source is asked first what became of it
+            if (move.state, move.way) != began_as:
+                return move
 
     async def _failed(self, move: Move, why: str) -> Move:
         current = self._registry.move(move.partner_id) or move
@@ -335,9 +323,8 @@ class Moves:
         """Serve the partner where it was, and remove what arrived; where it is sealed, go forward all the same."""
         receipt = await self._doors.end_leaving(move)
         if receipt is not None:
-            await self._registry.put_move(replace(move, state="sealing"))
             self._aborting.discard(move.partner_id)
-            return await self._carry_out(move)
+            return await self._registry.put_move(replace(move, state="sealing"))
         await self._doors.end_arrival(move)
         ended = await self._registry.end_move(move, "partner_not_moved")
         self._aborting.discard(move.partner_id)

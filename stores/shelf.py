@@ -36,9 +36,9 @@ class Shelf(Protocol):
     async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, seal: Key, sealed_by: bytes | None) -> None:
         """Take a book over from another shelf of the same store: nothing is copied, and whoever owned it is fenced.
 
-        `sealed_by`: what must stand in the row `seal`; None: whatever does. Afterwards there is no such row. A book
-        that was taken already is left alone. Raises StoreMissingError where there is none, FencedError where the row is not
-        there, StoreUnavailableError where the two shelves share no store.
+        `sealed_by`: what the row `seal` has to hold; None: it is taken as it is. Afterwards there is no such row. A
+        book that was taken already is left alone. Raises StoreMissingError where there is none, FencedError where it
+        is not sealed so, StoreUnavailableError where the two shelves share no store.
         """
 
     async def wait_answers(self) -> None:

@@ -38,7 +38,7 @@ class SqliteShelf:
 
     async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, seal: Key, sealed_by: bytes | None) -> None:
         """Refuse: folders may lie on different machines, so between them books are copied."""
-        detail = f"{'/'.join(name)} of {dict(place)}, {'taken' if sealed_by is None else f'sealed in {seal}'}"
+        detail = f"{'/'.join(name)} of {dict(place)}, {'taken' if sealed_by is None else f'sealed by {seal[0]!r}'}"
         raise StoreUnavailableError(f"{detail}: books in files are copied, not taken over")
 
     async def wait_answers(self) -> None:
