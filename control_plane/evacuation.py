@@ -6,7 +6,7 @@ owned a partner in the cell is fenced by the move (move_record.py, `evacuate`), 
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
@@ -21,9 +21,6 @@ from control_plane.registry import Registry
 from router import directory
 
 log = structlog.get_logger()
-
-# States in which a move asks the cell that the partner is in.
-_ASK_SOURCE: Final = frozenset({"copying", "sealing", "aborting"})
 
 
 class Evacuation:
@@ -65,8 +62,8 @@ class Evacuation:
         if not dry_run:
             if self._registry.cell(cell).weight > 0:
                 await self._fleet.drain(cell, who, dry_run=False)
-            # A step that its cell was asked for may be under way, and wait for it.
-            await self._moves.interrupt(move.partner_id for move in self._planned(cell, targets, who))
+            # Nothing that goes on under the rows of before writes over those that follow.
+            await self._moves.halt(move.partner_id for move in self._planned(cell, targets, who))
             await self._registry.begin_evacuation(cell, self._planned(cell, targets, who), who)
             await self._moves.resume()
         return {"cell": cell, "partners": len(targets), "targets": targets, "dry_run": dry_run}
@@ -137,6 +134,6 @@ class Evacuation:
             held = self._registry.move(partner_id)
             if held is None:
                 planned.append(self._moves.new_evacuation(partner_id, to, who))
-            elif held.source == cell and held.way == "hand_over" and held.state in _ASK_SOURCE:
+            elif held.source == cell and held.way == "hand_over" and held.state in {"copying", "sealing", "aborting"}:
                 planned.append(held.as_evacuation())
         return planned

@@ -122,20 +122,22 @@ class Moves:
             if self._monotonic() >= self._not_before.get(move.partner_id, 0.0):
                 self._run(move)
 
-    async def interrupt(self, partner_ids: Iterable[str]) -> None:
-        """Leave some moves where they are, so that their rows may be written over; `resume` goes on with them."""
-        await self._leave([self._tasks[partner_id] for partner_id in partner_ids if partner_id in self._tasks])
+    async def halt(self, partner_ids: Iterable[str]) -> None:
+        """Leave these partners' moves where they are; `resume` goes on with what their rows say by then."""
+        tasks = [task for name in partner_ids if (task := self._tasks.pop(name, None)) is not None]
+        for task in tasks:
+            task.cancel()
+            self._not_before.pop(task.get_name(), None)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def stop(self) -> None:
         """Leave all moves where they are; their rows say where that is."""
-        await self._leave(list(self._tasks.values()))
-
-    # Inside
-
-    async def _leave(self, tasks: "list[asyncio.Task[Move]]") -> None:
+        tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Inside
 
     def _new(self, partner_id: str, to_cell: str, who: str) -> Move:
         partner = self._registry.partner(partner_id)
@@ -186,7 +188,7 @@ class Moves:
                 case "sealing":
                     move = await self._try(move, self._find_out)
                 case "aborting":
-                    return await self._try(move, self._take_back)
+                    move = await self._try(move, self._take_back)
                 case "clearing":
                     move = await self._try(move, self._compare)
                 case _:
@@ -195,6 +197,7 @@ class Moves:
     async def _try(self, move: Move, step: Callable[[Move], Awaitable[Move]]) -> Move:
         """Take a step, again and again until it passes: what fails is written down where operators see it."""
         delay_ms = limits.MOVE_RETRY_DELAY_MS_MIN
+        began_as = move.state, move.way
         while True:
             try:
                 if move.partner_id in self._aborting and move.state == "copying":
@@ -205,13 +208,13 @@ class Moves:
                 why = error.what if isinstance(error, ControlPlaneError) else str(error)
                 log.warning("move_step_failed", partner=move.partner_id, state=move.state, error=why)
                 move = await self._failed(move, why)
-            if move.state == "aborting" and step != self._take_back:
-                return move
+            if (move.state, move.way) != began_as:
+                return move  # another step is next: of one that was sealing the source is asked what became of it
             await asyncio.sleep(delay_ms / 1_000)
             delay_ms = min(delay_ms * 2, limits.MOVE_RETRY_DELAY_MS_MAX)
             move = self._registry.move(move.partner_id) or move
-            if move.state == "sealing" and step in (self._copy, self._take_over):
-                return move  # the source is asked first what became of it
+            if (move.state, move.way) != began_as:
+                return move
 
     async def _failed(self, move: Move, why: str) -> Move:
         current = self._registry.move(move.partner_id) or move
@@ -325,9 +328,8 @@ class Moves:
         """Serve the partner where it was, and remove what arrived; where it is sealed, go forward all the same."""
         receipt = await self._doors.end_leaving(move)
         if receipt is not None:
-            await self._registry.put_move(replace(move, state="sealing"))
             self._aborting.discard(move.partner_id)
-            return await self._carry_out(move)
+            return await self._registry.put_move(replace(move, state="sealing"))
         await self._doors.end_arrival(move)
         ended = await self._registry.end_move(move, "partner_not_moved")
         self._aborting.discard(move.partner_id)

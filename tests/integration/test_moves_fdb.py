@@ -107,7 +107,7 @@ async def test_the_targets_door_dies_as_it_takes_the_book_over(shared: Installed
 
 async def evacuate(shared: Installed) -> None:
     """As control_plane/evacuation.py does it, without the other cells' weights."""
-    await shared.moves.interrupt([PARTNER])
+    await shared.moves.halt([PARTNER])
     held = shared.registry.move(PARTNER)
     move = shared.moves.new_evacuation(PARTNER, "cell-1", "ann") if held is None else held.as_evacuation()
     await shared.registry.begin_evacuation("cell-0", [move], "ann")
@@ -147,7 +147,10 @@ async def test_a_living_cell_that_is_evacuated_all_the_same_writes_nothing_more(
 
 @pytest.mark.parametrize("step", [Method.QUIESCE, Method.SEAL, Method.OPEN_ARRIVAL])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_cell_dies_as_its_partner_leaves_and_is_evacuated(shared: Installed, step: str, when: str) -> None:
+@pytest.mark.parametrize("is_halted", [True, False])
+async def test_a_cell_dies_as_its_partner_leaves_and_is_evacuated(
+    shared: Installed, step: str, when: str, is_halted: bool
+) -> None:
     await shared.onboard()
     await shared.write(shared.source, "c1")
 
@@ -159,7 +162,13 @@ async def test_a_cell_dies_as_its_partner_leaves_and_is_evacuated(shared: Instal
     leaving = await shared.moves.start(PARTNER, "cell-1", "ann")
     await asyncio.sleep(0.5)
     assert not leaving.done()
-    moving = asyncio.create_task(evacuate(shared))
+    if is_halted:  # as control_plane/evacuation.py does it; what goes on all the same finds out by the row
+        await shared.moves.halt([PARTNER])
+    held = shared.registry.move(PARTNER)
+    assert held is not None
+    await shared.registry.begin_evacuation("cell-0", [held.as_evacuation()], "ann")
+    await shared.moves.resume()
+    moving = asyncio.gather(*shared.moves._tasks.values())
     for _ in range(500):
         if shared.registry.partner(PARTNER).cell == "cell-1":
             break
