@@ -91,6 +91,13 @@ class MemoryBook:
             delivered += 1
         return delivered
 
+    def take_row(self, key: bytes, value: bytes) -> None:
+        """Remove a row that must be there just so, as a shelf does that takes a sealed book over."""
+        if self._values.get(key) != value:
+            raise FencedError(f"{tuple_keys.decode(key)!r} is not what it is to be")
+        del self._values[key]
+        self._keys.remove(key)
+
     def _acquire(self, door_epoch: int, above: int) -> Ownership:
         if door_epoch < self.ownership.door_epoch:
             raise FencedError(f"door {self.ownership.door_epoch} was here, newer than {door_epoch}")
