@@ -13,7 +13,7 @@ SECONDS_EACH = $(or $(SECONDS),10)
 # STORE=fdb CLUSTER_FILE=… runs demo, soak, benchmarks and kill-rounds on FoundationDB.
 ON_STORE = $(if $(STORE),--store $(STORE)) $(if $(CLUSTER_FILE),--cluster-file '$(CLUSTER_FILE)')
 
-.PHONY: help demo up test test-long check bench bench-stores bench-bad-keys bench-history kill-rounds soak chaos fuzz format clean
+.PHONY: help demo up test test-long rebalance bench-moves check bench bench-stores bench-bad-keys bench-history kill-rounds soak chaos fuzz format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -58,6 +58,13 @@ bench-stores: $(READY) ## SQLite and FoundationDB in one table of one run: make 
 
 bench-bad-keys: $(READY) ## What a bad API key costs the router, beside a payment, and the cells
 	$(BIN)/python -m bench.bad_keys $(if $(REPORT),--report $(REPORT))
+
+rebalance: $(READY) ## A cell added, partners rebalanced, one drained and removed under load: CELLS, PARTNERS, PER_SECOND, KILLS
+	$(BIN)/python -m chaos.rebalance --cells $(or $(CELLS),8) --partners $(or $(PARTNERS),200) \
+	  --per-second $(or $(PER_SECOND),300) --kills $(or $(KILLS),0) $(ON_STORE)
+
+bench-moves: $(READY) ## What a move costs at several lengths of a partner's history
+	$(BIN)/python -m bench.moves
 
 bench-history: $(READY) ## What a payment costs as its partner's history grows to PAYMENTS (1000000: about 20 minutes)
 	$(BIN)/python -m bench.history --payments $(or $(PAYMENTS),100000) $(ON_STORE)

@@ -196,8 +196,10 @@ class Arrivals:
         """See to it that the book here is the one that was sealed: taken over, or copied to the last row."""
         try:
             if expected.place is not None:
-                sealed_by = Put(keyspace.MOVED, data) if expected.is_sealed else None
-                await self._shelf.adopt(expected.place, ("partners", partner_id), sealed_by=sealed_by)
+                sealed_by = data if expected.is_sealed else None
+                await self._shelf.adopt(
+                    expected.place, ("partners", partner_id), seal=keyspace.MOVED, sealed_by=sealed_by
+                )
                 return None
             arrival = self._complete.get(partner_id) or await read_arrival(self._shelf, partner_id)
         except (StoreError, MessageError) as error:

@@ -6,7 +6,7 @@ It reads and checks requests and calls the control plane's parts; no decision ab
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -123,9 +123,10 @@ def make_app(
     moves: Moves,
     status: Callable[[], Awaitable[dict[str, Any]]],
     operators: Operators,
+    more: Sequence[APIRouter] = (),
 ) -> Gate:
-    """Make the application, behind its gate."""
-    app = make_routes(registry, partners, doors, moves, status, operators)
+    """Make the application, behind its gate; `more` are routes that stand in files of their own."""
+    app = make_routes(registry, partners, doors, moves, status, operators, more)
     return Gate(app, operators)
 
 
@@ -136,6 +137,7 @@ def make_routes(
     moves: Moves,
     status: Callable[[], Awaitable[dict[str, Any]]],
     operators: Operators,
+    more: Sequence[APIRouter] = (),
 ) -> FastAPI:
     """Make the application. Each of its routes stands in roles.py."""
     app = FastAPI(title="Bulkhead control plane", docs_url=None, redoc_url=None, openapi_url=None)
@@ -151,6 +153,8 @@ def make_routes(
     app.include_router(_settlement_routes(registry))
     app.include_router(audit_routes.make_routes(registry))
     app.include_router(operator_routes.make_routes(registry, operators))
+    for routes in more:
+        app.include_router(routes)
 
     @app.get("/status")
     async def get_status() -> dict[str, Any]:

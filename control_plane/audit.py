@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from control_plane import limits
 from control_plane.data_folder import DataFolder, require_instance
 from control_plane.errors import ControlPlaneError
-from control_plane.opening import read_registered
+from control_plane.opening import read_registered, read_registered_cells
 from control_plane.places import place_of_cell
-from control_plane.registry_records import Partner
+from control_plane.registry_records import Cell, Partner
 from control_plane.settings import MAIN_ACQUIRER, Settings
 
 
@@ -47,14 +47,15 @@ class CellAudit(BaseModel):
 async def run(settings: Settings, folder: DataFolder) -> dict[str, Any]:
     """Audit all cells; give the merged report with `ok`. Raises ControlPlaneError where a cell can't be audited."""
     registered = await read_registered(settings, folder)
+    cells = [cell for cell in await read_registered_cells(settings, folder) if cell.is_running]
     slots = asyncio.Semaphore(limits.AUDITS_AT_ONCE_MAX)
 
-    async def one(cell: str) -> CellAudit:
+    async def one(cell: Cell) -> CellAudit:
         async with slots:
             return await _audit_cell(settings, folder, cell)
 
-    audits = await asyncio.gather(*(one(cell) for cell in settings.cell_names))
-    return merge(dict(zip(settings.cell_names, audits, strict=True)), registered)
+    audits = await asyncio.gather(*(one(cell) for cell in cells))
+    return merge(dict(zip([cell.name for cell in cells], audits, strict=True)), registered)
 
 
 def merge(audits: dict[str, CellAudit], registered: Sequence[Partner]) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def merge(audits: dict[str, CellAudit], registered: Sequence[Partner]) -> dict[s
     }
 
 
-async def _audit_cell(settings: Settings, folder: DataFolder, cell: str) -> CellAudit:
+async def _audit_cell(settings: Settings, folder: DataFolder, cell: Cell) -> CellAudit:
     place = place_of_cell(settings, folder, require_instance(folder), cell)
     others = {name: url for name, url in settings.acquirer_urls.items() if name != MAIN_ACQUIRER}
     acquirers = ("--acquirer-url", settings.acquirer, "--acquirers", json.dumps(others))
@@ -109,8 +110,8 @@ async def _audit_cell(settings: Settings, folder: DataFolder, cell: str) -> Cell
             output, errors = await process.communicate()
     except TimeoutError as error:
         raise ControlPlaneError(
-            f"{cell}'s audit took longer than {limits.AUDIT_TIMEOUT_MS // 1000} s",
-            where=str(folder.cell_folder(cell)),
+            f"{cell.name}'s audit took longer than {limits.AUDIT_TIMEOUT_MS // 1000} s",
+            where=str(folder.cell_folder(cell.name)),
             hint="does the acquirer answer? Try `curl` on its /livez",
         ) from error
     finally:
@@ -123,8 +124,8 @@ async def _audit_cell(settings: Settings, folder: DataFolder, cell: str) -> Cell
         return audit
     said = errors.decode(errors="replace").strip().splitlines()
     raise ControlPlaneError(
-        f"{cell}'s books can't be audited (exit code {process.returncode})" + (f": {said[-1]}" if said else ""),
-        where=str(folder.cell_folder(cell)),
+        f"{cell.name}'s books can't be audited (exit code {process.returncode})" + (f": {said[-1]}" if said else ""),
+        where=str(folder.cell_folder(cell.name)),
         hint=f"are all acquirers up? It compares with their records: {', '.join(settings.acquirer_urls.values())}",
     )
 

@@ -16,9 +16,11 @@ from cells.api.bulkheads import Bulkhead
 from control_plane import audit as audits
 from control_plane import (
     audit_commands,
+    cell_commands,
     client,
     limits,
     operator_commands,
+    rebalance_commands,
     reconciliation,
     screen,
     settings,
@@ -42,10 +44,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 partner_app = typer.Typer(help="Partners: onboard, limit, suspend, and their keys.", no_args_is_help=True)
-cell_app = typer.Typer(help="Cells.", no_args_is_help=True)
 unknown_app = typer.Typer(help="Operations whose outcome at the acquirer is not known.", no_args_is_help=True)
 app.add_typer(partner_app, name="partner")
-app.add_typer(cell_app, name="cell")
+app.add_typer(cell_commands.app, name="cell")
+app.command("rebalance")(rebalance_commands.rebalance)
 app.add_typer(unknown_app, name="unknown")
 app.add_typer(audit_commands.app, name="audit-log")
 app.add_typer(operator_commands.app, name="operator")
@@ -398,21 +400,6 @@ def revoke_key(
         _where(context).folder(), "DELETE", f"{_path(partner)}/keys/{quote(key, safe='')}", dry_run=dry_run
     )
     _show_changed(found, f"rid of {key}", as_json=as_json)
-
-
-@cell_app.command("list")
-@_explained
-def list_cells(context: typer.Context, *, watch: Watch = False, as_json: AsJson = False) -> None:
-    """List the cells and what is in them."""
-
-    def show() -> None:
-        found = client.ask(_where(context).folder(), "GET", "/status")["cells"]
-        if as_json:
-            screen.show_json({"cells": found})
-        else:
-            screen.show_cells(found)
-
-    shown(show, watch=watch)
 
 
 @unknown_app.command("list")

@@ -9,9 +9,10 @@ secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acqui
 directory/        what routers read          routers/<name>/   what each router last knew
 cells/<name>/     the partners' books        acquirer/         the simulator's record (-second: another's)
 audit_head.json   the audit log's newest hash, kept beside it (control_plane/audit_chain.py)
-run/              configurations and records of processes       logs/
+removed/<name>/   what was a cell's          run/              configurations and records of processes       logs/
 
-A folder or secret that is missing is made at the first start only; later its absence is an error, never a fresh one.
+A folder or secret that is missing is made at the first start only, and a cell's while it is being added; later its
+absence is an error, never a fresh one.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from filelock import FileLock, Timeout
 
 from cells.api.frames import role_key
 from control_plane.errors import FolderError
+from control_plane.registry_records import Cell
 from control_plane.settings import MAIN_ACQUIRER, SECOND_ACQUIRER, Settings
 from router.directory_file import write_atomically
 
@@ -53,6 +55,7 @@ _OURS: Final = frozenset(
         "directory",
         "routers",
         "cells",
+        "removed",
         "acquirer",
         "acquirer-second",
         "run",
@@ -167,6 +170,10 @@ class DataFolder:
         """Give a cell's own folder."""
         return self.root / "cells" / cell
 
+    def removed_cell_folder(self, cell: str) -> Path:
+        """Give where the folder of a cell is kept that was removed."""
+        return self.root / "removed" / cell
+
     def acquirer_folder(self, acquirer: str) -> Path:
         """Give a simulator's own folder."""
         return self.root / ("acquirer" if acquirer == MAIN_ACQUIRER else f"acquirer-{acquirer}")
@@ -238,15 +245,15 @@ def locked(folder: DataFolder) -> Iterator[None]:
 def prepare(folder: DataFolder, settings: Settings) -> Instance:
     """Make what is missing at a first start; at a later one check that the data fits. Raises FolderError.
 
-    Call it with the lock held. `finish_first_start` ends a first start.
+    Call it with the lock held. `finish_first_start` ends a first start. Cells are prepared by `prepare_cell`.
     """
     instance = read_instance(folder)
     if instance is not None and instance.cells != settings.cells:
         raise FolderError(
             f"this data was made with {instance.cells} cells, the settings say {settings.cells}: "
-            "partners would have to move between cells, and moves don't exist yet",
+            "they say how many the first start makes; later ones come and go by command",
             where=str(folder.instance_file),
-            hint=f"set cells = {instance.cells}, or start with another data_folder",
+            hint=f"set cells = {instance.cells}; then, while it runs: bulkhead cell add, or cell drain and cell remove",
         )
     if instance is not None and instance.store != settings.store:
         raise FolderError(
@@ -262,18 +269,50 @@ def prepare(folder: DataFolder, settings: Settings) -> Instance:
         folder.run,
         folder.logs,
     ]
-    folders += [folder.cell_folder(cell) for cell in settings.cell_names]
     folders += [folder.router_folder(router) for router in settings.router_names]
     if settings.second_acquirer_port is not None:
         folders.append(folder.acquirer_folder(SECOND_ACQUIRER))
     for path in folders:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.secrets.chmod(0o700)
-    _make_secrets(folder, settings, first_start=instance is None)
+    _make_secrets(_own_secret_files(folder, settings), may_make=instance is None)
     if instance is not None:
         return instance
     seed = secrets.token_hex(16)
     return Instance(_identity(seed, folder), seed, settings.cells, settings.store, timestamp())
+
+
+def prepare_cells(folder: DataFolder, cells: Iterable[Cell], *, first_start: bool) -> None:
+    """Prepare all cells that are to run. Raises FolderError."""
+    for cell in cells:
+        if cell.is_running:
+            prepare_cell(folder, cell.name, may_make=first_start or cell.state == "adding")
+
+
+def prepare_cell(folder: DataFolder, cell: str, *, may_make: bool) -> None:
+    """Make a cell's folder, and its secrets where `may_make`, else check that these are there. Raises FolderError."""
+    folder.cell_folder(cell).mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_secrets(_cell_secret_files(folder, cell), may_make=may_make)
+    key = role_key(read_secret(folder.cell_secret_file(cell)), "router")
+    file = folder.router_key_file(cell)
+    if not file.exists() or file.read_bytes() != key:  # it can always be derived again
+        write_atomically(file, key)
+
+
+def set_aside(folder: DataFolder, cell: str) -> None:
+    """Keep the folder of a cell that was removed elsewhere; doing it again changes nothing. Raises FolderError."""
+    source, target = folder.cell_folder(cell), folder.removed_cell_folder(cell)
+    if not source.exists():
+        return
+    try:
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        source.rename(target)
+    except OSError as error:
+        raise FolderError(
+            f"the folder of {cell}, which was removed, can't be set aside: {error}",
+            where=str(source),
+            hint=f"mend that; nobody writes it any more, and it belongs into {target}",
+        ) from error
 
 
 def finish_first_start(folder: DataFolder, instance: Instance) -> None:
@@ -332,10 +371,14 @@ def read_secret(path: Path) -> bytes:
         raise FolderError(f"a secret can't be read: {error}", where=str(path), hint=_SECRETS_HINT) from error
 
 
-def secrets_digest(folder: DataFolder, settings: Settings) -> str:
-    """Give a digest of all secrets, so that processes that hold other ones are not adopted."""
+def secrets_digest(folder: DataFolder, settings: Settings, cell: str | None) -> str:
+    """Give a digest of the secrets that a cell's processes hold (None: others), so that none with others is adopted.
+
+    Routers read the cells' keys as they learn of the cells, so that these may come and go.
+    """
     digest = hashlib.sha256()
-    for path, _ in _secret_files(folder, settings):
+    of_cell = [] if cell is None else _cell_secret_files(folder, cell)
+    for path, _ in _own_secret_files(folder, settings) + of_cell:
         digest.update(hashlib.sha256(read_secret(path)).digest())
     return digest.hexdigest()
 
@@ -376,35 +419,31 @@ def _identity(seed: str, folder: DataFolder) -> str:
     return hashlib.sha256(f"{seed} {folder.root.resolve()}".encode()).hexdigest()[:16]
 
 
-def _secret_files(folder: DataFolder, settings: Settings) -> list[tuple[Path, str]]:
+def _own_secret_files(folder: DataFolder, settings: Settings) -> list[tuple[Path, str]]:
     files = [(folder.pepper_file, "bytes")]
     files += [(folder.acquirer_secret_file(name), "bytes") for name in settings.acquirer_urls]
     if settings.starts_redis:
         files.append((folder.redis_secret_file, "bytes"))
-    for cell in settings.cell_names:
-        files.append((folder.cell_secret_file(cell), "bytes"))
-        files.append((folder.ray_token_file(cell), "text"))
     return files
 
 
-def _make_secrets(folder: DataFolder, settings: Settings, *, first_start: bool) -> None:
-    for path, kind in _secret_files(folder, settings):
+def _cell_secret_files(folder: DataFolder, cell: str) -> list[tuple[Path, str]]:
+    return [(folder.cell_secret_file(cell), "bytes"), (folder.ray_token_file(cell), "text")]
+
+
+def _make_secrets(files: Iterable[tuple[Path, str]], *, may_make: bool) -> None:
+    for path, kind in files:
         if path.exists():
             path.chmod(0o600)
             _check_secret(path, kind)
             continue
         # Who signs and who checks both read an acquirer's key here, so a new one loses nothing: it is also made in a
         # folder of before there were notifications, or that acquirer. So is Redis's, which keeps nothing.
-        may_be_new = path == folder.redis_secret_file or path.name.endswith(".notifications.key")
-        if not first_start and not may_be_new:
+        may_be_new = path.name == "redis.key" or path.name.endswith(".notifications.key")
+        if not may_make and not may_be_new:
             raise FolderError(f"the secret {path.name} is missing", where=str(path), hint=_SECRETS_HINT)
         content = secrets.token_bytes(SECRET_BYTES)
         write_atomically(path, content.hex().encode() if kind == "text" else content)
-    for cell in settings.cell_names:
-        key = role_key(read_secret(folder.cell_secret_file(cell)), "router")
-        file = folder.router_key_file(cell)
-        if not file.exists() or file.read_bytes() != key:  # it can always be derived again
-            write_atomically(file, key)
 
 
 def _check_secret(path: Path, kind: str) -> None:

@@ -4,7 +4,7 @@ What a door answers is read into types here; no decision is made here.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
@@ -29,7 +29,7 @@ from cells.api.messages import (
 from control_plane import limits
 from control_plane.data_folder import DataFolder, read_secret
 from control_plane.errors import DoorError, RefusedError
-from control_plane.settings import LOOPBACK, Settings
+from control_plane.registry_records import Cell
 
 ROLE: Final = "control"
 _T = TypeVar("_T", bound=BaseModel)
@@ -161,18 +161,29 @@ class CellAddress:
 class Doors:
     """One connection to each cell's door, kept up in the background."""
 
-    def __init__(self, peers: Mapping[str, Peer]) -> None:
-        self._peers = dict(peers)
+    def __init__(self, folder: DataFolder) -> None:
+        self._folder = folder
+        self._peers: dict[str, Peer] = {}
 
     @classmethod
-    async def connect(cls, addresses: list[CellAddress], folder: DataFolder) -> "Doors":
+    async def connect(cls, addresses: Iterable[CellAddress], folder: DataFolder) -> "Doors":
         """Begin to connect to every door."""
-        peers: dict[str, Peer] = {}
-        for address in addresses:
-            key = role_key(read_secret(folder.cell_secret_file(address.name)), ROLE)
-            peers[address.name] = Peer(address.host, address.port, ROLE, key)
-            await peers[address.name].start()
-        return cls(peers)
+        doors = cls(folder)
+        await doors.use(addresses)
+        return doors
+
+    async def use(self, addresses: Iterable[CellAddress]) -> None:
+        """Connect to these doors and no others from now on."""
+        wanted = {address.name: address for address in addresses}
+        for name, peer in list(self._peers.items()):
+            address = wanted.get(name)
+            if address is None or (address.host, address.port) != (peer.host, peer.port):
+                await self._peers.pop(name).aclose()
+        for name, address in wanted.items():
+            if name not in self._peers:
+                key = role_key(read_secret(self._folder.cell_secret_file(name)), ROLE)
+                peer = self._peers[name] = Peer(address.host, address.port, ROLE, key)
+                await peer.start()
 
     async def aclose(self) -> None:
         """End all connections."""
@@ -264,10 +275,16 @@ class Doors:
 
     async def _wait(self, cell: str) -> None:
         """Give a door that is just starting a moment."""
-        await self._peers[cell].wait_connected(limits.DOOR_CONNECT_TIMEOUT_MS)
+        await self._peer(cell).wait_connected(limits.DOOR_CONNECT_TIMEOUT_MS)
+
+    def _peer(self, cell: str) -> Peer:
+        peer = self._peers.get(cell)
+        if peer is None:
+            raise DoorError(f"there is no cell {cell!r} (any more)", where=cell, hint="see them: bulkhead cell list")
+        return peer
 
     async def _ask(self, cell: str, method: str, partner_id: str, body: bytes, budget_ms: int) -> Answer | Refused:
-        peer = self._peers[cell]
+        peer = self._peer(cell)
         where = f"{cell}'s door at {peer.host}:{peer.port}"
         try:
             return decode_answer(await peer.request(method, partner_id, body, budget_ms))
@@ -283,18 +300,9 @@ class Doors:
             ) from error
 
 
-def cell_addresses(settings: Settings) -> list[CellAddress]:
-    """Give where each cell's door listens."""
-    return _addresses(settings, settings.door_port)
-
-
-def advertised_addresses(settings: Settings) -> list[CellAddress]:
-    """Give where routers are told that each cell's door listens."""
-    return _addresses(settings, settings.door_advertised_port or settings.door_port)
-
-
-def _addresses(settings: Settings, first_port: int) -> list[CellAddress]:
-    return [CellAddress(name, LOOPBACK, first_port + index) for index, name in enumerate(settings.cell_names)]
+def cell_addresses(cells: Iterable[Cell]) -> list[CellAddress]:
+    """Give where the door of each cell that is to run listens."""
+    return [CellAddress(cell.name, cell.host, cell.door_port) for cell in cells if cell.is_running]
 
 
 def _unrefused(cell: str, answer: Answer | Refused) -> Answer:

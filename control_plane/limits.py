@@ -5,8 +5,16 @@ from typing import Final
 from cells.api import limits as wire_limits
 from stores import contract
 
+# A command's deadline stands with the actor; the wire's limits pass it on.
+actor_limits = wire_limits.actor_limits  # type: ignore[attr-defined]  # mypy takes the import there for a private one
+
 # What an installation may hold.
 CELLS_MAX: Final = 64
+# Those that were removed count, too: their rows stay.
+CELLS_EVER_MAX: Final = 1_000
+CELL_WEIGHT_MAX: Final = 1_000
+# How many ports past the end of its row are looked at to find a free one for a cell that is added.
+CELL_PORTS_TRIED_MAX: Final = 2_000
 ROUTERS_MAX: Final = 32
 SPARES_PER_CELL_MAX: Final = 8
 PARTNERS_MAX: Final = 10_000
@@ -90,9 +98,48 @@ LIST_UNKNOWN_AT_ONCE_MAX: Final = 16
 DIRECTORY_TAKEN_TIMEOUT_MS: Final = 1_000
 DIRECTORY_TAKEN_POLL_MS: Final = 20
 RECONCILE_INTERVAL_MS: Final = 4_000
+# Cells on their way in or out are looked at this often.
+CELL_STEP_INTERVAL_MS: Final = 500
+# A cell that no router is told of any more serves out what it was sent: no command is older than its deadline.
+CELL_REMOVE_GRACE_MS: Final = actor_limits.COMMAND_DEADLINE_MS
+# How long `cell add` and `cell remove` watch; what they began goes on by itself.
+CELL_WATCH_MS_MAX: Final = 180_000
+CELL_WATCH_INTERVAL_MS: Final = 500
 CONFIGURES_AT_ONCE_MAX: Final = 8
 # A partner that its door can't configure is tried again after a delay that doubles up to this.
 CONFIGURE_RETRY_DELAY_MS_MAX: Final = 60_000
+
+# Rebalancing: how many partners move at once and in an hour, and the pause after which one isn't moved again in a run.
+REBALANCE_MOVES_AT_ONCE_DEFAULT: Final = 2
+REBALANCE_MOVES_AT_ONCE_MAX: Final = 16
+REBALANCE_MOVES_PER_HOUR_DEFAULT: Final = 600
+REBALANCE_MOVES_PER_HOUR_MAX: Final = 36_000
+REBALANCE_PAUSE_BUDGET_MS_DEFAULT: Final = 250
+REBALANCE_PAUSE_BUDGET_MS_MAX: Final = 10_000
+# What a plan says before any move of the run has told more.
+REBALANCE_PAUSE_MS_EXPECTED: Final = 100
+REBALANCE_MOVE_S_EXPECTED: Final = 1
+REBALANCE_ATTEMPTS_MAX: Final = 3
+REBALANCE_RETRY_DELAY_MS: Final = 5_000
+REBALANCE_STEP_INTERVAL_MS: Final = 500
+# It stops by itself after so many failed moves in a row, or where more of the answers of the last seconds are 5xx.
+REBALANCE_FAILURES_IN_ROW_MAX: Final = 3
+REBALANCE_ERRORS_WINDOW_MS: Final = 30_000
+REBALANCE_ERRORS_INTERVAL_MS: Final = 2_000
+REBALANCE_ERRORS_MIN: Final = 5
+REBALANCE_ERROR_RATE_MAX: Final = 0.01
+# A plan is written down so many steps a commit.
+REBALANCE_STEPS_PER_COMMIT_MAX: Final = 500
+# By load: a cell may be above its share by this part of it; a move that helps less is not worth a pause.
+REBALANCE_LOAD_TOLERANCE: Final = 0.1
+REBALANCE_GAIN_MIN: Final = 1e-6
+REBALANCE_TARGETS_MAX: Final = 3
+# How often routers' counts of requests are looked at, how many looks are remembered, and how far apart two must be.
+LOAD_INTERVAL_MS: Final = 60_000
+LOAD_LOOKS_MAX: Final = 10
+LOAD_SPAN_MS_MIN: Final = 2_000
+METRICS_TIMEOUT_MS: Final = 3_000
+METRICS_BYTES_MAX: Final = 64 * 1_048_576
 
 # Moves of partners between cells.
 MOVE_STEP_TIMEOUT_MS: Final = 6_000
@@ -100,6 +147,12 @@ MOVE_RETRY_DELAY_MS_MIN: Final = 200
 MOVE_RETRY_DELAY_MS_MAX: Final = 5_000
 # A move that failed otherwise is looked at again so much later.
 MOVE_RESUME_DELAY_MS: Final = 60_000
+# Steps of moves at once: an evacuation begins with all of a cell's partners.
+MOVE_STEPS_AT_ONCE_MAX: Final = 32
+# Cells are looked at so often where silent ones are evacuated; who looks later than that accuses nobody.
+EVACUATION_LOOK_MS: Final = 1_000
+EVACUATION_LATE_MS: Final = 10_000
+EVACUATE_AFTER_S_MAX: Final = 24 * 3_600
 # How long a request waits for a move; the command line asks again.
 MOVE_WAIT_S_MAX: Final = 30
 MOVE_LOOK_INTERVAL_MS: Final = 500
@@ -156,6 +209,13 @@ IMPORT_COMMIT_BYTES: Final = 1_000_000
 
 assert 4 * ROUTERS_MAX <= REDIS_CLIENTS_MAX, "all routers fit in, also while lost connections linger"
 assert PROBE_INTERVAL_MS + PROBE_TIMEOUT_MS < UNRESPONSIVE_MS_MAX, "one lost probe kills nobody"
+assert START_TIMEOUT_MS + CELL_REMOVE_GRACE_MS < CELL_WATCH_MS_MAX
+assert CELLS_MAX < CELLS_EVER_MAX
+assert REBALANCE_MOVES_AT_ONCE_DEFAULT <= REBALANCE_MOVES_AT_ONCE_MAX
+assert REBALANCE_MOVES_PER_HOUR_DEFAULT <= REBALANCE_MOVES_PER_HOUR_MAX
+assert REBALANCE_PAUSE_MS_EXPECTED <= REBALANCE_PAUSE_BUDGET_MS_DEFAULT <= REBALANCE_PAUSE_BUDGET_MS_MAX
+assert REBALANCE_ERRORS_INTERVAL_MS < REBALANCE_ERRORS_WINDOW_MS < LOAD_INTERVAL_MS
+assert LOAD_SPAN_MS_MIN + METRICS_TIMEOUT_MS * 2 < CONTROL_TIMEOUT_MS, "a plan by load answers in time"
 assert RESTART_DELAY_MS_MIN <= RESTART_DELAY_MS_MAX < HEALTHY_MS_TO_RESET_DELAY
 assert NEEDS_TIMEOUT_MS <= START_TIMEOUT_MS
 assert DOOR_CONNECT_TIMEOUT_MS + ONBOARD_TIMEOUT_MS < CONTROL_TIMEOUT_MS, "the command line outwaits an onboarding"

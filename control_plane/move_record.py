@@ -45,6 +45,10 @@ class Move:
         """Give the move with its copy begun anew."""
         return replace(self, state="copying", attempt=self.attempt + 1, why=why)
 
+    def as_evacuation(self) -> "Move":
+        """Give the move as one that does not ask its source any more, which is dead."""
+        return replace(self, way="evacuate", state="copying", attempt=self.attempt + 1, why="its cell is dead")
+
     def described(self) -> dict[str, Any]:
         """Give what operators see: all but the token."""
         return {

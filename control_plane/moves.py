@@ -54,6 +54,7 @@ class Moves:
         self._monotonic = monotonic
         self._tasks: dict[str, asyncio.Task[Move]] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._slots = asyncio.Semaphore(limits.MOVE_STEPS_AT_ONCE_MAX)
         self._aborting: set[str] = set()
         self._not_before: dict[str, float] = {}
 
@@ -81,26 +82,19 @@ class Moves:
                 )
             return self._run(held)
 
-    async def evacuate(self, partner_id: str, to_cell: str, who: str) -> Move:
-        """Take a partner over from a cell that is dead, and give the move as it ended; its owners there are fenced.
+    def new_evacuation(self, partner_id: str, to_cell: str, who: str) -> Move:
+        """Give the move that takes a partner over from a cell that is dead; its owners there are fenced.
 
         The cell is not asked, so it may be alive after all: then the partner's requests are sent on by its tombstone
         as soon as it is told. Raises RefusedError where the two cells share no FoundationDB cluster.
         """
-        async with self._locks.setdefault(partner_id, asyncio.Lock()):
-            held = self._registry.move(partner_id)
-            if held is None:
-                new = self._new(partner_id, to_cell, who)
-                if new.way != "hand_over":
-                    raise RefusedError(
-                        f"{partner_id}'s book is in {new.source}'s own files: only that cell can give it",
-                        hint="bring the cell back; evacuation is for cells that share a FoundationDB cluster",
-                    )
-                held = await self._registry.begin_move(replace(new, way="evacuate"))
-            elif held.state == "copying" and held.way == "hand_over" and held.target == to_cell:
-                held = await self._registry.put_move(replace(held, way="evacuate"))
-            task = self._run(held)
-        return await asyncio.shield(task)
+        new = self._new(partner_id, to_cell, who)
+        if new.way != "hand_over":
+            raise RefusedError(
+                f"{partner_id}'s book is in {new.source}'s own files: only that cell can give it",
+                hint="bring the cell back; evacuation is for cells that share a FoundationDB cluster",
+            )
+        return replace(new, way="evacuate")
 
     async def abort(self, partner_id: str) -> Move:
         """Take a move back that is not sealed yet, and give it. Raises NotFoundError, RefusedError."""
@@ -192,7 +186,8 @@ class Moves:
             try:
                 if move.partner_id in self._aborting and move.state == "copying":
                     return await self._registry.put_move(replace(move, state="aborting", why="an operator aborted it"))
-                return await step(move)
+                async with self._slots:
+                    return await step(move)
             except (DoorError, CopyLostError, MessageError) as error:
                 why = error.what if isinstance(error, ControlPlaneError) else str(error)
                 log.warning("move_step_failed", partner=move.partner_id, state=move.state, error=why)

@@ -3,18 +3,21 @@
 Also looks whether FoundationDB's client and cluster files can be used, before any process is started that needs them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import structlog
 
 from control_plane import audit_head, registry_import, registry_keys
-from control_plane.data_folder import DataFolder, Instance, require_instance
+from control_plane.cell_rules import first_cells
+from control_plane.data_folder import DataFolder, Instance, require_instance, timestamp
 from control_plane.errors import FolderError, InputFileError, SettingsError
 from control_plane.places import describe, place_of_cell, place_of_registry
-from control_plane.registry import Registry, explain, read_partners
-from control_plane.registry_records import Partner
+from control_plane.registry import Registry
+from control_plane.registry_errors import explain
+from control_plane.registry_reading import read_cells, read_partners
+from control_plane.registry_records import Cell, Partner
 from control_plane.settings import Settings
 from stores.contract import StoreClientError, StoreError, StoreExistsError
 from stores.shelf import Shelf, open_shelf
@@ -42,6 +45,8 @@ async def open_registry(settings: Settings, folder: DataFolder, instance: Instan
                 await registry_import.run(store, folder.registry_file_of_before, folder.registry_file_imported)
             registry = await Registry.open(store, where, new=first_start)
             await _keep_heads(registry, folder)
+            if not registry.cells():  # also where the data is older than cells' rows
+                await registry.write_cells(first_cells(settings, timestamp()))
         except BaseException:
             await store.close()
             raise
@@ -53,6 +58,16 @@ async def open_registry(settings: Settings, folder: DataFolder, instance: Instan
 
 async def read_registered(settings: Settings, folder: DataFolder) -> list[Partner]:
     """Read all partners, whether a control plane runs or not. Raises ControlPlaneError."""
+    return await read_partners(*_unowned(settings, folder))
+
+
+async def read_registered_cells(settings: Settings, folder: DataFolder) -> list[Cell]:
+    """Read all cells likewise, the removed ones too. Raises ControlPlaneError."""
+    found = await read_cells(*_unowned(settings, folder))
+    return found or first_cells(settings, timestamp())  # data that no `up` of this version has opened yet
+
+
+def _unowned(settings: Settings, folder: DataFolder) -> tuple[Shelf, str]:
     place = place_of_registry(settings, folder, require_instance(folder))
     if settings.store == "sqlite" and folder.registry_file_of_before.exists() and not folder.registry_file.exists():
         raise FolderError(
@@ -60,18 +75,18 @@ async def read_registered(settings: Settings, folder: DataFolder) -> list[Partne
             where=str(folder.registry_file_of_before),
             hint="start it once with this version, which imports it: bulkhead up",
         )
-    return await read_partners(_shelf(place), describe(place, *registry_keys.BOOK))
+    return _shelf(place), describe(place, *registry_keys.BOOK)
 
 
-def require_clients(settings: Settings, folder: DataFolder, instance: Instance) -> None:
+def require_clients(settings: Settings, folder: DataFolder, instance: Instance, cells: Iterable[Cell]) -> None:
     """Say it now where cells' stores can't be used, rather than by doors that end again and again.
 
     Raises SettingsError: FoundationDB's client library is missing or doesn't fit, or a cluster file is none.
     """
     if settings.store == "fdb":
-        cells = {settings.cluster_file_of(cell): cell for cell in settings.cell_names}
-        for cell in cells.values():
-            _shelf(place_of_cell(settings, folder, instance, cell))
+        places = [place_of_cell(settings, folder, instance, cell) for cell in cells if cell.is_running]
+        for place in {place["cluster_file"]: place for place in places}.values():
+            _shelf(place)
 
 
 async def _keep_heads(registry: Registry, folder: DataFolder) -> None:

@@ -3,20 +3,21 @@
 from typing import Any, Final
 
 from control_plane.data_folder import DataFolder, Instance
+from control_plane.registry_records import Cell
 from control_plane.settings import Settings
 
 # The directory in a FoundationDB cluster below which each installation has its own.
 ROOT: Final = "bulkhead"
 
 
-def place_of_cell(settings: Settings, folder: DataFolder, instance: Instance, cell: str) -> dict[str, Any]:
+def place_of_cell(settings: Settings, folder: DataFolder, instance: Instance, cell: Cell) -> dict[str, Any]:
     """Give where a cell's books stand (stores.shelf)."""
     if settings.store == "sqlite":
-        return {"store": "sqlite", "folder": str(folder.cell_folder(cell))}
+        return {"store": "sqlite", "folder": str(folder.cell_folder(cell.name))}
     return {
         "store": "fdb",
-        "cluster_file": str(settings.cluster_file_of(cell)),
-        "path": [ROOT, instance.data_id, "cells", cell],
+        "cluster_file": cell.cluster_file or str(settings.cluster_files[0]),
+        "path": [ROOT, instance.data_id, "cells", cell.name],
     }
 
 

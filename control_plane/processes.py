@@ -1,8 +1,9 @@
-"""Which processes an installation has, from its settings alone. Pure: nothing is read, written or started here."""
+"""Which processes an installation has, from its settings and cells alone. Pure: nothing is read or started here."""
 
 import hashlib
 import json
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,11 @@ from control_plane import limits
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.places import place_of_cell
 from control_plane.process_table import MARKER
+from control_plane.registry_records import Cell
 from control_plane.settings import LOOPBACK, MAIN_ACQUIRER, SECOND_ACQUIRER, Settings
+
+# Gives a digest of the secrets that a cell's processes hold, of None: those that are no cell's.
+SecretsDigest = Callable[[str | None], str]
 
 # Stopped in the reverse of this order: who asks before who is asked.
 STAGE_FOUNDATIONS: Final = 0
@@ -59,14 +64,19 @@ class ProcessSpec:
 
 
 def plan(
-    settings: Settings, folder: DataFolder, instance: Instance, version: str, secrets_digest: str
+    settings: Settings,
+    folder: DataFolder,
+    instance: Instance,
+    cells: Iterable[Cell],
+    version: str,
+    secrets_digest: SecretsDigest,
 ) -> tuple[ProcessSpec, ...]:
-    """Give all processes, in the order of their start."""
+    """Give all processes, in the order of their start. That a cell comes or goes changes no other process."""
+    running = [cell for cell in cells if cell.is_running]
     planned: list[_Planned] = [*_plan_acquirer(settings, folder), *_plan_redis(settings, folder)]
-    for index, cell in enumerate(settings.cell_names):
-        planned.append(_plan_ray_head(settings, folder, index, cell, ray_folder(instance.id) / str(index)))
-    for index, cell in enumerate(settings.cell_names):
-        planned.append(_plan_door(settings, folder, instance, index, cell))
+    scratch = ray_folder(instance.id)
+    planned += [_plan_ray_head(settings, folder, cell, scratch / str(cell.slot)) for cell in running]
+    planned += [_plan_door(settings, folder, instance, cell) for cell in running]
     for index, name in enumerate(settings.router_names):
         planned.append(_plan_router(settings, folder, index, name))
     specs: list[ProcessSpec] = []
@@ -74,7 +84,7 @@ def plan(
         config_file = folder.run / f"{process.name}.config.json"
         # -P: what lies in the working folder is never imported.
         argv = (sys.executable, "-P", "-m", process.module, "--config", str(config_file))
-        identity = json.dumps([argv, process.config, version, secrets_digest], sort_keys=True)
+        identity = json.dumps([argv, process.config, version, secrets_digest(process.cell)], sort_keys=True)
         specs.append(
             ProcessSpec(
                 name=process.name,
@@ -166,13 +176,13 @@ def _plan_redis(settings: Settings, folder: DataFolder) -> list[_Planned]:
     ]
 
 
-def _plan_ray_head(settings: Settings, folder: DataFolder, index: int, cell: str, scratch: Path) -> _Planned:
-    name = f"{cell}.ray"
+def _plan_ray_head(settings: Settings, folder: DataFolder, cell: Cell, scratch: Path) -> _Planned:
+    name = f"{cell.name}.ray"
     config = {
-        "cell": cell,
-        "ray_port": settings.ray_port + index,
+        "cell": cell.name,
+        "ray_port": cell.ray_port,
         "temp_folder": str(scratch),
-        "token_file": str(folder.ray_token_file(cell)),
+        "token_file": str(folder.ray_token_file(cell.name)),
         "log_file": str(folder.log_file(name)),
         # Not for Ray: workers outlive their door and keep what they were started with, so a change begins at Ray.
         **_workers_config(settings),
@@ -181,25 +191,25 @@ def _plan_ray_head(settings: Settings, folder: DataFolder, index: int, cell: str
         name=name,
         role="ray",
         module="cells.ray_head",
-        cell=cell,
+        cell=cell.name,
         stage=STAGE_FOUNDATIONS,
-        port=settings.ray_port + index,
+        port=cell.ray_port,
         config=config,
         scratch=scratch,
     )
 
 
-def _plan_door(settings: Settings, folder: DataFolder, instance: Instance, index: int, cell: str) -> _Planned:
-    name = f"{cell}.door"
+def _plan_door(settings: Settings, folder: DataFolder, instance: Instance, cell: Cell) -> _Planned:
+    name = f"{cell.name}.door"
     config = {
-        "cell": cell,
-        "host": LOOPBACK,
-        "port": settings.door_port + index,
-        "metrics_port": settings.metrics_port + index,
-        "ray_address": f"{LOOPBACK}:{settings.ray_port + index}",
-        "token_file": str(folder.ray_token_file(cell)),
-        "secret_file": str(folder.cell_secret_file(cell)),
-        "folder": str(folder.cell_folder(cell)),
+        "cell": cell.name,
+        "host": cell.host,
+        "port": cell.door_port,
+        "metrics_port": cell.metrics_port,
+        "ray_address": f"{cell.host}:{cell.ray_port}",
+        "token_file": str(folder.ray_token_file(cell.name)),
+        "secret_file": str(folder.cell_secret_file(cell.name)),
+        "folder": str(folder.cell_folder(cell.name)),
         "place": place_of_cell(settings, folder, instance, cell),
         "spares": settings.spares_per_cell,
         "acquirers": settings.acquirer_urls,
@@ -211,11 +221,12 @@ def _plan_door(settings: Settings, folder: DataFolder, instance: Instance, index
         name=name,
         role="door",
         module="cells.door",
-        cell=cell,
+        cell=cell.name,
         stage=STAGE_DOORS,
-        port=settings.door_port + index,
+        host=cell.host,
+        port=cell.door_port,
         config=config,
-        needs=(f"{cell}.ray",),
+        needs=(f"{cell.name}.ray",),
     )
 
 
@@ -241,7 +252,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "directory_file": str(folder.directory_file),
         "data_folder": str(folder.router_folder(name)),
         "pepper_file": str(folder.pepper_file),
-        "cell_key_files": {cell: str(folder.router_key_file(cell)) for cell in settings.cell_names},
+        "cell_keys_folder": str(folder.secrets),
         "acquirer_key_files": {name: str(folder.acquirer_secret_file(name)) for name in settings.acquirer_urls},
         **_redis_config(settings, folder),
         "log_file": str(folder.log_file(name)),

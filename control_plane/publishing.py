@@ -6,7 +6,7 @@ kept from being written is skipped.
 
 import asyncio
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,10 +15,9 @@ import structlog
 from control_plane import limits
 from control_plane.data_folder import DataFolder
 from control_plane.directory_spreading import Spread, by_file_only
-from control_plane.doors import CellAddress
 from control_plane.errors import ControlPlaneError
 from control_plane.registry import Registry
-from control_plane.registry_records import Key, Partner
+from control_plane.registry_records import Cell, Key, Partner
 from router import directory, directory_file
 
 log = structlog.get_logger()
@@ -28,17 +27,11 @@ class Publisher:
     """The one writer of the directory's file. What takes long is done in threads, one at a time."""
 
     def __init__(
-        self,
-        registry: Registry,
-        folder: DataFolder,
-        cells: Sequence[CellAddress],
-        routers: Sequence[str],
-        spread: Spread = by_file_only,
+        self, registry: Registry, folder: DataFolder, routers: Sequence[str], spread: Spread = by_file_only
     ) -> None:
         self._registry = registry
         self._spread = spread
         self._file = folder.directory_file
-        self._cells = tuple(directory.Cell(name=cell.name, host=cell.host, port=cell.port) for cell in cells)
         self._kept_files = {name: folder.router_folder(name) / directory_file.LAST_KNOWN_GOOD for name in routers}
         self._lock = asyncio.Lock()
         self._written = _signature(self._file)
@@ -46,8 +39,8 @@ class Publisher:
 
     def place(self, partner_id: str) -> str:
         """Give the cell in which a new partner's book is to be made."""
-        cell = directory.rendezvous(partner_id, self._cells)
-        assert cell is not None, "there is always a cell, and each has a weight"
+        cell = directory.rendezvous(partner_id, cells_of_directory(self._registry.cells()))
+        assert cell is not None, "there is always a cell with a weight: fleet.py sees to it"
         return cell
 
     async def publish(self) -> int:
@@ -58,7 +51,8 @@ class Publisher:
         async with self._lock:
             # What is handed to the thread never changes: it is what the registry said at one moment.
             partners, keys = self._registry.partners(), self._registry.all_keys()
-            payload = await asyncio.to_thread(self._payload, datetime.now(UTC), partners, keys)
+            cells = cells_of_directory(self._registry.cells())
+            payload = await asyncio.to_thread(_payload, datetime.now(UTC), cells, partners, keys)
             held = self._published
             is_untouched = _signature(self._file) == self._written and self._written is not None
             if held is not None and is_untouched and await asyncio.to_thread(operator.eq, held.payload, payload):
@@ -108,47 +102,60 @@ class Publisher:
         """The version that is published, 0 where none is."""
         return 0 if self._published is None else self._published.version
 
-    def _payload(self, now: datetime, partners: Sequence[Partner], all_keys: Sequence[Key]) -> directory.Payload:
-        keys: dict[str, list[Key]] = {}
-        for key in all_keys:
-            if key.is_good(now):
-                keys.setdefault(key.partner_id, []).append(key)
-        return directory.Payload(
-            cells=self._cells,
-            partners={
-                partner.id: self._record(partner, keys.get(partner.id, []))
-                for partner in partners
-                if partner.status != "onboarding"
-            },
-        )
 
-    def _record(self, partner: Partner, keys: Sequence[Key]) -> directory.Partner:
-        home = self.place(partner.id)
-        return directory.Partner.model_validate(
-            {
-                "name": partner.name,
-                "status": partner.status,
-                "mode": partner.mode,
-                "api_version": partner.api_version,
-                "profile_version": partner.profile_version,
-                # A partner stays where its book is, whatever the hash says.
-                "cell": None if home == partner.cell else partner.cell,
-                "rate_per_second": partner.rate_per_second,
-                "rate_burst": partner.rate_burst,
-                "in_flight_max": partner.in_flight_max,
-                "created_at": partner.created_at,
-                "keys": tuple(
-                    {
-                        "id": key.id,
-                        "hash": key.hash,
-                        "hint": key.hint,
-                        "created_at": key.created_at,
-                        "expires_at": key.expires_at,
-                    }
-                    for key in keys
-                ),
-            }
-        )
+def cells_of_directory(cells: Iterable[Cell]) -> tuple[directory.Cell, ...]:
+    """Give the cells as routers are told them; one that is on its way in or out is none of them."""
+    return tuple(
+        directory.Cell(name=cell.name, weight=cell.weight, host=cell.host, port=cell.advertised_port)
+        for cell in cells
+        if cell.is_published
+    )
+
+
+def _payload(
+    now: datetime, cells: tuple[directory.Cell, ...], partners: Sequence[Partner], all_keys: Sequence[Key]
+) -> directory.Payload:
+    keys: dict[str, list[Key]] = {}
+    for key in all_keys:
+        if key.is_good(now):
+            keys.setdefault(key.partner_id, []).append(key)
+    return directory.Payload(
+        cells=cells,
+        partners={
+            partner.id: _record(partner, cells, keys.get(partner.id, []))
+            for partner in partners
+            if partner.status != "onboarding"
+        },
+    )
+
+
+def _record(partner: Partner, cells: tuple[directory.Cell, ...], keys: Sequence[Key]) -> directory.Partner:
+    home = directory.rendezvous(partner.id, cells)
+    return directory.Partner.model_validate(
+        {
+            "name": partner.name,
+            "status": partner.status,
+            "mode": partner.mode,
+            "api_version": partner.api_version,
+            "profile_version": partner.profile_version,
+            # A partner stays where its book is, whatever the hash says: also when a cell comes or goes.
+            "cell": None if home == partner.cell else partner.cell,
+            "rate_per_second": partner.rate_per_second,
+            "rate_burst": partner.rate_burst,
+            "in_flight_max": partner.in_flight_max,
+            "created_at": partner.created_at,
+            "keys": tuple(
+                {
+                    "id": key.id,
+                    "hash": key.hash,
+                    "hint": key.hint,
+                    "created_at": key.created_at,
+                    "expires_at": key.expires_at,
+                }
+                for key in keys
+            ),
+        }
+    )
 
 
 def _read(path: Path) -> directory.Directory | None:

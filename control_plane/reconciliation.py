@@ -21,7 +21,7 @@ from control_plane import limits, settlement_file
 from control_plane.data_folder import DataFolder
 from control_plane.doors import Doors, SettlementBatch, cell_addresses
 from control_plane.errors import ControlPlaneError, DoorError, SettingsError
-from control_plane.opening import read_registered
+from control_plane.opening import read_registered, read_registered_cells
 from control_plane.registry_records import Partner
 from control_plane.settings import MAIN_ACQUIRER, Settings
 from control_plane.settlement_file import DAY_MS, Groups, Row, SettlementFile
@@ -163,7 +163,7 @@ async def _run(
     partners: dict[str, Partner],
     differences: Differences,
 ) -> list[PartnerResult]:
-    doors = await Doors.connect(cell_addresses(settings), folder)
+    doors = await Doors.connect(cell_addresses(await read_registered_cells(settings, folder)), folder)
     try:
         await doors.wait_connected()
         job = Job(doors, settings.acquirer_fees.model_dump(), wanted, settlement, differences, told.compared)

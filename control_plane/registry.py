@@ -9,7 +9,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,8 +23,6 @@ from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
 from control_plane.dry_run import DryRunDone
 from control_plane.errors import (
-    ControlPlaneError,
-    FolderError,
     NotFoundError,
     RefusedError,
     RegistryError,
@@ -33,7 +31,9 @@ from control_plane.errors import (
 )
 from control_plane.move_record import Move
 from control_plane.registry_draft import Draft, Held
-from control_plane.registry_records import ISOLATIONS, NEW, Change, Key, Operator, Origin, Owner, Partner
+from control_plane.registry_errors import AGAIN, explain, lost, not_whole
+from control_plane.registry_reading import load, rows
+from control_plane.registry_records import ISOLATIONS, NEW, Cell, Change, Key, Operator, Origin, Owner, Partner
 from stores import contract
 from stores.contract import (
     Check,
@@ -44,19 +44,11 @@ from stores.contract import (
     Put,
     Range,
     Store,
-    StoreClientError,
     StoreCorruptError,
     StoreError,
-    StoreLimitError,
-    StoreMissingError,
-    StoreUnavailableError,
 )
-from stores.shelf import Shelf
 
 log = structlog.get_logger()
-
-_MEND = "is the disk full or read-only, or the FoundationDB cluster away? Ask again once that is mended"
-_AGAIN = "ask again: what is done already is not done twice"
 
 
 class Registry:
@@ -92,7 +84,7 @@ class Registry:
                     raise not_whole(where)
                 rows.append(Put(registry_keys.ORIGIN, registry_codec.encode_origin(Origin(NEW, timestamp()))))
             await store.commit([Check(registry_keys.ORIGIN, value)], rows)
-            return cls(store, where, owner, await _load(store, where))
+            return cls(store, where, owner, await load(store, where))
         except StoreError as error:
             raise explain(error, where) from error
 
@@ -118,6 +110,17 @@ class Registry:
     def find(self, partner_id: str) -> Partner | None:
         """Give one partner, None where there is none."""
         return self._held.partners.get(partner_id)
+
+    def cells(self) -> list[Cell]:
+        """Give all cells in the order in which they came, the removed ones too."""
+        return sorted(self._held.cells.values(), key=lambda cell: cell.slot)
+
+    def cell(self, name: str) -> Cell:
+        """Give one cell. Raises NotFoundError."""
+        found = self._held.cells.get(name)
+        if found is None:
+            raise NotFoundError(f"there is no cell {name!r}", where=self._where, hint="see them: bulkhead cell list")
+        return found
 
     def keys(self, partner_id: str) -> list[Key]:
         """Give a partner's keys, oldest first, the revoked and expired ones too."""
@@ -210,6 +213,16 @@ class Registry:
             if None in found.values:
                 raise StoreCorruptError(f"a change to {partner_id!r} is gone")
             return [registry_codec.decode_change(value) for value in found.values if value is not None]
+        except StoreError as error:
+            raise explain(error, self._where) from error
+
+    async def read_rows(
+        self, of: Callable[[contract.Key | None, int], Range], at_most: int, *keys: contract.Key
+    ) -> tuple[list[bytes | None], list[Entry]]:
+        """Give single rows' values and all rows of a kind that are not held in memory. Raises ControlPlaneError."""
+        try:
+            values = (await self._store.read(list(keys))).values
+            return list(values), [entry async for entry in rows(self._store, of, at_most, self._where)]
         except StoreError as error:
             raise explain(error, self._where) from error
 
@@ -398,6 +411,23 @@ class Registry:
                 draft.note(who, what, None, {"operator": operator.id, **changed})
         return operator
 
+    async def write_cells(self, cells: Sequence[Cell], /, who: str = "", what: str = "", **detail: Any) -> None:
+        """Write cells as they are to be from now on, new ones too; `what` happened is noted where it is said."""
+        async with self._writing() as draft:
+            for cell in cells:
+                draft.put_cell(cell)
+            if what:
+                draft.note(who, what, None, detail)
+
+    async def write_rows(
+        self, rows: Mapping[contract.Key, bytes | None], who: str = "", what: str = "", **detail: Any
+    ) -> None:
+        """Write rows that this does not hold in memory (None: none is left); `what` is noted where it is said."""
+        async with self._writing() as draft:
+            draft.rows |= rows
+            if what:
+                draft.note(who, what, None, detail)
+
     async def begin_move(self, move: Move) -> Move:
         """Write down that a partner is to go to another cell, before anything is done."""
         async with self._writing() as draft:
@@ -406,6 +436,13 @@ class Registry:
             detail = {"move": move.id, "from": move.source, "to": move.target}
             draft.note(move.who, "partner_move_begun", move.partner_id, detail)
         return move
+
+    async def begin_evacuation(self, cell: str, moves: Sequence[Move], who: str) -> None:
+        """Write down all moves that take a dead cell's partners over, in one commit, over those under way."""
+        async with self._writing() as draft:
+            for move in moves:
+                draft.put_move(move)
+            draft.note(who, "cell_evacuation_begun", None, {"cell": cell, "partners": len(moves)})
 
     async def put_move(self, move: Move) -> Move:
         """Write down how far a move is."""
@@ -418,7 +455,7 @@ class Registry:
         async with self._writing() as draft:
             draft.put_partner(replace(self.partner(move.partner_id), cell=move.target))
             draft.put_move(move)
-            draft.note(move.who, "partner_moved", move.partner_id, {"cell": [move.source, move.target]})
+            draft.note(move.who, "partner_arrived", move.partner_id, {"cell": [move.source, move.target]})
         return move
 
     async def end_move(self, move: Move, what: str) -> Move:
@@ -506,13 +543,13 @@ class Registry:
             raise explain(second, self._where) from second
         if isinstance(error, CommitUnknownError) and list(found) == list(draft.rows.values()):
             return
-        raise RegistryError(f"nothing was changed: {error}", where=self._where, hint=_AGAIN) from error
+        raise RegistryError(f"nothing was changed: {error}", where=self._where, hint=AGAIN) from error
 
     async def _read_again(self) -> None:
         """Own the book again and read it. Raises StoreError, RegistryLostError."""
         await self._require_ours()  # before: to take it from another would end that one
         await self._store.acquire(0)
-        held = await _load(self._store, self._where)
+        held = await load(self._store, self._where)
         self._require_owner(held.owner)
         self._held = held
         self._in_doubt = False
@@ -526,123 +563,11 @@ class Registry:
     def _require_owner(self, found: Owner | None) -> None:
         if found == self._owner:
             return
-        self.lost = _lost(found, self._where)
+        self.lost = lost(found, self._where)
         log.error("registry_lost", to="nobody" if found is None else found.name)
         raise self.lost
-
-
-async def read_partners(shelf: Shelf, where: str) -> list[Partner]:
-    """Read the partners without owning the registry, which a control plane may hold. Raises ControlPlaneError."""
-    try:
-        store = await shelf.open(*registry_keys.BOOK)
-        try:
-            (value,) = (await store.read([registry_keys.ORIGIN])).values
-            if registry_codec.decode_origin(value) is None:
-                raise not_whole(where)
-            rows = _rows(store, registry_keys.partners, limits.PARTNERS_MAX, where)
-            return [registry_codec.decode_partner(entry) async for entry in rows]
-        finally:
-            await store.close()
-    except StoreError as error:
-        raise explain(error, where) from error
 
 
 def end_of_grace(grace_s: int) -> datetime:
     """Give when an old key ends that is replaced now."""
     return datetime.now(UTC) + timedelta(seconds=grace_s)
-
-
-def explain(error: StoreError, where: str) -> ControlPlaneError:
-    """Give what a store's error means for an operator; of all but CommitUnknownError nothing was changed."""
-    match error:
-        case StoreMissingError() | StoreCorruptError():
-            return FolderError(
-                f"the registry of partners can't be opened: {error}",
-                where=where,
-                hint="restore it from a backup; it is never made anew, for routers would then turn all partners away",
-            )
-        case StoreClientError():
-            return FolderError(f"the registry of partners can't be reached: {error}", where=where, hint="mend that")
-        case FencedError():
-            return RegistryLostError(
-                "another control plane took the registry over at this moment",
-                where=where,
-                hint="of two that use the same data one must end",
-            )
-        case StoreLimitError():
-            return RefusedError(f"it is too large to be written down: {error}", where=where, hint="say less")
-        case CommitUnknownError():
-            return RegistryUnknownError(f"whether it was written down is not known: {error}", where=where, hint=_AGAIN)
-        case StoreUnavailableError():
-            return RegistryError(f"the registry can't be used: {error}", where=where, hint=_MEND)
-        case _:
-            return RegistryError(f"nothing was changed: {error}", where=where, hint=_AGAIN)
-
-
-def not_whole(where: str) -> FolderError:
-    """Give the error for a book whose making was interrupted and can't go on here."""
-    return FolderError(
-        "the registry of partners is not whole: it was being imported when that was interrupted",
-        where=where,
-        hint="`bulkhead up` imports it from registry.sqlite; if that file is gone, restore it from a backup",
-    )
-
-
-def _lost(to: Owner | None, where: str) -> RegistryLostError:
-    who = "somebody" if to is None else f"{to.name} since {to.since}"
-    return RegistryLostError(
-        f"another control plane took the registry over ({who}), so this one ends; its processes go on without it",
-        where=where,
-        hint="two data folders must not hold the same data: stop one, and start the other again with `bulkhead up`",
-    )
-
-
-async def _load(store: Store, where: str) -> Held:
-    """Read everything but the changes, a page at a time."""
-    found = await store.read([registry_keys.OWNER, registry_keys.DIRECTORY], [registry_keys.newest_change()])
-    held = Held(
-        owner=registry_codec.decode_owner(found.values[0]),
-        directory_version=registry_codec.decode_directory_version(found.values[1]),
-        head=_head_of(found.ranges[0]),
-    )
-    async for entry in _rows(store, registry_keys.partners, limits.PARTNERS_MAX, where):
-        partner = registry_codec.decode_partner(entry)
-        held.partners[partner.id] = partner
-    async for entry in _rows(store, registry_keys.keys, limits.KEYS_MAX, where):
-        key = registry_codec.decode_key(entry)
-        if key.partner_id not in held.partners:
-            raise StoreCorruptError(f"key {key.id!r} is of no partner")
-        held.keys.setdefault(key.partner_id, {})[key.id] = key
-    async for entry in _rows(store, registry_keys.operators, limits.OPERATORS_MAX, where):
-        operator = registry_codec.decode_operator(entry)
-        held.operators[operator.id] = operator
-    async for entry in _rows(store, registry_keys.moves, limits.PARTNERS_MAX, where):
-        move = registry_codec.decode_move(entry)
-        held.moves[move.partner_id] = move
-    return held
-
-
-def _head_of(newest: Sequence[Entry]) -> Head:
-    changes = [registry_codec.decode_change(entry.value) for entry in newest]
-    return Head(changes[0].sequence, audit_chain.digest(changes[0])) if changes else Head(0, audit_chain.NOTHING)
-
-
-async def _rows(
-    store: Store, of: Callable[[contract.Key | None, int], Range], at_most: int, where: str
-) -> AsyncIterator[Entry]:
-    after: contract.Key | None = None
-    count = 0
-    while True:
-        (page,) = (await store.read([], [of(after, limits.REGISTRY_PAGE_ROWS)])).ranges
-        for entry in page:
-            yield entry
-        count += len(page)
-        if count > at_most:
-            raise FolderError(
-                f"the registry holds more than the {at_most} rows of a kind that this version takes",
-                where=where,
-                hint="run the version of Bulkhead that wrote it, or a newer one",
-            )
-        if len(page) < limits.REGISTRY_PAGE_ROWS:
-            return
-        after = page[-1].key

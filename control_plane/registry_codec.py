@@ -11,22 +11,29 @@ from typing import Any, Final
 
 import msgpack
 
+from control_plane import limits
 from control_plane.audit_chain import Head
 from control_plane.move_record import STATES, WAYS, Move
 from control_plane.registry_records import (
+    CELL_STATES,
     IMPORTED,
     ISOLATIONS,
     MODES,
     NEW,
     OPERATOR_ROLES,
     OPERATOR_STATUSES,
+    RUN_STATES,
     STATUSES,
+    STEP_STATES,
+    Cell,
     Change,
     Key,
     Operator,
     Origin,
     Owner,
     Partner,
+    Rebalance,
+    RebalanceStep,
 )
 from stores.contract import Entry, StoreCorruptError, checked
 
@@ -58,6 +65,50 @@ def decode_partner(entry: Entry) -> Partner:
     if partner.id != entry.key[1] or not known:
         raise StoreCorruptError(f"the row of partner {entry.key[1]!r} is none of it")
     return partner
+
+
+def encode_cell(cell: Cell) -> bytes:
+    """Give a cell's bytes."""
+    assert cell.state in CELL_STATES, cell.state
+    return _pack(*astuple(cell))
+
+
+def decode_cell(entry: Entry) -> Cell:
+    """Read a cell. Raises StoreCorruptError."""
+    cell = checked(Cell(*_unpack(entry.value, 11)))
+    if cell.name != entry.key[1] or cell.state not in CELL_STATES or not 0 <= cell.weight <= limits.CELL_WEIGHT_MAX:
+        raise StoreCorruptError(f"the row of cell {entry.key[1]!r} is none of it")
+    return cell
+
+
+def encode_rebalance(run: Rebalance) -> bytes:
+    """Give the bytes of a run of moves."""
+    assert run.state in RUN_STATES, run.state
+    return _pack(*astuple(run))
+
+
+def decode_rebalance(value: bytes | None) -> Rebalance | None:
+    """Read a run of moves; None where there never was one. Raises StoreCorruptError."""
+    if value is None:
+        return None
+    run = checked(Rebalance(*_unpack(value, 10)))
+    if run.state not in RUN_STATES or min(run.at_once, run.per_hour) < 1:
+        raise StoreCorruptError("the row of the rebalancing is none")
+    return run
+
+
+def encode_rebalance_step(step: RebalanceStep) -> bytes:
+    """Give the bytes of one move of a run."""
+    assert step.state in STEP_STATES, step.state
+    return _pack(*astuple(step))
+
+
+def decode_rebalance_step(entry: Entry) -> RebalanceStep:
+    """Read one move of a run. Raises StoreCorruptError."""
+    step = checked(RebalanceStep(*_unpack(entry.value, 11)))
+    if step.partner_id != entry.key[1] or step.state not in STEP_STATES:
+        raise StoreCorruptError(f"the row of the move of {entry.key[1]!r} is none of it")
+    return step
 
 
 def encode_key(key: Key) -> bytes:

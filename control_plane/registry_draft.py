@@ -8,7 +8,7 @@ from control_plane import audit_chain, registry_codec, registry_keys
 from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
 from control_plane.move_record import Move
-from control_plane.registry_records import Change, Key, Operator, Owner, Partner
+from control_plane.registry_records import Cell, Change, Key, Operator, Owner, Partner
 from stores import contract
 from stores.contract import Check, Put
 
@@ -21,6 +21,7 @@ class Held:
     directory_version: int = 0
     head: Head = field(default_factory=lambda: Head(0, audit_chain.NOTHING))  # of the audit log
     partners: dict[str, Partner] = field(default_factory=dict)
+    cells: dict[str, Cell] = field(default_factory=dict)
     keys: dict[str, dict[str, Key]] = field(default_factory=dict)
     operators: dict[str, Operator] = field(default_factory=dict)
     moves: dict[str, Move] = field(default_factory=dict)
@@ -43,6 +44,11 @@ class Draft:
             self.checks.append(Check(key, None))
         self.rows[key] = registry_codec.encode_partner(partner)
         self._effects.append(lambda held: held.partners.update({partner.id: partner}))
+
+    def put_cell(self, cell: Cell) -> None:
+        """Write a cell."""
+        self.rows[registry_keys.cell(cell.name)] = registry_codec.encode_cell(cell)
+        self._effects.append(lambda held: held.cells.update({cell.name: cell}))
 
     def begin(self, partner: Partner, who: str) -> None:
         """Write down a partner to be onboarded."""
@@ -110,8 +116,9 @@ class Draft:
 
     @property
     def is_noted(self) -> bool:
-        """Whether the audit log tells of it. A directory's version and a move's next step are nobody's change."""
-        steps = {key for key in self.rows if key == registry_keys.DIRECTORY or key[0] == "move"}
+        """Whether the audit log tells of it. A directory's version, first cells and next steps are nobody's change."""
+        kinds = {"move", "cell", "rebalance", "rebalance_step"}
+        steps = {key for key in self.rows if key == registry_keys.DIRECTORY or key[0] in kinds}
         return registry_keys.HEAD in self.rows or self.rows.keys() <= steps
 
     def mutations(self) -> list[contract.Mutation]:

@@ -4,6 +4,9 @@
     ("owner",)                             Owner: the control plane that took the book over last
     ("directory",)                         the newest version that was taken for a directory
     ("partner", partner_id)                Partner
+    ("cell", name)                         Cell: the removed ones, too
+    ("rebalance",)                         Rebalance: the newest run of moves, and how far it is
+    ("rebalance_step", partner_id)         RebalanceStep: one move of it
     ("key", partner_id, key_id)            Key: what is kept of an API key
     ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
     ("operator", operator_id)              Operator: who may use the admin API
@@ -25,6 +28,7 @@ BOOK: Final = ("control",)
 ORIGIN: Final[Key] = ("origin",)
 OWNER: Final[Key] = ("owner",)
 DIRECTORY: Final[Key] = ("directory",)
+REBALANCE: Final[Key] = ("rebalance",)
 HEAD: Final[Key] = ("head",)
 # Sorts behind every id; numbers have their own end.
 _LAST: Final = "\U0010ffff"
@@ -34,6 +38,16 @@ _LAST_NUMBER: Final = (1 << 63) - 1
 def partner(partner_id: str) -> Key:
     """Where a partner is."""
     return ("partner", partner_id)
+
+
+def cell(name: str) -> Key:
+    """Where a cell is."""
+    return ("cell", name)
+
+
+def rebalance_step(partner_id: str) -> Key:
+    """Where a partner's move in the newest run is."""
+    return ("rebalance_step", partner_id)
 
 
 def key(partner_id: str, key_id: str) -> Key:
@@ -79,6 +93,16 @@ def change_of(partner_id: str, sequence: int) -> Key:
 def partners(after: Key | None, rows: int) -> Range:
     """Give the range of the next partners after a key, by id."""
     return Range(_after(after, "partner"), ("partner", _LAST), rows)
+
+
+def cells(after: Key | None, rows: int) -> Range:
+    """Give the range of the next cells after a key, by name."""
+    return Range(_after(after, "cell"), ("cell", _LAST), rows)
+
+
+def rebalance_steps(after: Key | None, rows: int) -> Range:
+    """Give the range of the next moves of the newest run after a key, by partner."""
+    return Range(_after(after, "rebalance_step"), ("rebalance_step", _LAST), rows)
 
 
 def keys(after: Key | None, rows: int) -> Range:

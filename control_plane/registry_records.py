@@ -7,6 +7,10 @@ from typing import Any, Final
 STATUSES: Final = frozenset({"onboarding", "active", "suspended"})
 MODES: Final = frozenset({"test", "live"})
 ISOLATIONS: Final = frozenset({"dedicated", "pooled"})
+RUN_STATES: Final = frozenset({"planning", "running", "paused", "stopped", "aborted", "done"})
+STEP_STATES: Final = frozenset({"waiting", "moving", "done", "failed", "skipped"})
+# adding -> active <-> draining -> removing -> removed; one that was never ready goes from adding to removing.
+CELL_STATES: Final = frozenset({"adding", "active", "draining", "removing", "removed"})
 OPERATOR_ROLES: Final = frozenset({"viewer", "operator", "admin"})
 OPERATOR_STATUSES: Final = frozenset({"active", "disabled"})
 NEW: Final = "new"
@@ -31,6 +35,66 @@ class Partner:
     isolation: str = "dedicated"  # dedicated: a worker of its own; pooled: one that it shares
     acquirers: tuple[str, ...] = ()  # by name, the first choice first; empty: the installation's own
     currencies: tuple[str, ...] = ()  # that new payments may be in (ISO 4217); empty: all
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell as the operators want it. Its row stays when it is removed, so that no name or slot is used twice."""
+
+    name: str
+    slot: int  # those of the first start have 0 and up, as in the settings; each later one has the next
+    state: str
+    weight: float  # its share of new partners, beside the other cells' weights
+    host: str
+    door_port: int
+    advertised_port: int  # the door's port as routers are told it
+    metrics_port: int
+    ray_port: int
+    cluster_file: str  # FoundationDB's; empty: the one that all cells share, or the store is SQLite
+    created_at: str
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its processes are to run."""
+        return self.state != "removed"
+
+    @property
+    def is_published(self) -> bool:
+        """Whether routers are told of it."""
+        return self.state in {"active", "draining"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """A run of moves: what was planned, how it is bounded, and how it is. `why` says what stopped it."""
+
+    id: str
+    by: str  # hash, load, drain
+    state: str  # planning, running, paused, stopped, aborted, done
+    who: str
+    created_at: str
+    ended_at: str | None
+    why: str
+    at_once: int
+    per_hour: int
+    pause_budget_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RebalanceStep:
+    """One move of a run. Times are milliseconds since 1970; `pause_ms` is what its partner waited."""
+
+    run_id: str
+    partner_id: str
+    from_cell: str
+    to_cell: str
+    bytes: int
+    state: str  # waiting, moving, done, failed, skipped
+    attempts: int = 0
+    started_at_ms: int | None = None
+    ended_at_ms: int | None = None
+    pause_ms: int | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

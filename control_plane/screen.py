@@ -18,6 +18,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TaskID,
     TaskProgressColumn,
     TextColumn,
@@ -29,6 +30,7 @@ from control_plane.audit_chain import Verdict
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError
 from control_plane.processes import ProcessSpec
+from control_plane.registry_records import Cell
 from control_plane.settings import Settings
 from control_plane.up import Console
 
@@ -36,6 +38,9 @@ log = structlog.get_logger()
 
 # A file or pipe has no width of its own; tables must not be cut there.
 _WIDTH_ELSEWHERE: Final = 220
+# Of what is long, so much is shown; --json has all.
+_NAMES_SHOWN_MAX: Final = 4
+_MOVES_SHOWN_MAX: Final = 20
 _GOOD: Final = frozenset({"ready", "active", "ok"})
 
 
@@ -89,23 +94,23 @@ def console() -> Console:
         style = "green" if what in _GOOD else "yellow"
         write(f"[{style}]{escape(spec.name):>14}[/]  {escape(what)}")
 
-    def tell_ready(settings: Settings, folder: DataFolder, pid: int) -> None:
+    def tell_ready(settings: Settings, folder: DataFolder, pid: int, cells: Sequence[Cell]) -> None:
         base = f"http://{settings.http_host}:{settings.http_port}"
         write("\n[bold green]Bulkhead is ready[/]\n")
         # No frame around it and no colours in it: the lines are there to be copied.
-        write("\n".join(_summary(settings, folder, pid, base)), markup=False)
+        write("\n".join(_summary(settings, folder, pid, base, cells)), markup=False)
 
     return Console(lambda text: write(text, markup=False), tell_process, tell_ready)
 
 
-def _summary(settings: Settings, folder: DataFolder, pid: int, base: str) -> list[str]:
+def _summary(settings: Settings, folder: DataFolder, pid: int, base: str, cells: Sequence[Cell]) -> list[str]:
     bulkhead = "bulkhead"
     if folder.root.name != "data":
         bulkhead += f" --data-folder {folder.root}"
     others = "".join(
         f", http://{settings.http_host}:{settings.http_port + index}" for index in range(1, settings.routers)
     )
-    doors = ", ".join(f"http://127.0.0.1:{settings.metrics_port + index}/metrics" for index in range(settings.cells))
+    doors = ", ".join(f"http://{cell.host}:{cell.metrics_port}/metrics" for cell in cells if cell.is_running)
     simulated = " (the simulator)" if settings.starts_simulator else ""
     return [
         f"payments   {base}/v1/payments{others}",
@@ -235,16 +240,118 @@ def show_changed(found: dict[str, Any], what: str) -> None:
         out.print(f"[yellow]not yet taken by its cell, which is asked again: {escape(found['door_behind'])}[/]")
 
 
+@contextlib.contextmanager
+def watching_cell(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal that something is waited for, and why; elsewhere nothing."""
+    console = _make_console(stderr=True)
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(escape(what))
+        yield lambda why: progress.update(task, description=escape(f"{what}: {why}"))
+
+
+def show_changed_cell(found: dict[str, Any], what: str) -> None:
+    """Show what became of a cell, or would, and how many partners belong elsewhere now."""
+    out = _make_console()
+    cell = found["cell"]
+    if found["dry_run"]:
+        out.print(f"{escape(cell['name'])} would be {escape(what)}; nothing was changed", soft_wrap=True)
+    else:
+        out.print(f"{escape(cell['name'])} is {escape(what)} ({cell['state']})", soft_wrap=True)
+    verb = "would belong" if found["dry_run"] else "belong"
+    out.print(
+        f"{found['partners_there']} of {found['partners']} partners are there; by the hash {found['partners_rehomed']} "
+        f"{verb} elsewhere than before, and stay where they are until they are moved",
+        soft_wrap=True,
+    )
+
+
 def show_cells(cells: Sequence[dict[str, Any]]) -> None:
     """Show all cells."""
     columns = ("workers", "pools", "spares", "partners", "pooled", "unknowns", "kept apart", "quarantined")
-    table = _table("cell", "door", "epoch", *columns)
+    table = _table("cell", "state", "weight", "door", "epoch", *columns)
     for cell in cells:
         door = "[green]answers[/]" if cell["answers"] else f"[red]{escape(cell['error'])}[/]"
+        state = cell["state"] if cell.get("waits_for") is None else f"{cell['state']}: {cell['waits_for']}"
         names = ("door_epoch", "workers", "pools", "spares", "partners", "pooled", "unknowns")
         escalated = (", ".join(cell.get(name, ())) or None for name in ("kept_apart", "quarantined"))
-        table.add_row(cell["cell"], door, *(_text(cell.get(name)) for name in names), *map(_text, escalated))
+        wanted = (_health(state), _text(f"{cell['weight']:g}"))
+        table.add_row(cell["cell"], *wanted, door, *(_text(cell.get(name)) for name in names), *map(_text, escalated))
     _make_console().print(table)
+
+
+@contextlib.contextmanager
+def rebalancing() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show on a terminal how many moves are done; elsewhere nothing."""
+    console = _make_console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("moving", total=None)
+
+        def tell(found: dict[str, Any]) -> None:
+            ended = sum(found["counts"][state] for state in ("done", "failed", "skipped"))
+            names = ", ".join(step["partner_id"] for step in found["moving"][:_NAMES_SHOWN_MAX])
+            progress.update(task, completed=ended, total=found["steps"], description=escape(f"moving {names}"))
+
+        yield tell
+
+
+def show_plan(found: dict[str, Any]) -> None:
+    """Show what each cell has before and after a plan, and what the plan costs."""
+    out = _make_console()
+    table = _table("cell", "share", "partners", "after", "requests/s", "after", "MB", "after")
+    for cell in found["cells"]:
+        partners, rates, sizes = cell["partners"], cell["requests_per_second"], cell["bytes"]
+        table.add_row(
+            cell["cell"],
+            f"{cell['share']:.0%}",
+            *(str(count) for count in partners),
+            *(f"{rate:.1f}" for rate in rates),
+            *(f"{size / 1e6:.1f}" for size in sizes),
+        )
+    out.print(table)
+    for note in found["notes"]:
+        out.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+    for move in found["moves"][:_MOVES_SHOWN_MAX]:
+        out.print(f"  {_text(move['partner_id'])}: {_text(move['from_cell'])} -> {_text(move['to_cell'])}")
+    if len(found["moves"]) > _MOVES_SHOWN_MAX:
+        out.print(f"  and {len(found['moves']) - _MOVES_SHOWN_MAX} more: --json names all")
+    before, after = found["overrides"]
+    out.print(
+        f"{len(found['moves'])} moves, {found['bytes'] / 1e6:.1f} MB, about {found['duration_s']} s; "
+        f"each partner waits about {found['pause_ms']} ms once. Partners not where the hash puts them: "
+        f"{before} now, {after} then",
+        soft_wrap=True,
+    )
+
+
+def show_rebalance(found: dict[str, Any]) -> None:
+    """Show how far the newest run is."""
+    out = _make_console()
+    run, counts = found["run"], found["counts"]
+    if run is None:
+        out.print("no rebalancing yet: bulkhead rebalance --plan shows what one would do")
+        return
+    why = f": {run['why']}" if run["why"] else ""
+    style = "red" if run["state"] == "stopped" else "green"
+    out.print(f"by {run['by']}, since {run['created_at']}: [{style}]{escape(run['state'] + why)}[/]", soft_wrap=True)
+    out.print(", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no moves were needed")
+    pauses = found["pause_ms"]
+    if pauses["max"] is not None:
+        out.print(
+            f"pauses: median {pauses['median']} ms, p99 {pauses['p99']} ms, longest {pauses['max']} ms; "
+            f"{found['over_budget']} over the {run['pause_budget_ms']} ms of the budget",
+            soft_wrap=True,
+        )
+    for step in found["failed"]:
+        out.print(f"[red]{_text(step['partner_id'])} did not move:[/] {escape(step['error'])}", soft_wrap=True)
+    if run["state"] in {"paused", "stopped"}:
+        out.print("go on: bulkhead rebalance --apply; or end it: bulkhead rebalance --abort")
 
 
 def show_unknown(found: dict[str, Any]) -> None:

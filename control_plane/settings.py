@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     cells: int = Field(default=4, ge=1, le=limits.CELLS_MAX)
     routers: int = Field(default=1, ge=1, le=limits.ROUTERS_MAX)
     spares_per_cell: int = Field(default=1, ge=0, le=limits.SPARES_PER_CELL_MAX)
+    # A cell whose door is silent for so long is evacuated, where the cells share a FoundationDB cluster; 0: never.
+    evacuate_after_s: int = Field(default=0, ge=0, le=limits.EVACUATE_AFTER_S_MAX)
     http_host: str = Field(default=LOOPBACK, min_length=1)
     http_port: Port = 8080
     # Where the admin API listens beside its Unix socket; unset: nowhere. Put TLS before it where it is not loopback.
@@ -203,7 +205,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _keep_ports_apart(self) -> "Settings":
         taken: dict[int, str] = {}
-        for name, first, count in self._port_rows():
+        for name, (first, count) in self.port_rows().items():
             if first + count - 1 > 65_535:
                 raise ValueError(f"{name}: {count} ports from {first} on go past 65535")
             for port in range(first, first + count):
@@ -261,20 +263,23 @@ class Settings(BaseSettings):
         """`router-0` and so on."""
         return tuple(f"router-{index}" for index in range(self.routers))
 
-    def _port_rows(self) -> list[tuple[str, int, int]]:
-        rows = [
-            ("http_port", self.http_port, self.routers),
-            ("door_port", self.door_port, self.cells),
-            ("metrics_port", self.metrics_port, self.cells),
-            ("ray_port", self.ray_port, self.cells),
-        ]
+    def port_rows(self) -> dict[str, tuple[int, int]]:
+        """Give the first port and the number of ports of each row, by the setting's name."""
+        rows = {
+            "http_port": (self.http_port, self.routers),
+            "door_port": (self.door_port, self.cells),
+            "metrics_port": (self.metrics_port, self.cells),
+            "ray_port": (self.ray_port, self.cells),
+        }
         if self.second_acquirer_port is not None:
-            rows.append(("second_acquirer_port", self.second_acquirer_port, 1))
+            rows["second_acquirer_port"] = (self.second_acquirer_port, 1)
         if self.admin_port is not None:
-            rows.append(("admin_port", self.admin_port, 1))
+            rows["admin_port"] = (self.admin_port, 1)
         if self.starts_redis:
-            rows.append(("redis_port", self.redis_port, 1))
-        return [*rows, ("acquirer_port", self.acquirer_port, 1)] if self.starts_simulator else rows
+            rows["redis_port"] = (self.redis_port, 1)
+        if self.starts_simulator:
+            rows["acquirer_port"] = (self.acquirer_port, 1)
+        return rows
 
     @classmethod
     def settings_customise_sources(

@@ -8,13 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder, read_instance, secrets_digest
 from control_plane.doors import CellStatus, Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, NotRunningError
-from control_plane.opening import read_registered
+from control_plane.opening import read_registered, read_registered_cells
 from control_plane.process_table import RunRecord, find_recorded
 from control_plane.processes import plan
-from control_plane.registry_records import Partner
+from control_plane.registry_records import Cell, Partner
 from control_plane.settings import Settings
 from control_plane.supervisor import ProcessState
 
@@ -31,10 +32,12 @@ def build(
     answers: CellAnswers,
     partners: Sequence[Partner],
     directory_version: int,
+    cells: Sequence[Cell] = (),
     partners_unread: str | None = None,
 ) -> dict[str, Any]:
     """Give the whole status, as `bulkhead status --json` prints it. `partners_unread`: why there are none, in words."""
     rows = [_control_row(control_plane)]
+    rows_of_cells = {cell.name: cell for cell in cells}
     for state in states:
         rows.append(_process_row(state, answers))
         if state.spec.role == "door" and state.spec.cell is not None:
@@ -45,7 +48,7 @@ def build(
         "control_plane": control_plane,
         "ready": control_plane["running"] and all(state.state == "ready" or state.spec.optional for state in states),
         "directory_version": directory_version,
-        "cells": [_cell(name, answer) for name, answer in answers.items()],
+        "cells": [_cell(name, answer, rows_of_cells.get(name)) for name, answer in answers.items()],
         "processes": rows,
         "partners": [_partner(partner, answers.get(partner.cell)) for partner in partners],
         "partners_unread": partners_unread,
@@ -76,7 +79,15 @@ async def collect_directly(settings: Settings, folder: DataFolder, version: str)
         raise NotRunningError(
             "no Bulkhead was ever started on this data folder", where=str(folder.root), hint="start it: bulkhead up"
         )
-    specs = plan(settings, folder, instance, version=version, secrets_digest=secrets_digest(folder, settings))
+    cells: list[Cell] = first_cells(settings, "")
+    partners: Sequence[Partner] = ()
+    unread = None
+    try:
+        cells = await read_registered_cells(settings, folder)
+        partners = await read_registered(settings, folder)
+    except ControlPlaneError as error:
+        unread = error.what  # the processes of the first start can be seen all the same
+    specs = plan(settings, folder, instance, cells, version, lambda cell: secrets_digest(folder, settings, cell))
     states: list[ProcessState] = []
     for spec in specs:
         try:
@@ -97,18 +108,12 @@ async def collect_directly(settings: Settings, folder: DataFolder, version: str)
         )
         if handle is not None:
             handle.close()
-    doors = await Doors.connect(cell_addresses(settings), folder)
+    doors = await Doors.connect(cell_addresses(cells), folder)
     try:
         await doors.wait_connected()
-        answers = await ask_cells(doors, settings.cell_names)
+        answers = await ask_cells(doors, [cell.name for cell in cells if cell.is_running])
     finally:
         await doors.aclose()
-    partners: Sequence[Partner] = ()
-    unread = None
-    try:
-        partners = await read_registered(settings, folder)
-    except ControlPlaneError as error:
-        unread = error.what  # the processes can be seen all the same
     control_plane = {
         "running": False,
         "pid": None,
@@ -123,6 +128,7 @@ async def collect_directly(settings: Settings, folder: DataFolder, version: str)
         states=states,
         answers=answers,
         partners=partners,
+        cells=cells,
         directory_version=0,
         partners_unread=unread,
     )
@@ -198,11 +204,13 @@ def _row(*, process: str, role: str, health: str, **known: Any) -> dict[str, Any
     return {"process": process, "role": role, "health": health, **empty, "restarts": 0, "adopted": False, **known}
 
 
-def _cell(name: str, answer: CellStatus | str) -> dict[str, Any]:
+def _cell(name: str, answer: CellStatus | str, row: Cell | None) -> dict[str, Any]:
+    wanted = {} if row is None else {"state": row.state, "weight": row.weight}
     if isinstance(answer, str):
-        return {"cell": name, "answers": False, "error": answer}
+        return {"cell": name, **wanted, "answers": False, "error": answer}
     return {
         "cell": name,
+        **wanted,
         "answers": True,
         "door_epoch": answer.door_epoch,
         "started_at_ms": answer.started_at_ms,

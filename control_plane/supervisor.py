@@ -64,6 +64,8 @@ class _Keeper:
         self.ready = asyncio.Event()  # answers, as far as is known
         self.begun = asyncio.Event()  # is there; it may not answer yet
         self.ended_for: str | None = None  # the process without which this one was of no use
+        self.stopping = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
 
 
 class Supervisor:
@@ -82,8 +84,7 @@ class Supervisor:
         self._probe = probe
         self._listener = listener
         self._keepers = [_Keeper(spec) for spec in specs]
-        self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = asyncio.Event()
+        self._stopping = False
 
     @property
     def states(self) -> list[ProcessState]:
@@ -125,8 +126,27 @@ class Supervisor:
     def start(self) -> None:
         """Begin to keep all processes running; `take_over` first."""
         for keeper in self._keepers:
-            task = asyncio.create_task(self._keep(keeper), name=f"keep {keeper.spec.name}")
-            self._tasks.append(task)
+            self._start_keeper(keeper)
+
+    def add(self, specs: Sequence[ProcessSpec]) -> None:
+        """Keep these processes running, too; those that are kept already are left alone."""
+        kept = {keeper.spec.name for keeper in self._keepers}
+        for spec in specs:
+            if spec.name not in kept and not self._stopping:
+                self._keepers.append(_Keeper(spec))
+                self._start_keeper(self._keepers[-1])
+
+    async def remove(self, cell: str) -> None:
+        """Stop a cell's processes, who asks before who is asked, and keep them no longer."""
+        leaving = [keeper for keeper in self._keepers if keeper.spec.cell == cell]
+        for keeper in leaving:
+            keeper.stopping.set()
+        for stage in sorted({keeper.spec.stage for keeper in leaving}, reverse=True):
+            await self._stop_stage([keeper for keeper in leaving if keeper.spec.stage == stage], None)
+        for keeper in leaving:
+            await kill_all(self._instance_id, name=keeper.spec.name)
+        await self._end_keepers(leaving)
+        self._keepers = [keeper for keeper in self._keepers if keeper not in leaving]
 
     async def wait_ready(self, timeout_ms: int) -> list[str]:
         """Wait until all processes answer but the optional ones; give the names of those that don't in time."""
@@ -138,32 +158,20 @@ class Supervisor:
 
     def failed(self) -> BaseException | None:
         """Give the error of a keeper that ended by a bug; None where there is none."""
-        for task in self._tasks:
+        for task in self._tasks():
             if task.done() and not task.cancelled() and task.exception() is not None:
                 return task.exception()
         return None
 
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """Stop all, who asks before who is asked; none stays behind. With `hurry` set, at once by SIGKILL."""
-        self._stopping.set()
+        self._stopping = True
+        for keeper in self._keepers:
+            keeper.stopping.set()
         # Known now by their parents too: what hides its marker is an orphan once these have ended.
         known = await asyncio.to_thread(find_marked, self._instance_id)
         for stage in sorted({keeper.spec.stage for keeper in self._keepers}, reverse=True):
-            alive = [
-                (keeper, keeper.handle)
-                for keeper in self._keepers
-                if keeper.spec.stage == stage and keeper.handle is not None and not keeper.handle.has_ended()
-            ]
-            for _, handle in alive:
-                handle.signal(signal.SIGTERM)
-            ended = asyncio.gather(*(handle.ended_within(limits.STOP_TIMEOUT_MS) for _, handle in alive))
-            await _first_of(ended, hurry)
-            for keeper, handle in alive:
-                if not handle.has_ended():
-                    log.warning(
-                        "process_killed", child=keeper.spec.name, pid=handle.pid, after_ms=limits.STOP_TIMEOUT_MS
-                    )
-                    handle.signal(signal.SIGKILL)
+            await self._stop_stage([keeper for keeper in self._keepers if keeper.spec.stage == stage], hurry)
         killed = await kill_all(self._instance_id)
         for descendant in known:
             if not descendant.has_ended():
@@ -172,12 +180,29 @@ class Supervisor:
             descendant.close()
         if killed:
             log.info("descendants_killed", count=killed)
-        # Each keeper sees its process's end and that all are stopping.
-        _, hanging = await asyncio.wait(self._tasks, timeout=limits.KILL_TIMEOUT_MS / 1000) if self._tasks else ((), ())
+        await self._end_keepers(self._keepers)
+
+    async def _stop_stage(self, keepers: Sequence[_Keeper], hurry: asyncio.Event | None) -> None:
+        alive = [
+            (keeper, keeper.handle) for keeper in keepers if keeper.handle is not None and not keeper.handle.has_ended()
+        ]
+        for _, handle in alive:
+            handle.signal(signal.SIGTERM)
+        ended = asyncio.gather(*(handle.ended_within(limits.STOP_TIMEOUT_MS) for _, handle in alive))
+        await _first_of(ended, hurry)
+        for keeper, handle in alive:
+            if not handle.has_ended():
+                log.warning("process_killed", child=keeper.spec.name, pid=handle.pid, after_ms=limits.STOP_TIMEOUT_MS)
+                handle.signal(signal.SIGKILL)
+
+    async def _end_keepers(self, keepers: Sequence[_Keeper]) -> None:
+        """Wait until each keeper has seen its process's end and that it is to stop; nothing of them is left then."""
+        tasks = [keeper.task for keeper in keepers if keeper.task is not None]
+        _, hanging = await asyncio.wait(tasks, timeout=limits.KILL_TIMEOUT_MS / 1000) if tasks else ((), ())
         for task in hanging:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for keeper in self._keepers:
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for keeper in keepers:
             keeper.state = "stopped"
             self._record_file(keeper.spec).unlink(missing_ok=True)
             if keeper.spec.scratch is not None:
@@ -191,15 +216,21 @@ class Supervisor:
                 os.truncate(path, 0)
                 log.warning("output_emptied", child=keeper.spec.name, file=str(path))
 
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [keeper.task for keeper in self._keepers if keeper.task is not None]
+
     # One process.
 
+    def _start_keeper(self, keeper: _Keeper) -> None:
+        keeper.task = asyncio.create_task(self._keep(keeper), name=f"keep {keeper.spec.name}")
+
     async def _keep(self, keeper: _Keeper) -> None:
-        while not self._stopping.is_set():
+        while not keeper.stopping.is_set():
             error = None
             if keeper.handle is None:
                 await self._wait_for_needs(keeper)
                 await kill_all(self._instance_id, name=keeper.spec.name)  # what an earlier life of it left
-                if self._stopping.is_set():
+                if keeper.stopping.is_set():
                     return
                 error = self._spawn(keeper)
             began = time.monotonic()
@@ -207,7 +238,7 @@ class Supervisor:
                 keeper.begun.set()
             end = error if error is not None else await self._watch(keeper)
             lived_ms = (time.monotonic() - began) * 1000
-            if self._stopping.is_set():
+            if keeper.stopping.is_set():
                 return
             keeper.begun.clear()
             keeper.ready.clear()
@@ -223,7 +254,7 @@ class Supervisor:
             log.warning("process_ended", child=keeper.spec.name, end=end, restart_in_ms=delay_ms)
             where = f" (its words: {self._output_file(keeper.spec)})" if "exit code" in end else ""
             self._listener(keeper.spec, f"{end}; starting it again in {delay_ms / 1000:g} s{where}")
-            await _first_of(asyncio.ensure_future(asyncio.sleep(delay_ms / 1000)), self._stopping)
+            await _first_of(asyncio.ensure_future(asyncio.sleep(delay_ms / 1000)), keeper.stopping)
 
     async def _wait_for_needs(self, keeper: _Keeper) -> None:
         """Wait until what the process needs was started. It does not wait for its answers: that it does by itself."""
@@ -231,7 +262,7 @@ class Supervisor:
         if needed:
             timeout = asyncio.wait_for(asyncio.gather(*needed), limits.NEEDS_TIMEOUT_MS / 1000)
             with contextlib.suppress(TimeoutError):  # it is started all the same and may find what it needs later
-                await _first_of(asyncio.ensure_future(timeout), self._stopping)
+                await _first_of(asyncio.ensure_future(timeout), keeper.stopping)
 
     def _end_dependents(self, keeper: _Keeper) -> None:
         """End what is of no use without a process that ended: it would only find that out later by itself."""

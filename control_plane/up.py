@@ -15,29 +15,35 @@ import structlog
 import uvloop
 
 from cells.api import logs
-from control_plane import admin, data_folder, limits, memory, opening, redis_server, status
+from control_plane import admin, data_folder, fleet_api, limits, memory, opening, rebalance_api, redis_server, status
+from control_plane.cell_rules import first_cells, follow_settings
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.directory_spreading import spread_by
 from control_plane.door_moves import DoorMoves
-from control_plane.doors import Doors, advertised_addresses, cell_addresses
+from control_plane.doors import Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
+from control_plane.evacuation import Evacuation
+from control_plane.fleet import Fleet, Ground, is_free
 from control_plane.gate import Gate
+from control_plane.load import Load, routers_of
 from control_plane.moves import Moves
+from control_plane.moves_mover import MovesMover
 from control_plane.operators import Operators
 from control_plane.partners import Partners, to_profile
 from control_plane.places import place_of_cell
-from control_plane.processes import ProcessSpec, plan
+from control_plane.processes import ProcessSpec, SecretsDigest, plan
 from control_plane.publishing import Publisher
+from control_plane.rebalancer import Rebalancer
 from control_plane.registry import Registry
-from control_plane.registry_records import Partner
+from control_plane.registry_records import Cell, Partner
 from control_plane.settings import MAIN_ACQUIRER, Settings
 from control_plane.supervisor import Supervisor
 from router.directory_file import write_atomically
 
 log = structlog.get_logger()
 
-# Settings, data folder, instance, version, digest of the secrets; as processes.plan.
-Planner = Callable[[Settings, DataFolder, Instance, str, str], tuple[ProcessSpec, ...]]
+# Settings, data folder, instance, cells, version, digests of the secrets; as processes.plan.
+Planner = Callable[[Settings, DataFolder, Instance, Sequence[Cell], str, SecretsDigest], tuple[ProcessSpec, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,7 @@ class Console:
 
     tell: Callable[[str], None]
     tell_process: Callable[[ProcessSpec, str], None]
-    tell_ready: Callable[[Settings, DataFolder, int], None]
+    tell_ready: Callable[[Settings, DataFolder, int, Sequence[Cell]], None]
 
 
 def version() -> str:
@@ -88,9 +94,14 @@ async def _run(
     *,
     first_start: bool,
 ) -> int:
-    opening.require_clients(settings, folder, instance)
+    opening.require_clients(settings, folder, instance, first_cells(settings, ""))
     registry = await opening.open_registry(settings, folder, instance, first_start=first_start)
     try:
+        opening.require_clients(settings, folder, instance, registry.cells())
+        moved = follow_settings(settings, registry.cells())
+        if moved:
+            await registry.write_cells(moved, "up", "cells_follow_settings", cells=[cell.name for cell in moved])
+        data_folder.prepare_cells(folder, registry.cells(), first_start=first_start)
         data_folder.finish_first_start(folder, instance)
         return await _Up(settings, folder, instance, registry, console, make_plan).run()
     finally:
@@ -143,11 +154,10 @@ class _Up:
         self._require_memory()
         self._require_test_partners()
         require_acquirers(self._settings, self._registry.partners())
-        told = advertised_addresses(self._settings)
         spread = spread_by(self._settings, self._folder)
-        publisher = Publisher(self._registry, self._folder, told, self._settings.router_names, spread)
+        publisher = Publisher(self._registry, self._folder, self._settings.router_names, spread)
         await publisher.publish()
-        doors = await Doors.connect(cell_addresses(self._settings), self._folder)
+        doors = await Doors.connect(cell_addresses(self._registry.cells()), self._folder)
         try:
             supervisor = Supervisor(self._plan(), self._folder, self._instance.id, _probe, self._console.tell_process)
             _require_free_ports(await supervisor.take_over())
@@ -168,30 +178,39 @@ class _Up:
             test_only=self._settings.fault_injection,
         )
 
+        load = Load(self._registry, self._folder, routers_of(self._settings))
+        moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, self._places)
+        rebalancer = Rebalancer(self._registry, MovesMover(moves), load)
+        fleet = self._make_fleet(publisher, doors, supervisor, moves)
+        after_s = self._settings.evacuate_after_s
+        evacuation = Evacuation(self._registry, fleet, moves, doors, self._places, after_s=after_s)
+
         async def collect() -> dict[str, Any]:
+            cells = self._registry.cells()
             return status.build(
                 control_plane=self._describe(),
                 states=supervisor.states,
-                answers=await status.ask_cells(doors, self._settings.cell_names),
+                answers=await status.ask_cells(doors, [cell.name for cell in cells if cell.is_running]),
                 partners=self._registry.partners(),
+                cells=cells,
                 directory_version=publisher.version,
             )
 
-        places = {
-            cell: place_of_cell(self._settings, self._folder, self._instance, cell)
-            for cell in self._settings.cell_names
-        }
-        moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, lambda: places)
         operators = Operators(self._registry, data_folder.read_secret(self._folder.pepper_file))
         await operators.ensure_local(self._folder.operator_key_file)
-        app = admin.make_app(self._registry, partners, doors, moves, collect, operators)
+        more = [fleet_api.routes(fleet, evacuation), rebalance_api.routes(rebalancer)]
+        app = admin.make_app(self._registry, partners, doors, moves, collect, operators, more)
+        supervisor.start()
         async with (
             self._serving(app),
             _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
             _repeating(moves.resume, limits.RECONCILE_INTERVAL_MS),
+            _repeating(fleet.converge, limits.CELL_STEP_INTERVAL_MS),
+            _repeating(evacuation.watch, limits.EVACUATION_LOOK_MS),
+            _repeating(load.remember, limits.LOAD_INTERVAL_MS),
+            _repeating(rebalancer.work, limits.REBALANCE_STEP_INTERVAL_MS),
             _repeating(supervisor.trim_outputs, limits.TRIM_INTERVAL_MS),
         ):
-            supervisor.start()
             announcing = asyncio.create_task(self._announce(supervisor))
             try:
                 failure = await self._wait_stopped(supervisor)
@@ -199,6 +218,7 @@ class _Up:
                 announcing.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await announcing
+            await rebalancer.aclose()  # first: it would begin them again
             await moves.stop()
             if self._registry.lost is not None and not self._stop.is_set():
                 raise self._registry.lost  # the processes are left to themselves, as after a crash
@@ -234,26 +254,54 @@ class _Up:
             )
             not_ready = await supervisor.wait_ready(limits.START_TIMEOUT_MS)
         log.info("all_ready")
-        self._console.tell_ready(self._settings, self._folder, os.getpid())
+        self._console.tell_ready(self._settings, self._folder, os.getpid(), self._registry.cells())
 
     def _plan(self) -> tuple[ProcessSpec, ...]:
         return self._make_plan(
             self._settings,
             self._folder,
             self._instance,
+            self._registry.cells(),
             version(),
-            data_folder.secrets_digest(self._folder, self._settings),
+            lambda cell: data_folder.secrets_digest(self._folder, self._settings, cell),
         )
+
+    def _places(self) -> dict[str, dict[str, Any]]:
+        """Give where the books of each cell stand that routers know."""
+        return {
+            cell.name: place_of_cell(self._settings, self._folder, self._instance, cell)
+            for cell in self._registry.cells()
+            if cell.is_published
+        }
+
+    def _make_fleet(self, publisher: Publisher, doors: Doors, supervisor: Supervisor, moves: Moves) -> Fleet:
+        def require_room() -> None:
+            spares = self._settings.spares_per_cell
+            memory.require_room(dedicated=0, pooled=0, spares=spares, cells=1, available=memory.available_bytes())
+
+        ground = Ground(
+            self._settings,
+            self._folder,
+            lambda cell: [spec for spec in self._plan() if spec.cell == cell.name],
+            require_room,
+            is_free,
+        )
+
+        def moving() -> set[str]:
+            return {cell for move in moves.running() for cell in (move.source, move.target)}
+
+        return Fleet(ground, self._registry, publisher, doors, supervisor, moving=moving)
 
     def _require_memory(self) -> None:
         partners = self._registry.partners()
+        cells = sum(cell.is_running for cell in self._registry.cells())
         pooled = sum(partner.isolation == "pooled" for partner in partners)
         self._console.tell(f"partners: {len(partners) - pooled} dedicated, {pooled} pooled")
         memory.require_room(
             dedicated=len(partners) - pooled,
             pooled=pooled,
-            spares=self._settings.spares_per_cell * self._settings.cells,
-            cells=self._settings.cells,
+            spares=self._settings.spares_per_cell * cells,
+            cells=cells,
             available=memory.available_bytes() + memory.bytes_of_instance(self._instance.id),
         )
 

@@ -1,6 +1,7 @@
 """The FastAPI application: routes from the table of endpoints, the process's own pages, its start and end."""
 
 import asyncio
+import functools
 import gc
 import os
 import signal
@@ -25,7 +26,7 @@ from router.endpoints import ENDPOINTS, Endpoint
 from router.gateway import Gateway
 from router.metrics import Metrics
 from router.notifications import Notifications
-from router.settings import Settings, read_secret
+from router.settings import Settings, read_cell_key, read_secret
 from router.spreading import Spreading
 
 log = structlog.get_logger()
@@ -41,7 +42,7 @@ def create_app(settings: Settings) -> Edge:
     """
     metrics = Metrics()
     budget = LogBudget()
-    cells = CellsClient({name: read_secret(path) for name, path in settings.cell_key_files.items()})
+    cells = CellsClient(functools.partial(read_cell_key, settings.cell_keys_folder))
 
     async def changed(held: Directory) -> None:
         await cells.use(held.cells.values())

@@ -3,8 +3,8 @@
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgpack
@@ -27,10 +27,13 @@ from cells.api.messages import (
 from router import limits
 from router.directory import Cell
 from router.moved import Following, MovedPartners
+from router.settings import SettingsError
 
 log = structlog.get_logger()
 
 ROLE: Final = "router"
+# What a tombstone tells routers, and partners never see.
+_PROOF: Final = frozenset({"to", "epoch", "receipt", "tried"})
 _DEADLINE_MS: Final = limits.actor_limits.COMMAND_DEADLINE_MS
 
 
@@ -42,10 +45,10 @@ class _Link:
 
 
 class CellsClient:
-    """One Peer per cell of the directory."""
+    """One Peer per cell of the directory. `key_of` gives a cell's key and raises SettingsError where there is none."""
 
-    def __init__(self, keys: Mapping[str, bytes], now: Callable[[], float] = time.monotonic) -> None:
-        self._keys = keys
+    def __init__(self, key_of: Callable[[str], bytes], now: Callable[[], float] = time.monotonic) -> None:
+        self._key_of = key_of
         self._now = now
         self._links: dict[str, _Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -63,9 +66,10 @@ class CellsClient:
         for name, cell in wanted.items():
             if name in self._links:
                 continue
-            key = self._keys.get(name)
-            if key is None:
-                log.error("cell_key_missing", cell=name)
+            try:
+                key = self._key_of(name)
+            except SettingsError as error:
+                log.error("cell_key_missing", cell=name, error=str(error))  # noqa: TRY400 - the trace tells no more
                 continue
             peer = Peer(cell.host, cell.port, ROLE, key, functools.partial(self._changed, cell))
             self._links[name] = _Link(peer, cell, self._now())
@@ -199,12 +203,9 @@ class CellsClient:
 
 
 def _without_proof(answer: Refused) -> Refused:
-    """Leave out what is between routers and cells: whoever holds it could open a book."""
-    if answer.refusal.code is not RefusalCode.PARTNER_MOVED:
-        return answer
-    return Refused(
-        Refusal(RefusalCode.PARTNER_MOVED, "The partner is being moved. Nothing was changed.", retry_after_ms=1_000)
-    )
+    """Leave out what is between routers and cells: whoever holds the receipt could open a book."""
+    context = {name: value for name, value in answer.refusal.context.items() if name not in _PROOF}
+    return replace(answer, refusal=replace(answer.refusal, context=context))
 
 
 def _unanswered(*, sent: bool, writes: bool) -> Refused:

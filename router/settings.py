@@ -25,7 +25,7 @@ class Settings(BaseModel):
     directory_file: Path
     data_folder: Path
     pepper_file: Path
-    cell_key_files: dict[str, Path]
+    cell_keys_folder: Path  # a cell's key is <cell>.router.key in it; cells come and go, so each is read when it comes
     acquirer_key_files: dict[str, Path] = {}
     redis_url: str = ""  # empty: each router learns of 429s by itself, and of a new directory by its file
     redis_secret_file: Path | None = None  # what the password is made of, where it does not stand in the URL
@@ -44,6 +44,11 @@ def read_settings(path: Path) -> Settings:
             f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors(include_input=False)
         )
         raise SettingsError(f"{path}: {wrong}") from error
+
+
+def read_cell_key(folder: Path, cell: str) -> bytes:
+    """Read what this router knows of a cell's secret. Raises SettingsError."""
+    return read_secret(folder / f"{cell}.router.key")
 
 
 def read_secret(path: Path) -> bytes:

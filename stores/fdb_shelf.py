@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 
 from actors.errors import StoreError, StoreUnavailableError
-from actors.store import Put
+from actors.store import Key
 from stores import fdb_status
 from stores.fdb_store import Cluster, FdbStore
 from stores.health import Sample
@@ -39,11 +39,11 @@ class FdbShelf:
         """Remove a book for good: what commits meanwhile conflicts with that its ownership is cleared."""
         await self.cluster.remove_directory((*self._path, *name))
 
-    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, sealed_by: Put | None) -> None:
+    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, seal: Key, sealed_by: bytes | None) -> None:
         """Take a book over from another shelf of this cluster: its directory gets another path, its rows stay."""
         match place:
             case {"store": "fdb", "cluster_file": str(file), "path": [*path]} if self.cluster.is_of(Path(file)):
-                await self.cluster.adopt_directory((*map(str, path), *name), (*self._path, *name), sealed_by)
+                await self.cluster.adopt_directory((*map(str, path), *name), (*self._path, *name), seal, sealed_by)
             case _:
                 raise StoreUnavailableError(f"{'/'.join(name)} of {dict(place)}: not in {self.cluster}")
 

@@ -31,7 +31,7 @@ from actors.errors import (
     StoreMissingError,
     StoreUnavailableError,
 )
-from actors.store import Check, Entry, Key, Mutation, Ownership, Put, Range, Snapshot
+from actors.store import Check, Entry, Key, Mutation, Ownership, Range, Snapshot
 from stores import fdb_errors, limits, tuple_keys
 from stores.fdb_errors import Verdict
 from stores.requests import EncodedCommit, EncodedRange, encode_commit, encode_read
@@ -280,7 +280,9 @@ class Cluster:
 
         await self._in_thread(remove)
 
-    async def adopt_directory(self, old: tuple[str, ...], new: tuple[str, ...], sealed_by: Put | None) -> None:
+    async def adopt_directory(
+        self, old: tuple[str, ...], new: tuple[str, ...], seal: Key, sealed_by: bytes | None
+    ) -> None:
         """Give a book another path and fence its owner, in one transaction. Raises StoreError."""
 
         def adopt(tr: Any) -> None:
@@ -293,11 +295,10 @@ class Cluster:
                 raise StoreExistsError(f"{'/'.join(new)} in {self}: there is a book already")
             prefix = bytes(directory.open(tr, old, layer=LAYER).key())
             held = _decode_ownership(bytes(tr[prefix + _OWNERSHIP]), "/".join(old))
-            if sealed_by is not None:
-                row = prefix + tuple_keys.encode(sealed_by.key)
-                if bytes(tr[row]) != sealed_by.value:
-                    raise FencedError(f"{'/'.join(old)} in {self}: it is not sealed for this")
-                del tr[row]
+            row = prefix + tuple_keys.encode(seal)
+            if sealed_by is not None and bytes(tr[row]) != sealed_by:
+                raise FencedError(f"{'/'.join(old)} in {self}: it is not sealed for this")
+            del tr[row]
             # Another cell's doors count their own epochs. Commits under way conflict with the changed row.
             tr.set(prefix + _OWNERSHIP, _encode_ownership(Ownership(held.epoch + 1, 0)))
             directory.create_or_open(tr, new[:-1])

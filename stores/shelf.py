@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from actors.store import Put, Store
+from actors.store import Key, Store
 from stores.health import Sample
 from stores.sqlite_shelf import SqliteShelf
 
@@ -33,12 +33,12 @@ class Shelf(Protocol):
         Raises StoreUnavailableError, StoreCorruptError.
         """
 
-    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, sealed_by: Put | None) -> None:
+    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, seal: Key, sealed_by: bytes | None) -> None:
         """Take a book over from another shelf of the same store: nothing is copied, and whoever owned it is fenced.
 
-        `sealed_by`: a row that the book must have, and has no more afterwards; None: it is taken as it is. A book that
-        was taken already is left alone. Raises StoreMissingError where there is none, FencedError where the row is not
-        there, StoreUnavailableError where the two shelves share no store.
+        `sealed_by`: what the row `seal` has to hold; None: it is taken as it is. Afterwards there is no such row. A
+        book that was taken already is left alone. Raises StoreMissingError where there is none, FencedError where it
+        is not sealed so, StoreUnavailableError where the two shelves share no store.
         """
 
     async def wait_answers(self) -> None:

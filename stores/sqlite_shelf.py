@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import StoreUnavailableError
-from actors.store import Put
+from actors.store import Key
 from stores import sqlite_file
 from stores.health import Sample
 from stores.sqlite_store import SqliteStore
@@ -36,9 +36,9 @@ class SqliteShelf:
         """Remove a book for good."""
         await asyncio.to_thread(sqlite_file.erase, self._path(name))
 
-    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, sealed_by: Put | None) -> None:
+    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, seal: Key, sealed_by: bytes | None) -> None:
         """Refuse: folders may lie on different machines, so between them books are copied."""
-        detail = f"{'/'.join(name)} of {dict(place)}, {'taken' if sealed_by is None else 'sealed'}"
+        detail = f"{'/'.join(name)} of {dict(place)}, {'taken' if sealed_by is None else f'sealed by {seal[0]!r}'}"
         raise StoreUnavailableError(f"{detail}: books in files are copied, not taken over")
 
     async def wait_answers(self) -> None:

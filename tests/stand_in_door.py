@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -21,7 +22,7 @@ from cells.api.messages import (
 )
 from control_plane import data_folder, opening
 from control_plane.data_folder import DataFolder
-from control_plane.doors import CellAddress, Doors
+from control_plane.doors import CellAddress, Doors, cell_addresses
 from control_plane.partners import Partners
 from control_plane.publishing import Publisher
 from control_plane.registry import Registry
@@ -100,6 +101,7 @@ class Installation:
         self.doors = doors
         self.settings = Settings(data_folder=folder.root, cells=len(doors))
         self.servers: list[FrameServer] = []
+        self.opened: list[StandInDoor] = []
         self.addresses: list[CellAddress] = []
         self._registries: list[Registry] = []
         self._clients: list[Doors] = []
@@ -109,24 +111,32 @@ class Installation:
         with data_folder.locked(self.folder):
             instance = data_folder.prepare(self.folder, self.settings)
             registry = await opening.open_registry(self.settings, self.folder, instance, first_start=True)
-            await registry.close()
+            data_folder.prepare_cells(self.folder, registry.cells(), first_start=True)
             data_folder.finish_first_start(self.folder, instance)
         for name, door in self.doors.items():
-            key = role_key(self.folder.cell_secret_file(name).read_bytes(), "control")
-            server = FrameServer({"control": key}, door.handle)
-            port = await server.start("127.0.0.1", 0)
-            self.servers.append(server)
+            port = await self.open_door(door, 0)
             self.addresses.append(CellAddress(name, "127.0.0.1", port))
+            await registry.write_cells([replace(registry.cell(name), door_port=port, advertised_port=port)])
+        await registry.close()
+
+    async def open_door(self, door: StandInDoor, port: int) -> int:
+        """Let a door listen; its cell's secret is there."""
+        key = role_key(self.folder.cell_secret_file(door.cell).read_bytes(), "control")
+        server = FrameServer({"control": key}, door.handle)
+        self.servers.append(server)
+        self.opened.append(door)
+        return await server.start("127.0.0.1", port)
 
     async def control_plane(self) -> tuple[Partners, Registry, Doors, Publisher]:
         """Make the parts from what is on disk, as a new process would."""
         instance = data_folder.require_instance(self.folder)
         registry = await opening.open_registry(self.settings, self.folder, instance, first_start=False)
-        client = await Doors.connect(self.addresses, self.folder)
+        data_folder.prepare_cells(self.folder, registry.cells(), first_start=False)
+        client = await Doors.connect(cell_addresses(registry.cells()), self.folder)
         await client.wait_connected()
         self._registries.append(registry)
         self._clients.append(client)
-        publisher = Publisher(registry, self.folder, self.addresses, routers=())
+        publisher = Publisher(registry, self.folder, routers=())
         pepper = self.folder.pepper_file.read_bytes()
         partners = Partners(
             registry,

@@ -9,6 +9,7 @@ are shorter here, so that the tests needn't wait for them.
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from control_plane import limits, up
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.errors import ControlPlaneError
 from control_plane.process_table import MARKER
-from control_plane.processes import ProcessSpec
+from control_plane.processes import ProcessSpec, SecretsDigest
+from control_plane.registry_records import Cell
 from control_plane.settings import Settings
 
 CHILD = """
@@ -52,7 +54,12 @@ http.server.ThreadingHTTPServer(("127.0.0.1", config["port"]), Livez).serve_fore
 
 
 def stand_in_plan(
-    _settings: Settings, folder: DataFolder, instance: Instance, version: str, secrets_digest: str
+    _settings: Settings,
+    folder: DataFolder,
+    instance: Instance,
+    _cells: Sequence[Cell],
+    version: str,
+    secrets_digest: SecretsDigest,
 ) -> tuple[ProcessSpec, ...]:
     """Give the children that were asked for, in place of an installation's."""
     specs = []
@@ -64,7 +71,7 @@ def stand_in_plan(
             "starts_file": str(folder.root.parent / f"{name}.starts"),
         }
         config_file = folder.run / f"{name}.config.json"
-        identity = json.dumps([config, version, secrets_digest])
+        identity = json.dumps([config, version, secrets_digest(None)])
         specs.append(
             ProcessSpec(
                 name=name,

@@ -101,7 +101,7 @@ class Installation:
         self.doors: dict[str, ScriptedDoor] = {}
         for name in ("cell-0", "cell-1"):
             key = secrets.token_bytes(32)
-            (folder / f"{name}.key").write_bytes(key)
+            (folder / f"{name}.router.key").write_bytes(key)
             self.doors[name] = ScriptedDoor(key)
         self.keys = {
             name: f"sk_{mode}_{name}_{secrets.token_urlsafe(32)}"
@@ -163,7 +163,7 @@ class Installation:
             "directory_file": str(self.published),
             "data_folder": str(self.folder / "routers" / "router-0"),
             "pepper_file": str(self.folder / "pepper"),
-            "cell_key_files": {name: str(self.folder / f"{name}.key") for name in self.doors},
+            "cell_keys_folder": str(self.folder),
             "log_file": str(self.log_file),
         } | self.more_settings
         (self.folder / "router.json").write_text(json.dumps(config))

@@ -20,6 +20,7 @@ PAGES = [
     "docs/limits-and-errors.md",
     "docs/keyspace.md",
     "docs/foundationdb.md",
+    "docs/operations.md",
 ]
 CODE = ["actors", "cells", "router", "control_plane", "acquirer_simulator"]
 

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from control_plane import audit, cli, client, command_line, screen
+from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder
 from control_plane.errors import DoorError, RefusedError, SettingsError
 from control_plane.registry_records import Partner
@@ -301,7 +302,8 @@ def test_up_goes_on_where_nobody_reads_its_words(monkeypatch: pytest.MonkeyPatch
 
 def test_the_summary_can_be_copied_line_by_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "somewhere")
-    screen.console().tell_ready(Settings(data_folder=folder.root, routers=2), folder, 7)
+    found = Settings(data_folder=folder.root, routers=2)
+    screen.console().tell_ready(found, folder, 7, first_cells(found, "now"))
     shown = capsys.readouterr().out
     assert f"bulkhead --data-folder {folder.root} partner create --id acme\n" in shown
     assert "curl http://127.0.0.1:8080/v1/payments -H" in shown

@@ -17,6 +17,8 @@ def first_start(root: Path, cells: int = 2) -> Instance:
     folder = DataFolder(root)
     with data_folder.locked(folder):
         instance = data_folder.prepare(folder, Settings(data_folder=root, cells=cells))
+        for cell in range(cells):
+            data_folder.prepare_cell(folder, f"cell-{cell}", may_make=not folder.instance_file.exists())
         data_folder.finish_first_start(folder, instance)
     return instance
 
@@ -57,7 +59,7 @@ def test_a_folder_of_before_there_was_its_like_gets_a_key(tmp_path: Path, name: 
 
 def test_another_number_of_cells_on_old_data_is_refused(tmp_path: Path) -> None:
     first_start(tmp_path / "data", cells=2)
-    with pytest.raises(FolderError, match=r"made with 2 cells, the settings say 3.*moves don't exist yet"):
+    with pytest.raises(FolderError, match=r"made with 2 cells, the settings say 3.*come and go by command"):
         first_start(tmp_path / "data", cells=3)
 
 
@@ -102,6 +104,7 @@ def test_a_first_start_that_crashed_goes_on(tmp_path: Path) -> None:
     folder = DataFolder(root)
     with data_folder.locked(folder):
         data_folder.prepare(folder, Settings(data_folder=root, cells=2))
+        data_folder.prepare_cell(folder, "cell-1", may_make=True)
     pepper = folder.pepper_file.read_bytes()
     folder.ray_token_file("cell-1").unlink()  # as if the crash had come before it
     first_start(root)

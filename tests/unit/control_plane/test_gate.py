@@ -7,15 +7,22 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from control_plane import admin, gate, limits
+from control_plane import admin, fleet_api, gate, limits, rebalance_api
 from control_plane.door_moves import DoorMoves
 from control_plane.errors import FolderError, RefusedError
+from control_plane.evacuation import Evacuation
+from control_plane.fleet import Fleet, Ground
 from control_plane.gate import DRY_RUN_HEADER, OPERATOR_HEADER, FailedKeys, Gate
+from control_plane.load import Load
 from control_plane.moves import Moves
+from control_plane.moves_mover import MovesMover
 from control_plane.operators import LOCAL, Operators
 from control_plane.partners import to_profile
+from control_plane.processes import ProcessSpec
+from control_plane.rebalancer import Rebalancer
 from control_plane.registry import Registry
 from control_plane.roles import DRY_RUNS, ROLE_OF, ROLES, Role, role_for
+from control_plane.supervisor import Supervisor
 from tests.stand_in_door import Installation
 
 AS_PEOPLE = {OPERATOR_HEADER: "ann@host"}
@@ -55,9 +62,17 @@ async def scene(installation: Installation) -> AsyncIterator[Scene]:
     async def status() -> dict[str, Any]:
         return {"fine": True}
 
-    return Scene(
-        registry, operators, admin.make_routes(registry, control, doors, moves, status, operators), installation
-    )
+    ground = Ground(installation.settings, installation.folder, lambda _: [], lambda: None, lambda _: True)
+    fleet = Fleet(ground, registry, publisher, doors, Supervisor([], installation.folder, "0" * 16, _is_well))
+    rebalancer = Rebalancer(registry, MovesMover(moves), Load(registry, installation.folder, []))
+    evacuation = Evacuation(registry, fleet, moves, doors, dict, after_s=0)
+    more = [fleet_api.routes(fleet, evacuation), rebalance_api.routes(rebalancer)]
+    app = admin.make_routes(registry, control, doors, moves, status, operators, more)
+    return Scene(registry, operators, app, installation)
+
+
+async def _is_well(_: ProcessSpec) -> bool:
+    return True
 
 
 def routes_of(app: FastAPI) -> set[tuple[str, str]]:
@@ -70,7 +85,7 @@ async def test_every_route_is_in_the_table_and_none_other(scene: Scene) -> None:
 
 
 def path_of(route: str) -> str:
-    for name in ("partner_id", "key_id", "operation_id", "operator_id"):
+    for name in ("partner_id", "key_id", "operation_id", "operator_id", "name"):
         route = route.replace(f"{{{name}}}", "nobody")
     return route
 

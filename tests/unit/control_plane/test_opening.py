@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from control_plane import data_folder, opening
+from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.errors import FolderError, RegistryError, SettingsError
 from control_plane.places import describe, place_of_cell, place_of_registry
@@ -70,7 +71,11 @@ def test_places(tmp_path: Path) -> None:
     place = place_of_registry(settings, folder, INSTANCE)
     assert place == {"store": "fdb", "cluster_file": "/c", "path": ["bulkhead", "5eed" * 4]}
     assert describe(place, "control") == f"bulkhead/{'5eed' * 4}/control in FoundationDB (/c)"
-    assert place_of_cell(settings, folder, INSTANCE, "cell-1")["path"][:2] == place["path"]
+    assert place_of_cell(settings, folder, INSTANCE, first_cells(settings, "now")[1])["path"][:2] == place["path"]
+
+
+def require_clients(settings: Settings, folder: DataFolder) -> None:
+    opening.require_clients(settings, folder, INSTANCE, first_cells(settings, "now"))
 
 
 class Away:
@@ -104,21 +109,21 @@ async def test_a_client_or_cluster_file_that_does_not_fit_is_said_before_anythin
 
     monkeypatch.setattr(opening, "open_shelf", refuse)
     folder = DataFolder(tmp_path)
-    opening.require_clients(in_fdb(tmp_path, cluster_files=("/one",)), folder, INSTANCE)
+    require_clients(in_fdb(tmp_path, cluster_files=("/one",)), folder)
     assert asked == ["/one"], "a file is looked at once"
     settings = in_fdb(tmp_path, cluster_files=("/one", "/bad"), control_cluster_file="/bad")
     with pytest.raises(SettingsError, match="no FoundationDB cluster file") as raised:
-        opening.require_clients(settings, folder, INSTANCE)
+        require_clients(settings, folder)
     assert raised.value.where.endswith("/bad")
     with pytest.raises(SettingsError, match="no FoundationDB cluster file"):
         await opening.open_registry(settings, folder, INSTANCE, first_start=True)
     asked.clear()
-    opening.require_clients(Settings(data_folder=tmp_path), folder, INSTANCE)
+    require_clients(Settings(data_folder=tmp_path), folder)
     assert asked == []
 
 
 def test_without_the_library_or_the_file_the_real_shelf_says_so(tmp_path: Path) -> None:
     settings = in_fdb(tmp_path, cluster_files=(tmp_path / "none.cluster",))
     with pytest.raises(SettingsError, match=r"FoundationDB's (client library|cluster file|Python binding)") as raised:
-        opening.require_clients(settings, DataFolder(tmp_path), INSTANCE)
+        require_clients(settings, DataFolder(tmp_path))
     assert "\n" not in raised.value.what

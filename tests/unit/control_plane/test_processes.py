@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.process_table import MARKER
 from control_plane.processes import ProcessSpec, plan
@@ -13,7 +14,7 @@ INSTANCE = Instance("0123456789abcdef", "5eed" * 8, 2, "sqlite", "2026-11-22T00:
 
 def planned(tmp_path: Path, version: str = "1", digest: str = "d", **fields: object) -> dict[str, ProcessSpec]:
     settings = Settings(data_folder=tmp_path, **fields)  # type: ignore[arg-type]
-    specs = plan(settings, DataFolder(tmp_path), INSTANCE, version=version, secrets_digest=digest)
+    specs = plan(settings, DataFolder(tmp_path), INSTANCE, first_cells(settings, "now"), version, lambda _: digest)
     assert [spec.stage for spec in specs] == sorted(spec.stage for spec in specs), "in the order of their start"
     return {spec.name: spec for spec in specs}
 
@@ -75,7 +76,7 @@ def test_what_runs_with_something_else_is_not_adopted(tmp_path: Path, changed: d
 def test_routers_know_no_secret_of_a_cell(tmp_path: Path) -> None:
     router = planned(tmp_path)["router-0"]
     assert ".secret" not in json.dumps(router.config)
-    assert set(router.config["cell_key_files"]) == {"cell-0", "cell-1", "cell-2", "cell-3"}
+    assert router.config == planned(tmp_path, cells=2)["router-0"].config, "a cell that comes or goes restarts none"
 
 
 def test_routers_are_told_of_redis_where_there_is_one(tmp_path: Path) -> None:

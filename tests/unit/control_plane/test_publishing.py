@@ -59,7 +59,7 @@ async def test_versions_rise_past_what_routers_hold_also_after_a_restore(install
     _, registry, _, _ = await installation.control_plane()
     kept = installation.folder.router_folder("router-0")
     directory_file.write_atomically(kept / "directory.json", directory.encode(41, directory.Payload()))
-    publisher = Publisher(registry, installation.folder, installation.addresses, ["router-0"])
+    publisher = Publisher(registry, installation.folder, ["router-0"])
     assert await publisher.publish() == 42
 
 
@@ -78,7 +78,7 @@ async def test_a_partner_stays_where_its_book_is(installation: Installation) -> 
 
 async def test_a_change_waits_for_routers_and_names_those_that_are_behind(installation: Installation) -> None:
     _, registry, _, _ = await installation.control_plane()
-    publisher = Publisher(registry, installation.folder, installation.addresses, ["router-0", "router-1"])
+    publisher = Publisher(registry, installation.folder, ["router-0", "router-1"])
     version = await publisher.publish()
     raw = installation.folder.directory_file.read_bytes()
     directory_file.write_atomically(installation.folder.router_folder("router-1") / "directory.json", raw)
@@ -89,7 +89,7 @@ async def test_a_change_waits_for_routers_and_names_those_that_are_behind(instal
 
 async def test_many_partners_spread_over_the_cells(installation: Installation) -> None:
     _, registry, _, _ = await installation.control_plane()
-    publisher = Publisher(registry, installation.folder, installation.addresses, [])
+    publisher = Publisher(registry, installation.folder, [])
     cells = [publisher.place(f"partner_{index}") for index in range(1_000)]
     assert 400 < cells.count("cell-0") < 600
 

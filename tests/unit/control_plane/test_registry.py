@@ -19,7 +19,8 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
-from control_plane.registry import Registry, read_partners
+from control_plane.registry import Registry
+from control_plane.registry_reading import read_partners
 from control_plane.registry_records import Partner
 from stores.contract import Clear, Key, Put, Store, StoreMissingError
 from stores.memory_store import Fault, MemoryBook, MemoryStore

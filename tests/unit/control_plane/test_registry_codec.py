@@ -8,11 +8,12 @@ import msgpack
 import pytest
 
 from control_plane import registry_codec, registry_keys
-from control_plane.registry_records import IMPORTED, Change, Key, Origin, Owner, Partner
+from control_plane.registry_records import IMPORTED, Cell, Change, Key, Origin, Owner, Partner, Rebalance, RebalanceStep
 from stores import tuple_keys
 from stores.contract import Entry, StoreCorruptError
 
 PARTNER = Partner("acme", "Acmé", "active", "live", "cell-3", 1, 2, 3, "2026-11-22", 4, "2026-11-22T00:00:00.000Z")
+CELL = Cell("cell-3", 3, "draining", 0.0, "127.0.0.1", 8104, 8104, 8204, 8304, "", "2026-11-22T00:00:00.000Z")
 KEY = Key("key_1", "acme", "ab" * 32, "wxyz", "2026-11-22T00:00:00.000Z", "2026-11-23T00:00:00.000Z", None)
 CHANGE = Change(
     7, "2026-11-22T00:00:00.000Z", "ann@host", "noted", None, {"a": [1, None, {"b": "\u2028"}], "n": 10**30}
@@ -25,6 +26,8 @@ def test_what_was_written_is_read_again() -> None:
     owner, origin = Owner("t", "pid 1 on host", "now"), Origin(IMPORTED, "now")
     assert registry_codec.decode_partner(partner) == PARTNER
     assert registry_codec.decode_key(key) == KEY
+    cell = Entry(registry_keys.cell("cell-3"), registry_codec.encode_cell(CELL))
+    assert registry_codec.decode_cell(cell) == CELL
     assert registry_codec.decode_change(registry_codec.encode_change(CHANGE)) == CHANGE
     assert registry_codec.decode_owner(registry_codec.encode_owner(owner)) == owner
     assert registry_codec.decode_origin(registry_codec.encode_origin(origin)) == origin
@@ -47,6 +50,21 @@ DECODERS: list[tuple[str, Callable[[bytes], Any], bytes]] = [
         "key",
         lambda value: registry_codec.decode_key(Entry(registry_keys.key("acme", "key_1"), value)),
         registry_codec.encode_key(KEY),
+    ),
+    (
+        "cell",
+        lambda value: registry_codec.decode_cell(Entry(registry_keys.cell("cell-3"), value)),
+        registry_codec.encode_cell(CELL),
+    ),
+    (
+        "step",
+        lambda value: registry_codec.decode_rebalance_step(Entry(registry_keys.rebalance_step("acme"), value)),
+        registry_codec.encode_rebalance_step(RebalanceStep("r", "acme", "cell-0", "cell-1", 9, "moving")),
+    ),
+    (
+        "rebalance",
+        registry_codec.decode_rebalance,
+        registry_codec.encode_rebalance(Rebalance("r", "hash", "running", "ann", "now", None, "", 2, 600, 250)),
     ),
     ("change", registry_codec.decode_change, registry_codec.encode_change(CHANGE)),
     ("directory", registry_codec.decode_directory_version, registry_codec.encode_directory_version(1)),

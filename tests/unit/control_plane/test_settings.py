@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from control_plane import doors, settings
+from control_plane.cell_rules import first_cells
 from control_plane.errors import SettingsError
+from control_plane.publishing import cells_of_directory
 
 
 def test_defaults_stand_where_nothing_is_set(tmp_path: Path) -> None:
@@ -209,9 +211,10 @@ def test_acquirers_have_names_and_main_is_the_first() -> None:
 
 
 def test_routers_are_told_the_advertised_ports_and_the_control_plane_asks_the_doors_own() -> None:
-    found = settings.load(None, {"cells": 2, "door_port": 9000})
-    assert doors.advertised_addresses(found) == doors.cell_addresses(found)
+    cells = first_cells(settings.load(None, {"cells": 2, "door_port": 9000}), "now")
+    assert [cell.advertised_port for cell in cells] == [cell.door_port for cell in cells] == [9000, 9001]
     found = settings.load(None, {"cells": 2, "door_port": 9000, "door_advertised_port": 9500})
-    assert [address.port for address in doors.cell_addresses(found)] == [9000, 9001]
-    assert [address.port for address in doors.advertised_addresses(found)] == [9500, 9501]
-    assert [address.name for address in doors.advertised_addresses(found)] == ["cell-0", "cell-1"]
+    cells = first_cells(found, "now")
+    assert [address.port for address in doors.cell_addresses(cells)] == [9000, 9001]
+    told = cells_of_directory(cells)
+    assert [(cell.name, cell.port) for cell in told] == [("cell-0", 9500), ("cell-1", 9501)]

@@ -24,6 +24,7 @@ from cells.api.moves import Receipt
 from router import cells_client, limits
 from router.cells_client import CellsClient
 from router.directory import Cell
+from router.settings import SettingsError
 from tests.eventually import eventually
 
 KEY = b"k" * 32
@@ -82,9 +83,15 @@ async def door() -> AsyncIterator[Door]:
     await made.stop()
 
 
+def key_of(cell: str) -> bytes:
+    if cell not in {"cell-0", "cell-1"}:
+        raise SettingsError(f"{cell} has no key")
+    return KEY
+
+
 @pytest.fixture
 async def client() -> AsyncIterator[CellsClient]:
-    made = CellsClient({"cell-0": KEY, "cell-1": KEY})
+    made = CellsClient(key_of)
     yield made
     await made.aclose()
 
@@ -226,7 +233,7 @@ async def test_never_sent_is_unavailable(client: CellsClient, door: Door) -> Non
 
 async def test_a_cell_long_gone_is_not_waited_for(door: Door) -> None:
     now = 100.0
-    client = CellsClient({"cell-0": KEY}, lambda: now)
+    client = CellsClient(key_of, lambda: now)
     cell = door.cell()
     await door.stop()
     await client.use([cell])
@@ -270,7 +277,7 @@ async def test_a_cell_without_a_key_is_not_connected_to(client: CellsClient, doo
 
 async def test_a_door_with_another_key_gets_no_command(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells_client, "_DEADLINE_MS", 200)
-    client = CellsClient({"cell-0": b"x" * 32})
+    client = CellsClient(lambda _: b"x" * 32)
     await client.use([door.cell()])
     assert code_of(await ask(client)) is RefusalCode.PARTNER_UNAVAILABLE
     assert door.asked == []

@@ -25,7 +25,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         directory_file=folder / "directory.json",
         data_folder=Path(folder / "own"),
         pepper_file=folder / "pepper",
-        cell_key_files={},
+        cell_keys_folder=folder,
     )
 
 

@@ -14,7 +14,7 @@ GOOD = {
     "directory_file": "/data/directory/directory.json",
     "data_folder": "/data/routers/router-0",
     "pepper_file": "/data/secrets/pepper",
-    "cell_key_files": {"cell-0": "/data/secrets/cell-0.router"},
+    "cell_keys_folder": "/data/secrets",
     "log_file": None,
 }
 
@@ -23,7 +23,7 @@ def test_settings_are_read(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(GOOD))
     settings = read_settings(tmp_path / "c.json")
     assert settings.port == 8080
-    assert settings.cell_key_files == {"cell-0": Path("/data/secrets/cell-0.router")}
+    assert settings.cell_keys_folder == Path("/data/secrets")
 
 
 @pytest.mark.parametrize("change", [{"port": 70_000}, {"name": "../x"}, {"colour": 1}, {"host": None}])

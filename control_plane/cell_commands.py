@@ -1,0 +1,172 @@
+"""`bulkhead cell`: cells that come and go. Asks the control plane, watches what it does, and shows it."""
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from control_plane import client, limits, screen
+from control_plane.command_line import AsJson, DryRun, Watch, explained, shown, where
+from control_plane.data_folder import DataFolder
+from control_plane.errors import ControlPlaneError, NotRunningError
+
+app = typer.Typer(help="Cells: add, weigh, drain, remove.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="The cell's name, as `cell list` shows it.")]
+
+
+@app.command("list")
+@explained
+def list_cells(context: typer.Context, *, watch: Watch = False, as_json: AsJson = False) -> None:
+    """List the cells and what is in them."""
+    shown(lambda: _list(where(context).folder(), as_json=as_json), watch=watch)
+
+
+def _list(folder: DataFolder, *, as_json: bool) -> None:
+    answers = {cell["cell"]: cell for cell in client.ask(folder, "GET", "/status")["cells"]}
+    wanted = client.ask(folder, "GET", "/cells")["cells"]
+    found = [
+        {**answers.get(cell["name"], {"cell": cell["name"], "answers": False, "error": "-"}), **_wanted(cell)}
+        for cell in wanted
+    ]
+    if as_json:
+        screen.show_json({"cells": found})
+    else:
+        screen.show_cells([cell for cell in found if cell["state"] != "removed"])
+
+
+@app.command("add")
+@explained
+def add_cell(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Its name, a-z 0-9 -; else one is made.")] = None,
+    *,
+    weight: Annotated[float, typer.Option(help="Its share of partners, beside the others' weights.")] = 1.0,
+    cluster_file: Annotated[
+        Path | None, typer.Option(help="Its FoundationDB cluster file, where each cell has one of its own.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a new cell beside the others. It takes new partners; those that there are stay until they are moved.
+
+    \b
+    Examples:
+    bulkhead cell add
+    bulkhead cell add cell-big --weight 2
+    """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
+    body: dict[str, Any] = {"weight": weight, "dry_run": dry_run}
+    body |= {} if name is None else {"name": name}
+    body |= {} if cluster_file is None else {"cluster_file": str(cluster_file.expanduser().absolute())}
+    folder = where(context).folder()
+    found = client.ask(folder, "POST", "/cells", body)
+    if not dry_run:
+        found["cell"] = _watch(folder, found["cell"]["name"], "active")
+    _show(found, "added", as_json=as_json)
+
+
+@app.command("drain")
+@explained
+def drain_cell(context: typer.Context, cell: Name, *, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Have new partners go to other cells. Those that are there stay: `bulkhead rebalance` moves them."""
+    found = client.ask(where(context).folder(), "POST", f"{_path(cell)}/drain", {"dry_run": dry_run})
+    _show(found, "drained of new partners", as_json=as_json)
+
+
+@app.command("set-weight")
+@explained
+def set_weight(
+    context: typer.Context,
+    cell: Name,
+    weight: Annotated[float, typer.Argument(help="Its share of partners, beside the others' weights.")],
+    *,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change a cell's share of new partners. With a weight, a drained cell takes partners again."""
+    body = {"weight": weight, "dry_run": dry_run}
+    found = client.ask(where(context).folder(), "PUT", f"{_path(cell)}/weight", body)
+    _show(found, f"of weight {weight:g}", as_json=as_json)
+
+
+@app.command("remove")
+@explained
+def remove_cell(context: typer.Context, cell: Name, *, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Stop a drained, empty cell once no router sends there any more. Its folder is kept aside, nothing is deleted."""
+    folder = where(context).folder()
+    found = client.ask(folder, "POST", f"{_path(cell)}/remove", {"dry_run": dry_run})
+    if not dry_run:
+        found["cell"] = _watch(folder, cell, "removed")
+    _show(found, "removed", as_json=as_json)
+
+
+@app.command("evacuate")
+@explained
+def evacuate_cell(
+    context: typer.Context,
+    cell: Name,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Also where its door answers: costs errors.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have the other cells take a dead cell's partners over. Only where they share a FoundationDB cluster.
+
+    What still lives of the cell can write nothing more for them. It takes no new partners until `set-weight`.
+
+    \b
+    Examples:
+    bulkhead cell evacuate cell-2 --dry-run
+    bulkhead cell evacuate cell-2 && bulkhead partner moves
+    """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
+    body = {"force": force, "dry_run": dry_run}
+    found = client.ask(where(context).folder(), "POST", f"{_path(cell)}/evacuate", body)
+    if as_json:
+        screen.show_json(found)
+    else:
+        would = "would go" if dry_run else "are on their way"
+        screen.say(
+            f"{found['partners']} partners of {cell} {would} to {len(set(found['targets'].values()))} other cells"
+        )
+
+
+def _watch(folder: DataFolder, name: str, until: str) -> dict[str, Any]:
+    """Watch a cell on its way. What was begun goes on by itself, whatever becomes of who watches."""
+    deadline = time.monotonic() + limits.CELL_WATCH_MS_MAX / 1000
+    waits_for: str | None = "the control plane"
+    with screen.watching_cell(name) as tell:
+        while time.monotonic() < deadline:
+            try:
+                cells: Collection[dict[str, Any]] = client.ask(folder, "GET", "/cells")["cells"]
+            except NotRunningError:
+                waits_for = "the control plane, which does not run: bulkhead up"
+            else:
+                cell = next(one for one in cells if one["name"] == name)
+                if cell["state"] == until:
+                    return cell
+                waits_for = cell["waits_for"]
+            tell(waits_for or "")
+            time.sleep(limits.CELL_WATCH_INTERVAL_MS / 1000)
+    raise ControlPlaneError(
+        f"{name} is not {until} yet; it waits: {waits_for}",
+        where=str(folder.root),
+        hint="it goes on by itself: see `bulkhead cell list`; an `add` is taken back with `bulkhead cell remove`",
+    )
+
+
+def _wanted(cell: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in cell.items() if name not in {"name", "partners"}}
+
+
+def _path(cell: str) -> str:
+    return f"/cells/{quote(cell, safe='')}"
+
+
+def _show(found: dict[str, Any], what: str, *, as_json: bool) -> None:
+    if as_json:
+        screen.show_json(found)
+    else:
+        screen.show_changed_cell(found, what)

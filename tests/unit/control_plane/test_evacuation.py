@@ -1,0 +1,176 @@
+"""Who is evacuated, where to, and when by itself: over a real registry, with stand-ins for doors and moves."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_plane.errors import DoorError, RefusedError
+from control_plane.evacuation import Evacuation
+from control_plane.move_record import Move
+from control_plane.moves import Moves
+from control_plane.partners import to_profile
+from control_plane.registry import Registry
+from control_plane.registry_records import Cell, Partner
+from stores.sqlite_shelf import SqliteShelf
+
+CELLS = ("cell-0", "cell-1", "cell-2")
+
+
+class Doors:
+    def __init__(self) -> None:
+        self.dead: set[str] = set()
+
+    async def cell_status(self, cell: str) -> None:
+        if cell in self.dead:
+            raise DoorError(f"{cell} does not answer")
+
+
+class Fleet:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def drain(self, name: str, who: str, *, dry_run: bool) -> None:
+        assert not dry_run
+        cell = replace(self._registry.cell(name), state="draining", weight=0.0)
+        await self._registry.write_cells([cell], who, "cell_draining", cell=name)
+
+
+class Waiting(Moves):
+    """Begins nothing: what was written down is what is looked at."""
+
+    async def resume(self) -> None:
+        return None
+
+
+class Ground:
+    def __init__(self, registry: Registry, store: str, after_s: int = 0) -> None:
+        self.registry = registry
+        self.doors = Doors()
+        self.now = 0.0
+        self.places: dict[str, dict[str, Any]] = {
+            cell: {"store": store, "cluster_file": "one", "folder": cell, "path": [cell]} for cell in CELLS
+        }
+        moves = Waiting(registry, None, None, to_profile, lambda: self.places)  # type: ignore[arg-type]
+        self.evacuation = Evacuation(
+            registry,
+            Fleet(registry),  # type: ignore[arg-type]
+            moves,
+            self.doors,  # type: ignore[arg-type]
+            lambda: self.places,
+            after_s=after_s,
+            monotonic=lambda: self.now,
+        )
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
+    shelf = SqliteShelf(tmp_path)
+    await shelf.create("control")
+    made = await Registry.open(await shelf.open("control"), "here", new=True)
+    rows = [Cell(name, slot, "active", 1.0, "h", 1, 1, 1, 1, "", "") for slot, name in enumerate(CELLS)]
+    await made.write_cells(rows, "ann", "cells_written")
+    for number in range(12):
+        partner = Partner(f"p{number}", "p", "onboarding", "test", CELLS[number % 3], 1, 1, 1, "2026-11-22", 1, "")
+        await made.begin_onboarding(partner, "ann")
+        await made.activate(partner.id, "ann")
+    yield made
+    await made.close()
+
+
+async def test_all_of_a_dead_cell_go_to_the_others_in_one_commit(registry: Registry) -> None:
+    ground = Ground(registry, "fdb")
+    ground.doors.dead.add("cell-1")
+    told = await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
+    assert told["partners"] == 4
+    moves = registry.moves()
+    assert {move.partner_id: move.target for move in moves} == told["targets"]
+    assert {move.way for move in moves} == {"evacuate"}
+    assert {move.source for move in moves} == {"cell-1"}
+    assert "cell-1" not in {move.target for move in moves}
+    assert registry.cell("cell-1").weight == 0
+
+
+async def test_a_dry_run_writes_nothing(registry: Registry) -> None:
+    ground = Ground(registry, "fdb")
+    ground.doors.dead.add("cell-1")
+    assert (await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=True))["partners"] == 4
+    assert not registry.moves()
+    assert registry.cell("cell-1").weight == 1
+
+
+async def test_a_cell_that_answers_is_left_alone_unless_it_is_forced(registry: Registry) -> None:
+    ground = Ground(registry, "fdb")
+    with pytest.raises(RefusedError, match="cell-1 answers"):
+        await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
+    assert (await ground.evacuation.evacuate("cell-1", "ann", force=True, dry_run=False))["partners"] == 4
+
+
+async def test_books_in_files_can_be_opened_by_nobody_else(registry: Registry) -> None:
+    ground = Ground(registry, "sqlite")
+    ground.doors.dead.add("cell-1")
+    with pytest.raises(RefusedError, match="no other cell can open the books"):
+        await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
+    assert registry.cell("cell-1").weight == 1
+
+
+async def test_a_move_that_only_the_dead_cell_could_go_on_with_becomes_an_evacuation(registry: Registry) -> None:
+    ground = Ground(registry, "fdb")
+    ground.doors.dead.add("cell-1")
+    leaving = Move("move_1", "p1", "cell-1", "cell-2", "t", "sealing", 3, "ann", "", way="hand_over")
+    arriving = Move("move_2", "p0", "cell-0", "cell-1", "t", "copying", 1, "ann", "", way="hand_over")
+    await registry.begin_move(leaving)
+    await registry.begin_move(arriving)
+    await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
+    found = registry.move("p1")
+    assert found is not None
+    assert (found.id, found.way, found.state, found.attempt) == ("move_1", "evacuate", "copying", 4)
+    assert registry.move("p0") == arriving
+
+
+async def test_by_itself_after_it_was_silent_for_so_long(registry: Registry) -> None:
+    ground = Ground(registry, "fdb", after_s=30)
+    ground.doors.dead.add("cell-1")
+    for now in (0.0, 1.0, 9.0, 17.0, 25.0, 29.0):
+        ground.now = now
+        await ground.evacuation.watch()
+    assert not registry.moves()
+    ground.now = 31.0
+    await ground.evacuation.watch()
+    assert len(registry.moves()) == 4
+
+
+async def test_silence_that_ended_or_that_this_process_slept_through_counts_for_nothing(registry: Registry) -> None:
+    ground = Ground(registry, "fdb", after_s=30)
+    ground.doors.dead.add("cell-1")
+    for now in (0.0, 8.0, 16.0, 24.0):
+        ground.now = now
+        await ground.evacuation.watch()
+    ground.now = 100.0  # it slept
+    await ground.evacuation.watch()
+    assert not registry.moves()
+    ground.doors.dead.clear()
+    for now in (108.0, 116.0, 124.0, 132.0):
+        ground.now = now
+        await ground.evacuation.watch()
+    assert not registry.moves()
+
+
+async def test_where_all_are_silent_it_is_not_the_cells(registry: Registry) -> None:
+    ground = Ground(registry, "fdb", after_s=5)
+    ground.doors.dead.update(CELLS)
+    for now in (0.0, 4.0, 8.0, 12.0):
+        ground.now = now
+        await ground.evacuation.watch()
+    assert not registry.moves()
+
+
+async def test_never_by_itself_where_the_settings_say_nothing(registry: Registry) -> None:
+    ground = Ground(registry, "fdb")
+    ground.doors.dead.add("cell-1")
+    for now in (0.0, 5.0, 5_000.0):
+        ground.now = now
+        await ground.evacuation.watch()
+    assert not registry.moves()
