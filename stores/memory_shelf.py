@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actors.errors import StoreExistsError, StoreMissingError, StoreUnavailableError
-from actors.store import Ownership, Put
+from actors.store import Key, Ownership
 from stores import tuple_keys
 from stores.health import Sample
 from stores.memory_store import MemoryBook, MemoryStore
@@ -51,7 +51,7 @@ class MemoryShelf:
         if book is not None:
             book.ownership = _ERASED
 
-    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, sealed_by: Put | None) -> None:
+    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, seal: Key, sealed_by: bytes | None) -> None:
         """Take a book over from another shelf over the same books."""
         if place.get("store") != "fdb":
             raise StoreUnavailableError(f"{'/'.join(name)} of {dict(place)}: it is copied, not taken over")
@@ -64,8 +64,7 @@ class MemoryShelf:
         if new in books:
             raise StoreExistsError(f"{'/'.join(new)}: there is a book already")
         book = books[old]
-        if sealed_by is not None:
-            book.take_row(tuple_keys.encode(sealed_by.key), sealed_by.value)
+        book.take_row(tuple_keys.encode(seal), sealed_by)
         # Another cell's doors count their own epochs.
         book.ownership = Ownership(book.ownership.epoch + 1, 0)
         books[new] = books.pop(old)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.bulkheads import Bulkhead
-from actors.store import Check, Key, Mutation, Ownership, Put, Range, Snapshot, Store
+from actors.store import Check, Key, Mutation, Ownership, Range, Snapshot, Store
 from cells.api.connection import PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
 from cells.api.log_budget import LogBudget
 from cells.cell_book import open_book
@@ -94,9 +94,9 @@ class MortalShelf(MemoryShelf):
         await super().erase(*name)
         await self._life.reach()
 
-    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, sealed_by: Put | None) -> None:
+    async def adopt(self, place: Mapping[str, Any], name: Sequence[str], *, seal: Key, sealed_by: bytes | None) -> None:
         await self._life.reach()
-        await super().adopt(place, name, sealed_by=sealed_by)
+        await super().adopt(place, name, seal=seal, sealed_by=sealed_by)
         await self._life.reach()
 
 
