@@ -68,6 +68,8 @@ class Arrivals:
         self._complete: dict[str, Arrival] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.expected: dict[str, Expected] = {}
+        # The moves that ended here, the newest last: what is said of them once more comes late.
+        self.ended: dict[str, list[str]] = {}
 
     async def handle(self, request: Request) -> bytes:
         """Answer the control plane, or a router that brings a receipt. Raises MessageError."""
@@ -101,6 +103,8 @@ class Arrivals:
         if held is not None and held.move_id > move_id:
             # A control plane that was stopped and goes on: what arrived may be all that a sealed book leads to.
             return copy_lost(f"a later move, {held.move_id}, was begun here")
+        if move_id in self.ended.get(partner_id, ()):
+            return copy_lost("that move has ended here; this was said before and comes late")
         place, is_sealed = optional_place(request)
         # What may be erased is what an earlier attempt copied here. The book of a partner that left is erased by the
         # move by which it left: until then it may be the only one.
@@ -177,10 +181,11 @@ class Arrivals:
             Put(("partner", partner_id), msgpack.packb(messages.encode_profile(profile))),
             Clear(("arriving", partner_id)),
             Clear(("moved", partner_id)),
+            self._ended_row(partner_id, receipt.move_id),
         )
         if unwritten is not None:
             return _unavailable(unwritten)
-        self._drop(partner_id)
+        self._drop(partner_id, receipt.move_id)
         self._tombstones.pop(partner_id, None)
         seat = self._seats[partner_id] = Seat(profile)
         self._ownership.activate_soon(seat, "arrival")
@@ -214,18 +219,18 @@ class Arrivals:
         if partner_id in self._seats:
             return copy_lost(f"{partner_id} is served here already")
         expected = self.expected.get(partner_id)
-        if expected is None or expected.move_id != move_id:
+        if expected is not None and expected.move_id != move_id:
             return door_answers.ok({})
         try:
             await self._forget(partner_id)
-            if expected.place is None:
+            if expected is not None and expected.place is None:
                 await self._shelf.erase("partners", partner_id)
         except StoreError as error:
             return _unavailable(error)
-        unwritten = await self._book.write(Clear(("arriving", partner_id)))
+        unwritten = await self._book.write(Clear(("arriving", partner_id)), self._ended_row(partner_id, move_id))
         if unwritten is not None:
             return _unavailable(unwritten)
-        self._drop(partner_id)
+        self._drop(partner_id, move_id)
         return door_answers.ok({})
 
     # Inside
@@ -236,7 +241,15 @@ class Arrivals:
         if link is not None and link.connection.is_open:
             await _ask(link, Method.END_ARRIVAL, partner_id, {})
 
-    def _drop(self, partner_id: str) -> None:
+    def _ended_row(self, partner_id: str, move_id: str) -> Put:
+        return Put(("ended", partner_id), msgpack.packb(self._ended_with(partner_id, move_id)))
+
+    def _ended_with(self, partner_id: str, move_id: str) -> list[str]:
+        kept = [known for known in self.ended.get(partner_id, ()) if known != move_id]
+        return [*kept, move_id][-limits.ENDED_MOVES_KEPT_MAX :]
+
+    def _drop(self, partner_id: str, move_id: str) -> None:
+        self.ended[partner_id] = self._ended_with(partner_id, move_id)
         self.expected.pop(partner_id, None)
         self._links.pop(partner_id, None)
         self._complete.pop(partner_id, None)
@@ -272,6 +285,16 @@ def read_expected(partner_id: str, value: bytes) -> Expected | None:
         error = str(found)
     log.error("arrival_unreadable", partner=partner_id, error=error)
     return None
+
+
+def read_ended(partner_id: str, value: bytes) -> list[str] | None:
+    """Read the moves that ended here; without them a message that comes late makes an empty book of no use."""
+    try:
+        found = msgpack.unpackb(value)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        log.error("ended_moves_unreadable", partner=partner_id, error=str(error))  # noqa: TRY400 - no bug of ours
+        return None
+    return [str(move_id) for move_id in found] if isinstance(found, list) else None
 
 
 def optional_place(request: Request) -> tuple[dict[str, Any] | None, bool]:

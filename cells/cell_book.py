@@ -59,11 +59,12 @@ class CellBook:
         escalations = {str(row.key[-1]): _kept_escalation(row) async for row in self._rows("escalation")}
         return profiles, escalations
 
-    async def read_moves(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """Read the partners that left and those that may come, as departures.py and arrivals.py write them."""
+    async def read_moves(self) -> tuple[dict[str, bytes], dict[str, bytes], dict[str, bytes]]:
+        """Read who left, who may come, and whose moves ended here, as departures.py and arrivals.py write them."""
         left = {str(row.key[-1]): row.value async for row in self._rows("moved")}
         expected = {str(row.key[-1]): row.value async for row in self._rows("arriving")}
-        return left, expected
+        ended = {str(row.key[-1]): row.value async for row in self._rows("ended")}
+        return left, expected, ended
 
     async def put_profile(self, profile: Profile) -> StoreError | None:
         """Keep a profile; give why it could not be kept."""

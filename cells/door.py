@@ -33,7 +33,7 @@ from cells.api import frames, limits, logs, messages
 from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.connection import FrameServer, PeerError, PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
 from cells.api.messages import NOT_MINE, Answer, Method, Profile, RefusalCode
-from cells.arrivals import Arrivals, read_expected
+from cells.arrivals import Arrivals, read_ended, read_expected
 from cells.cell_book import CellBook, open_book
 from cells.departures import Departures, read_tombstone
 from cells.erasures import Erasures
@@ -145,9 +145,10 @@ class Door:
             if seat.is_quarantined:
                 seat.state, seat.why = "quarantined", escalations[partner_id].why
         self._ownership.count_quarantined()
-        left, expected = await self._book.read_moves()
+        left, expected, ended = await self._book.read_moves()
         self._departures.tombstones.update(known(read_tombstone, left))
         self._arrivals.expected.update(known(read_expected, expected))
+        self._arrivals.ended.update(known(read_ended, ended))
         log.info("door_opened", door_epoch=self.door_epoch, partners=len(self._seats))
 
     async def staff(self, workforce: Workforce) -> None:

@@ -108,6 +108,8 @@ COPY_BYTES_MAX: Final = 400_000
 QUIESCE_LEASE_MS: Final = 2_000
 QUIESCE_DRAIN_MS_MAX: Final = 50
 MOVE_TIMEOUT_MS: Final = 5_000
+# A partner's moves into this cell that ended: what is said of them once more is refused.
+ENDED_MOVES_KEPT_MAX: Final = 8
 
 assert COPY_BYTES_MAX + actor_limits.STORE_VALUE_BYTES_MAX + actor_limits.STORE_KEY_BYTES_MAX < (
     wire_limits.ANSWER_BYTES_MAX

@@ -91,6 +91,15 @@ class MemoryBook:
             delivered += 1
         return delivered
 
+    def take_row(self, key: bytes, value: bytes | None) -> None:
+        """Remove a row that must have this value, or any where that is None, as a shelf does that takes a book over."""
+        held = self._values.get(key)
+        if value is not None and held != value:
+            raise FencedError(f"{tuple_keys.decode(key)!r} is not what it is to be")
+        if held is not None:
+            del self._values[key]
+            self._keys.remove(key)
+
     def _acquire(self, door_epoch: int, above: int) -> Ownership:
         if door_epoch < self.ownership.door_epoch:
             raise FencedError(f"door {self.ownership.door_epoch} was here, newer than {door_epoch}")

@@ -44,6 +44,7 @@ def router_of(gateway: Gateway) -> psutil.Process:
     return psutil.Process(row["pid"])
 
 
+@pytest.mark.long
 @pytest.mark.timeout(500)
 @on_either_store
 def test_a_cell_comes_takes_a_partner_and_goes(make_gateway: Callable[..., Gateway], kind: str) -> None:

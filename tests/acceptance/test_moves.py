@@ -14,7 +14,7 @@ from chaos.gateway import Gateway
 from chaos.workload import Load
 
 PARTNERS = [f"shop_{number}" for number in range(6)]
-SECONDS = 20
+SECONDS = 14
 
 
 def cells_of(gateway: Gateway) -> dict[str, str]:
@@ -45,17 +45,17 @@ async def test_partners_move_under_load_without_an_error(
     running = asyncio.create_task(Load(plan).run())
     await asyncio.sleep(plan.begin_s + 3 - time.monotonic())
     pauses = []
-    for partner in PARTNERS[:4]:
+    for partner in PARTNERS[1:4]:
         for to in (away[partner], homes[partner], away[partner]):
             moved = await asyncio.to_thread(move, gateway, partner, to)
             pauses.append(moved["pause_ms"])
     calls = await running
 
     assert not [f"{call.partner} {call.scenario} {call.step}: {error}" for call in calls if (error := error_of(call))]
-    delay = latency([call for call in calls if call.partner in PARTNERS[:4]])
+    delay = latency([call for call in calls if call.partner in PARTNERS[1:4]])
     print(f"{len(pauses)} moves: pauses {sorted(pauses)} ms; the slowest call took {delay.max_ms} ms")  # noqa: T201
     held = await asyncio.to_thread(cells_of, gateway)
-    assert held == {name: away[name] if name in PARTNERS[:4] else homes[name] for name in PARTNERS}
+    assert held == {name: away[name] if name in PARTNERS[1:4] else homes[name] for name in PARTNERS}
     calls += await bring_to_rest(gateway, keys, calls)
     judgement, audit = await judge_at_rest(gateway, keys, calls)
     assert audit["ok"]

@@ -46,6 +46,7 @@ def begin_import(gateway: Gateway, file: Path) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_each_can_pay_when_its_line_is_printed_and_a_killed_import_is_said_again(
     make_gateway: Callable[..., Gateway],
@@ -99,6 +100,7 @@ def _say_it_again(gateway: Gateway) -> None:
     assert verdict["entries"] >= 3 * PARTNERS
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_an_operator_comes_over_the_port_with_its_role_and_no_more(make_gateway: Callable[..., Gateway]) -> None:
     port = free_block(1)

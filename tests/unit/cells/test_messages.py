@@ -205,6 +205,7 @@ def test_every_method_of_a_partner_either_reads_or_writes() -> None:
         "sum_rows",
         "erase_moved",
         "bury_moved",
+        "erase_partner",
         "assign",
         "release",
         "release_partner",
