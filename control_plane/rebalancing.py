@@ -10,6 +10,7 @@
 A plan moves nobody twice, and the plan of what it leads to is empty.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,6 +151,12 @@ class _Bin:
     above: list[float]
     residents: dict[str, tuple[float, float]] = field(default_factory=dict)
 
+    def weigh(self) -> None:
+        """Sum its residents up anew, exactly: what came and went leaves no trace that a choice depends on."""
+        self.above = [
+            math.fsum(parts[index] for parts in self.residents.values()) - self.share for index in range(_DIMENSIONS)
+        ]
+
     def excess(self) -> float:
         """Give by which part of its share it is above it, where it is most."""
         return max(above / self.share for above in self.above)
@@ -180,7 +187,9 @@ class _Levelling:
         self._homeless = [one.id for one in residents if one.cell not in self._bins]
         for one in residents:
             if one.cell in self._bins:
-                self._put(one.id, one.cell)
+                self._bins[one.cell].residents[one.id] = self._parts[one.id]
+        for found in self._bins.values():
+            found.weigh()
 
     def run(self) -> dict[str, str]:
         """Give each partner's cell."""
@@ -223,12 +232,12 @@ class _Levelling:
     def _put(self, partner_id: str, cell: str) -> None:
         found = self._bins[cell]
         found.residents[partner_id] = self._parts[partner_id]
-        found.above = [above + part for above, part in zip(found.above, self._parts[partner_id], strict=True)]
+        found.weigh()
 
     def _take(self, partner_id: str, cell: str) -> None:
         found = self._bins[cell]
-        parts = found.residents.pop(partner_id)
-        found.above = [above - part for above, part in zip(found.above, parts, strict=True)]
+        del found.residents[partner_id]
+        found.weigh()
 
 
 def _parts(one: Resident, totals: tuple[float, int], count: int) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from control_plane import limits
@@ -39,6 +39,7 @@ BY: list[By] = ["hash", "load", "drain"]
 
 @pytest.mark.parametrize("by", BY)
 @given(installations())
+@example(([cell(f"cell-{n}", w) for n, w in enumerate((0.5, 3.0, 0.5, 0.5, 1.0))], [Resident("p0", "cell-0", 0.0, 0)]))
 @settings(max_examples=150, deadline=None)
 def test_a_plan_is_sound(by: By, installation: tuple[list[Cell], list[Resident]]) -> None:
     cells, residents = installation
