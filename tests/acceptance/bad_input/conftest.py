@@ -26,12 +26,13 @@ _ROLES: Final = frozenset({"router", "door", "worker", "spare", "acquirer", "ray
 
 
 class Site:
-    """A running gateway with two partners, `alpha` and `beta`."""
+    """A running gateway with partners `alpha`, `beta`, and `gamma`, who takes USD only."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.keys = {
-            name: gateway.create_partner(name, rate_per_second=5_000, rate_burst=5_000) for name in ("alpha", "beta")
+            name: gateway.create_partner(name, rate_per_second=5_000, rate_burst=5_000, **more)
+            for name, more in {"alpha": {}, "beta": {}, "gamma": {"currencies": ["USD"]}}.items()
         }
         self._payments = 0
         self._client = httpx.Client(base_url=gateway.base_url, trust_env=False, timeout=PAYMENT_S_MAX)

@@ -333,6 +333,12 @@ ROWS: Final = (
         tuple(pay(currency=name) for name in ("ABC", "XXX", "XAU", "XTS", "DEM", "BTC")),
     ),
     Row(
+        "a payment in a currency that the partner's profile does not list (an empty list is all)",
+        422,
+        "currency_not_accepted",
+        tuple(Sent(body=GOOD | {"currency": name}, key="gamma") for name in ("EUR", "JPY")),
+    ),
+    Row(
         "what looks like a card number, anywhere",
         422,
         "card_data_refused",
