@@ -8,11 +8,11 @@ import orjson
 
 from cells.api import moves as wire
 from cells.api.messages import Answer, MessageError, Method, Profile, Refused, encode_profile
-from cells.api.moves import Arrival, Batch
+from cells.api.moves import Arrival, Batch, Receipt
 from control_plane import limits
 from control_plane.doors import Doors
 from control_plane.errors import DoorError, RefusedError
-from control_plane.move_record import Move
+from control_plane.move_record import Burial, Move
 
 
 class CopyLostError(RefusedError):
@@ -104,9 +104,10 @@ class DoorMoves:
             if after is None:
                 return content, rows
 
-    async def bury_moved(self, move: Move, receipt: bytes) -> None:
-        """Tell the source, once it answers again, that the partner's book was taken over."""
-        await self._ask(move.source, Method.BURY_MOVED, move, {"receipt": receipt})
+    async def bury_moved(self, burial: Burial) -> None:
+        """Tell a cell that was dead that the partner's book was taken over."""
+        said = msgpack.packb({"receipt": wire.encode_receipt(evacuated(burial.move_id, burial.target, burial.token))})
+        await self._send(burial.cell, Method.BURY_MOVED, burial.partner_id, said)
 
     async def erase_moved(self, move: Move) -> None:
         """Erase the sealed book at the source; its tombstone stays."""
@@ -121,6 +122,11 @@ class DoorMoves:
             refusal = answer.refusal
             raise CopyLostError(f"{cell}: {refusal.detail}", where=f"{cell}'s door")
         return answer
+
+
+def evacuated(move_id: str, target: str, token: str) -> Receipt:
+    """Give the receipt of a book that nobody sealed: the token is proof that the control plane wants it."""
+    return Receipt(move_id, target, token, 0, 0, 0, wire.NO_STREAM)
 
 
 def _copied(answer: Answer) -> Copied:

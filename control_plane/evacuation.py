@@ -118,21 +118,32 @@ class Evacuation:
         for partner in self._registry.partners():
             if partner.cell != cell or partner.status in {"onboarding", "erasing"}:
                 continue
-            to = directory.rendezvous(partner.id, others)
+            untold = self._untold(partner.id)
+            to = directory.rendezvous(partner.id, [other for other in others if other.name not in untold])
             if to is None:
                 raise RefusedError(
-                    f"no other cell can open the books of {cell}",
+                    f"no other cell can open the book of {partner.id}",
+                    where=cell,
                     hint="evacuation is for cells that share a FoundationDB cluster, and one of them needs a weight",
                 )
             targets[partner.id] = to
         return targets
 
+    def _untold(self, partner_id: str) -> set[str]:
+        """Give the cells that still hold this partner for theirs: it was taken over from them while they were dead."""
+        untold = {burial.cell for burial in self._registry.burials() if burial.partner_id == partner_id}
+        held = self._registry.move(partner_id)
+        return untold | {held.source} if held is not None and held.way == "evacuate" else untold
+
     def _planned(self, cell: str, targets: Mapping[str, str], who: str) -> list[Move]:
-        """Give the moves to write down: new ones, and those from the cell that only it could have gone on with."""
+        """Give the moves to write down: new ones, and those from the cell that only it could have gone on with.
+
+        A move that had brought the partner to this cell, and had only words to say, is over with the next one.
+        """
         planned = []
         for partner_id, to in targets.items():
             held = self._registry.move(partner_id)
-            if held is None:
+            if held is None or (held.target == cell and held.way != "copy" and held.state in {"clearing", "erasing"}):
                 planned.append(self._moves.new_evacuation(partner_id, to, who))
             elif held.source == cell and held.way == "hand_over" and held.state in {"copying", "sealing", "aborting"}:
                 planned.append(held.as_evacuation())

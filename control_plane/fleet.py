@@ -84,8 +84,13 @@ class Fleet:
         partners: dict[str, int] = {}
         for partner in self._registry.partners():
             partners[partner.cell] = partners.get(partner.cell, 0) + 1
+        untold: dict[str, int] = {}
+        for burial in self._registry.burials():
+            untold[burial.cell] = untold.get(burial.cell, 0) + 1
+        waits = {name: f"it is to be told that {count} partners were taken over" for name, count in untold.items()}
+        waits |= self._waits
         return [
-            {**asdict(cell), "partners": partners.get(cell.name, 0), "waits_for": self._waits.get(cell.name)}
+            {**asdict(cell), "partners": partners.get(cell.name, 0), "waits_for": waits.get(cell.name)}
             for cell in self._registry.cells()
         ]
 

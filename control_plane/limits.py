@@ -46,6 +46,8 @@ KEY_GRACE_S_MAX: Final = 90 * 24 * 3_600
 # Deleted partners: how long one may still read and be restored, and how many ids are remembered as gone.
 DELETION_GRACE_S_DEFAULT: Final = 30 * 24 * 3_600
 DELETION_GRACE_S_MAX: Final = 90 * 24 * 3_600
+# One for each partner and cell at most.
+BURIALS_MAX: Final = PARTNERS_MAX * CELLS_EVER_MAX
 DELETIONS_MAX: Final = 100_000
 
 # Memory, measured: a dedicated worker is a process of its own, a cell is a Ray head and a door.
@@ -153,11 +155,13 @@ MOVE_RETRY_DELAY_MS_MIN: Final = 200
 MOVE_RETRY_DELAY_MS_MAX: Final = 5_000
 # A move that failed otherwise is looked at again so much later.
 MOVE_RESUME_DELAY_MS: Final = 60_000
-# Steps of moves at once: an evacuation begins with all of a cell's partners.
+# Steps of moves at once between two cells: an evacuation begins with all of a cell's partners.
 MOVE_STEPS_AT_ONCE_MAX: Final = 32
 # Cells are looked at so often where silent ones are evacuated; who looks later than that accuses nobody.
 EVACUATION_LOOK_MS: Final = 1_000
 EVACUATION_LATE_MS: Final = 10_000
+# Cells that were evacuated are told so, as soon as they are back.
+BURIAL_INTERVAL_MS: Final = 1_000
 EVACUATE_AFTER_S_MAX: Final = 24 * 3_600
 # How long a request waits for a move; the command line asks again.
 MOVE_WAIT_S_MAX: Final = 30

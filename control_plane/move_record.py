@@ -9,7 +9,8 @@
 Three ways: the book is copied; or taken over from a cell of the same FoundationDB cluster, where nothing is copied; or
 taken over from such a cell that is dead (evacuation), which nobody asks and whose owners the new epoch fences.
 
-A move that ends is a line in the operators' log; its row goes. `token` is a secret until the seal.
+A move that ends is a line in the operators' log; its row goes. Of an evacuation a Burial stays until the cell was told.
+`token` is a secret until the seal.
 """
 
 from collections.abc import Mapping
@@ -65,6 +66,17 @@ class Move:
             "rows": self.rows,
             "way": self.way,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Burial:
+    """A partner's book that was taken over from a cell which is dead: when it is back, it is to be told."""
+
+    partner_id: str
+    cell: str
+    move_id: str
+    target: str
+    token: str
 
 
 def way_between(source: Mapping[str, Any], target: Mapping[str, Any]) -> str:

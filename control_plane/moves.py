@@ -17,10 +17,10 @@ import structlog
 
 from cells.api.ids import new_ulid
 from cells.api.messages import MessageError, Profile
-from cells.api.moves import NO_STREAM, Arrival, Receipt, decode_receipt, encode_receipt
+from cells.api.moves import Arrival, decode_receipt, encode_receipt
 from control_plane import dry_run, limits
 from control_plane.data_folder import timestamp
-from control_plane.door_moves import Copied, CopyLostError, DoorMoves
+from control_plane.door_moves import Copied, CopyLostError, DoorMoves, evacuated
 from control_plane.dry_run import DryRunDone
 from control_plane.errors import ControlPlaneError, DoorError, NotFoundError, RefusedError
 from control_plane.move_record import Move, is_caught_up, may_abort, way_between
@@ -55,7 +55,7 @@ class Moves:
         self._monotonic = monotonic
         self._tasks: dict[str, asyncio.Task[Move]] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._slots = asyncio.Semaphore(limits.MOVE_STEPS_AT_ONCE_MAX)
+        self._slots: dict[tuple[str, str], asyncio.Semaphore] = {}
         self._aborting: set[str] = set()
         self._not_before: dict[str, float] = {}
 
@@ -202,7 +202,7 @@ class Moves:
             try:
                 if move.partner_id in self._aborting and move.state == "copying":
                     return await self._registry.put_move(replace(move, state="aborting", why="an operator aborted it"))
-                async with self._slots:
+                async with self._slots_between(move):
                     return await step(move)
             except (DoorError, CopyLostError, MessageError) as error:
                 why = error.what if isinstance(error, ControlPlaneError) else str(error)
@@ -215,6 +215,10 @@ class Moves:
             move = self._registry.move(move.partner_id) or move
             if (move.state, move.way) != began_as:
                 return move
+
+    def _slots_between(self, move: Move) -> asyncio.Semaphore:
+        """Give what bounds the steps between two cells: those of a cell that hangs hold up no others."""
+        return self._slots.setdefault((move.source, move.target), asyncio.Semaphore(limits.MOVE_STEPS_AT_ONCE_MAX))
 
     async def _failed(self, move: Move, why: str) -> Move:
         current = self._registry.move(move.partner_id) or move
@@ -303,8 +307,6 @@ class Moves:
     async def _compare(self, move: Move) -> Move:
         """Publish where the partner is; then hold what came there against what was sealed."""
         await self._publish()
-        if move.way == "evacuate":
-            await self._doors.bury_moved(move, _evacuated(move))  # again and again, until the cell is back
         if move.way != "copy":
             return await self._registry.put_move(replace(move, state="erasing", why=""))
         arrival: Arrival = await self._doors.arrival_status(move)
@@ -341,5 +343,4 @@ class Moves:
 
 
 def _evacuated(move: Move) -> bytes:
-    """Give the receipt of a book that nobody sealed: the token is proof that the control plane wants it."""
-    return encode_receipt(Receipt(move.id, move.target, move.token, 0, 0, 0, NO_STREAM))
+    return encode_receipt(evacuated(move.id, move.target, move.token))

@@ -29,7 +29,7 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
-from control_plane.move_record import Move
+from control_plane.move_record import Burial, Move
 from control_plane.registry_draft import Draft, Held
 from control_plane.registry_errors import AGAIN, explain, lost, not_whole, was_deleted
 from control_plane.registry_reading import load, rows
@@ -167,6 +167,10 @@ class Registry:
     def move(self, partner_id: str) -> Move | None:
         """Give the move that a partner is on; None where it is on none."""
         return self._held.moves.get(partner_id)
+
+    def burials(self) -> list[Burial]:
+        """Give what cells are still to be told of partners that were taken over, by cell and partner."""
+        return [self._held.burials[place] for place in sorted(self._held.burials)]
 
     def deletion(self, partner_id: str) -> Deletion | None:
         """Give a partner's deletion, one that has ended too; None where there is none."""
@@ -454,6 +458,11 @@ class Registry:
         async with self._writing() as draft:
             if self.partner(move.partner_id).status == "erasing":
                 raise RefusedError(f"{move.partner_id} is being erased, so it stays where it is")
+            if (move.target, move.partner_id) in self._held.burials:
+                raise RefusedError(
+                    f"{move.target} was not told yet that {move.partner_id} was taken over from it",
+                    hint="that happens by itself within seconds of its being back; then ask again",
+                )
             draft.put_move(move, new=True)
             detail = {"move": move.id, "from": move.source, "to": move.target}
             draft.note(move.who, "partner_move_begun", move.partner_id, detail)
@@ -463,6 +472,9 @@ class Registry:
         """Write down all moves that take a dead cell's partners over, in one commit, over those under way."""
         async with self._writing() as draft:
             for move in moves:
+                held = self._held.moves.get(move.partner_id)
+                if held is not None and held.id != move.id and held.way == "evacuate":
+                    draft.put_burial(_burial_of(held))
                 draft.put_move(move)
             draft.note(who, "cell_evacuation_begun", None, {"cell": cell, "partners": len(moves)})
 
@@ -481,11 +493,20 @@ class Registry:
         return move
 
     async def end_move(self, move: Move, what: str) -> Move:
-        """Write down that a move has ended, and how."""
+        """Write down that a move has ended, and how; and, after an evacuation, that its source is to be told."""
         async with self._writing() as draft:
             draft.forget_move(move.partner_id)
+            if move.way == "evacuate":
+                draft.put_burial(_burial_of(move))
             draft.note(move.who, what, move.partner_id, move.described())
         return move
+
+    async def forget_burials(self, burials: Sequence[Burial]) -> None:
+        """Write down that a cell was told of these, or that it is never to be told any more."""
+        async with self._writing() as draft:
+            for burial in burials:
+                if (burial.cell, burial.partner_id) in self._held.burials:
+                    draft.forget_burial(burial)
 
     async def begin_deletion(self, partner_id: str, due_at: datetime, who: str) -> Partner:
         """Write down that a partner is to be deleted; nothing changes where that is so already."""
@@ -653,6 +674,10 @@ class Registry:
         self.lost = lost(found, self._where)
         log.error("registry_lost", to="nobody" if found is None else found.name)
         raise self.lost
+
+
+def _burial_of(move: Move) -> Burial:
+    return Burial(move.partner_id, move.source, move.id, move.target, move.token)
 
 
 def end_of_grace(grace_s: int) -> datetime:

@@ -13,7 +13,7 @@ import msgpack
 
 from control_plane import limits
 from control_plane.audit_chain import Head
-from control_plane.move_record import STATES, WAYS, Move
+from control_plane.move_record import STATES, WAYS, Burial, Move
 from control_plane.registry_records import (
     CELL_STATES,
     DELETION_STATES,
@@ -161,6 +161,19 @@ def decode_move(entry: Entry) -> Move:
     if move.partner_id != entry.key[1] or move.state not in STATES or move.way not in WAYS:
         raise StoreCorruptError(f"the row of the move of {entry.key[1]!r} is none of it")
     return move
+
+
+def encode_burial(burial: Burial) -> bytes:
+    """Give the bytes of a burial."""
+    return _pack(*astuple(burial))
+
+
+def decode_burial(entry: Entry) -> Burial:
+    """Read a burial. Raises StoreCorruptError."""
+    burial = checked(Burial(*_unpack(entry.value, 5)))
+    if (burial.cell, burial.partner_id) != entry.key[1:]:
+        raise StoreCorruptError(f"the row of the burial of {entry.key[2]!r} is none of it")
+    return burial
 
 
 def encode_deletion(deletion: Deletion) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 from control_plane import audit_chain, registry_codec, registry_keys
 from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
-from control_plane.move_record import Move
+from control_plane.move_record import Burial, Move
 from control_plane.registry_records import Cell, Change, Deletion, Key, Operator, Owner, Partner
 from stores import contract
 from stores.contract import Check, Put
@@ -25,6 +25,7 @@ class Held:
     keys: dict[str, dict[str, Key]] = field(default_factory=dict)
     operators: dict[str, Operator] = field(default_factory=dict)
     moves: dict[str, Move] = field(default_factory=dict)
+    burials: dict[tuple[str, str], Burial] = field(default_factory=dict)  # by cell and partner
     deletions: dict[str, Deletion] = field(default_factory=dict)
 
 
@@ -115,6 +116,18 @@ class Draft:
         self.rows[registry_keys.move(partner_id)] = None
         self._effects.append(lambda held: held.moves.__delitem__(partner_id))
 
+    def put_burial(self, burial: Burial) -> None:
+        """Write that a cell is to be told that a partner was taken over."""
+        place = (burial.cell, burial.partner_id)
+        self.rows[registry_keys.burial(*place)] = registry_codec.encode_burial(burial)
+        self._effects.append(lambda held: held.burials.update({place: burial}))
+
+    def forget_burial(self, burial: Burial) -> None:
+        """Take away that a cell is to be told."""
+        place = (burial.cell, burial.partner_id)
+        self.rows[registry_keys.burial(*place)] = None
+        self._effects.append(lambda held: held.burials.__delitem__(place))
+
     def put_directory_version(self, version: int) -> None:
         """Write the newest version that was taken for a directory."""
         self.rows[registry_keys.DIRECTORY] = registry_codec.encode_directory_version(version)
@@ -137,7 +150,7 @@ class Draft:
     @property
     def is_noted(self) -> bool:
         """Whether the audit log tells of it. A directory's version, first cells and next steps are nobody's change."""
-        kinds = {"move", "cell", "rebalance", "rebalance_step"}
+        kinds = {"move", "burial", "cell", "rebalance", "rebalance_step"}
         steps = {key for key in self.rows if key == registry_keys.DIRECTORY or key[0] in kinds}
         return registry_keys.HEAD in self.rows or self.rows.keys() <= steps
 

@@ -11,6 +11,7 @@
     ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
     ("operator", operator_id)              Operator: who may use the admin API
     ("move", partner_id)                   Move: a partner on its way to another cell
+    ("burial", cell, partner_id)           Burial: a cell that is to be told that a partner was taken over
     ("deletion", partner_id)               Deletion: a partner that is being deleted, or was; it stays for ever
     ("change", sequence)                   Change: who did what, and when; only ever appended
     ("head",)                              the newest change's number and hash
@@ -79,6 +80,16 @@ def move(partner_id: str) -> Key:
 def moves(after: Key | None, rows: int) -> Range:
     """Give the range of the next moves after a key, by partner."""
     return Range(_after(after, "move"), ("move", _LAST), rows)
+
+
+def burial(cell_name: str, partner_id: str) -> Key:
+    """Where it stands that a cell is to be told that a partner was taken over."""
+    return ("burial", cell_name, partner_id)
+
+
+def burials(after: Key | None, rows: int) -> Range:
+    """Give the range of the next burials after a key, by cell and partner."""
+    return Range(_after(after, "burial"), ("burial", _LAST), rows)
 
 
 def deletion(partner_id: str) -> Key:

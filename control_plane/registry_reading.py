@@ -72,6 +72,9 @@ async def load(store: Store, where: str) -> Held:
     async for entry in rows(store, registry_keys.moves, limits.PARTNERS_MAX, where):
         move = registry_codec.decode_move(entry)
         held.moves[move.partner_id] = move
+    async for entry in rows(store, registry_keys.burials, limits.BURIALS_MAX, where):
+        burial = registry_codec.decode_burial(entry)
+        held.burials[burial.cell, burial.partner_id] = burial
     async for entry in rows(store, registry_keys.deletions, limits.DELETIONS_MAX, where):
         deletion = registry_codec.decode_deletion(entry)
         held.deletions[deletion.partner_id] = deletion

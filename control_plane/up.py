@@ -16,6 +16,7 @@ import uvloop
 
 from cells.api import logs
 from control_plane import admin, data_folder, fleet_api, limits, memory, opening, rebalance_api, redis_server, status
+from control_plane.burials import Burials
 from control_plane.cell_rules import first_cells, follow_settings
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.directory_spreading import spread_by
@@ -180,6 +181,7 @@ class _Up:
 
         load = Load(self._registry, self._folder, routers_of(self._settings))
         moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, self._places)
+        burials = Burials(self._registry, DoorMoves(doors))
         rebalancer = Rebalancer(self._registry, MovesMover(moves), load)
         fleet = self._make_fleet(publisher, doors, supervisor, moves)
         after_s = self._settings.evacuate_after_s
@@ -205,6 +207,7 @@ class _Up:
             self._serving(app),
             _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
             _repeating(moves.resume, limits.RECONCILE_INTERVAL_MS),
+            _repeating(burials.tell, limits.BURIAL_INTERVAL_MS),
             _repeating(fleet.converge, limits.CELL_STEP_INTERVAL_MS),
             _repeating(evacuation.watch, limits.EVACUATION_LOOK_MS),
             _repeating(load.remember, limits.LOAD_INTERVAL_MS),
@@ -220,6 +223,7 @@ class _Up:
                     await announcing
             await rebalancer.aclose()  # first: it would begin them again
             await moves.stop()
+            await burials.stop()
             if self._registry.lost is not None and not self._stop.is_set():
                 raise self._registry.lost  # the processes are left to themselves, as after a crash
             if failure is not None:

@@ -14,7 +14,8 @@ from actors.errors import FencedError
 from cells import limits as cell_limits
 from cells.api.messages import Answer, Method, RefusalCode
 from control_plane import limits
-from control_plane.errors import DoorError
+from control_plane.burials import Burials
+from control_plane.errors import DoorError, RefusedError
 from stores.fdb_store import Cluster
 from stores.shelf import open_shelf
 from tests.contract.stores import _remove_directory, cluster_file, needs_cluster
@@ -115,6 +116,13 @@ async def evacuate(shared: Installed) -> None:
     await asyncio.gather(*shared.moves._tasks.values())
 
 
+async def tell(shared: Installed) -> None:
+    """Tell dead cells, once, what they missed."""
+    burials = Burials(shared.registry, shared.moves._doors)
+    await burials.tell()
+    await asyncio.gather(*burials._telling.values())
+
+
 async def test_a_dead_cells_partner_is_taken_over_and_its_zombie_is_fenced(shared: Installed) -> None:
     await shared.onboard()
     await shared.write(shared.source, "c1")
@@ -122,17 +130,18 @@ async def test_a_dead_cells_partner_is_taken_over_and_its_zombie_is_fenced(share
     os.kill(pid, signal.SIGSTOP)  # the cell is dead for all that can be told from outside
     await shared.source.close()
     shared.doors.dead.add("cell-0")
-    moving = asyncio.create_task(evacuate(shared))
-    for _ in range(500):
-        if shared.registry.partner(PARTNER).cell == "cell-1":
-            break
-        await asyncio.sleep(0.02)
+    await asyncio.wait_for(evacuate(shared), 30)
+    await tell(shared)
+    assert [burial.cell for burial in shared.registry.burials()] == ["cell-0"]
+    with pytest.raises(RefusedError, match="cell-0 was not told yet"):
+        await shared.moves.move(PARTNER, "cell-0", "ann")
     assert len(await shared.payments(shared.target)) == 1
     assert isinstance(await shared.write(shared.target, "c2"), Answer)
     os.kill(pid, signal.SIGCONT)
     await shared.source.open(1)  # it is back, and believes that the partner is its own
     shared.doors.dead.clear()
-    await asyncio.wait_for(moving, 30)
+    await tell(shared)
+    assert not shared.registry.burials()
     assert code(await shared.write(shared.source, "c3")) is RefusalCode.PARTNER_MOVED
     assert len(await shared.payments(shared.target)) == 2
 
@@ -143,6 +152,8 @@ async def test_a_living_cell_that_is_evacuated_all_the_same_writes_nothing_more(
     await asyncio.wait_for(evacuate(shared), 30)
     assert not isinstance(await shared.write(shared.source, "c2"), Answer)
     assert len(await shared.payments(shared.target)) == 1
+    await tell(shared)
+    assert code(await shared.write(shared.source, "c3")) is RefusalCode.PARTNER_MOVED
 
 
 @pytest.mark.parametrize("step", [Method.QUIESCE, Method.SEAL, Method.OPEN_ARRIVAL])
@@ -176,6 +187,7 @@ async def test_a_cell_dies_as_its_partner_leaves_and_is_evacuated(
     assert len(await shared.payments(shared.target)) == 1
     shared.doors.dead.clear()
     await asyncio.wait_for(moving, 30)
+    await tell(shared)
     assert code(await shared.write(shared.source, "c2")) is RefusalCode.PARTNER_MOVED
 
 
@@ -194,4 +206,16 @@ async def test_a_living_cell_that_is_told_stops_the_partners_actor(shared: Insta
     await shared.onboard()
     link = shared.source.link(PARTNER)
     await asyncio.wait_for(evacuate(shared), 30)
+    await tell(shared)
     assert await shared.source.door._ownership._hosted(link) == []
+
+
+async def test_who_was_taken_over_goes_back_once_its_first_cell_was_told(shared: Installed) -> None:
+    await shared.onboard()
+    await shared.write(shared.source, "c1")
+    await asyncio.wait_for(evacuate(shared), 30)
+    await tell(shared)
+    await tell(shared)
+    await asyncio.wait_for(shared.moves.move(PARTNER, "cell-0", "ann"), 30)
+    assert len(await shared.payments(shared.source)) == 1
+    assert isinstance(await shared.write(shared.source, "c2"), Answer)

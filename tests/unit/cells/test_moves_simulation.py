@@ -28,10 +28,11 @@ from cells.api import messages
 from cells.api.connection import PeerError, PeerUnavailableError, Request
 from cells.api.messages import Answer, Command, Method, Refused
 from control_plane import limits
+from control_plane.burials import Burials
 from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors
 from control_plane.errors import ControlPlaneError, DoorError
-from control_plane.move_record import Move
+from control_plane.move_record import Burial, Move
 from control_plane.moves import MoveAbortedError, Moves
 from control_plane.partners import to_profile
 from control_plane.registry import Registry
@@ -332,6 +333,7 @@ class Simulation:
         doors = DoorMoves(SimulatedDoors(self, life))
         monotonic = asyncio.get_running_loop().time
         self.moves = Moves(self.registry, doors, publish, to_profile, lambda: self.places, monotonic=monotonic)
+        self.burials = Burials(self.registry, doors)
         self.ever.append((life, self.moves, self.registry))
         self.up.set()
 
@@ -341,6 +343,7 @@ class Simulation:
             await asyncio.sleep(0.5)
             if self.is_up:
                 await self.moves.resume()
+                await self.burials.tell()
 
     def _acquirer(self, life: Life) -> MortalAcquirer:
         return MortalAcquirer(self.record, lambda: self.steps.pop() if self.steps else APPROVE, life)
@@ -493,11 +496,15 @@ class Simulation:
         for book in self.books.by_path.values():
             book.deliver_late()
         until = loop.time() + PATIENCE_S
-        while not self.is_up or self.registry.moves() or not all(cell.is_up for cell in self.cells.values()):
-            assert loop.time() < until, f"it does not end: {self.is_up and self.registry.moves()}"
+        while not self.is_up or self.on_the_way() or not all(cell.is_up for cell in self.cells.values()):
+            assert loop.time() < until, f"it does not end: {self.is_up and self.on_the_way()}"
             await asyncio.sleep(1)
         await asyncio.sleep(30)
         await self.check()
+
+    def on_the_way(self) -> list[Move | Burial]:
+        """Give what the control plane still has to do."""
+        return [*self.registry.moves(), *self.registry.burials()]
 
     async def check(self) -> None:
         home = self.registry.partner(PARTNER).cell

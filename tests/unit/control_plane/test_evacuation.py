@@ -1,5 +1,6 @@
 """Who is evacuated, where to, and when by itself: over a real registry, with stand-ins for doors and moves."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from control_plane.burials import Burials
+from control_plane.door_moves import DoorMoves
 from control_plane.errors import DoorError, RefusedError
 from control_plane.evacuation import Evacuation
-from control_plane.move_record import Move
+from control_plane.move_record import Burial, Move
 from control_plane.moves import Moves
 from control_plane.partners import to_profile
 from control_plane.registry import Registry
@@ -111,7 +114,7 @@ async def test_a_cell_that_answers_is_left_alone_unless_it_is_forced(registry: R
 async def test_books_in_files_can_be_opened_by_nobody_else(registry: Registry) -> None:
     ground = Ground(registry, "sqlite")
     ground.doors.dead.add("cell-1")
-    with pytest.raises(RefusedError, match="no other cell can open the books"):
+    with pytest.raises(RefusedError, match="no other cell can open the book of p1"):
         await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
     assert registry.cell("cell-1").weight == 1
 
@@ -174,3 +177,84 @@ async def test_never_by_itself_where_the_settings_say_nothing(registry: Registry
         ground.now = now
         await ground.evacuation.watch()
     assert not registry.moves()
+
+
+async def arrive(registry: Registry, partner_id: str, target: str) -> Move:
+    """Write down that an evacuation of a partner came to its end, but for its last row."""
+    source = registry.partner(partner_id).cell
+    move = Move(f"move_{source}", partner_id, source, target, "t", "sealing", 1, "ann", "", way="evacuate")
+    await registry.begin_move(move)
+    return await registry.partner_moved(replace(move, state="clearing"))
+
+
+async def test_who_was_taken_over_is_taken_over_again_whether_or_not_its_first_cell_was_told(
+    registry: Registry,
+) -> None:
+    ground = Ground(registry, "fdb")
+    await registry.end_move(await arrive(registry, "p1", "cell-2"), "partner_moved")
+    await arrive(registry, "p4", "cell-2")
+    ground.doors.dead.update({"cell-1", "cell-2"})
+    told = await ground.evacuation.evacuate("cell-2", "ann", force=False, dry_run=False)
+    # Not to cell-1, which believes that they are its own.
+    assert (told["targets"]["p1"], told["targets"]["p4"]) == ("cell-0", "cell-0")
+    assert {burial.partner_id: burial.cell for burial in registry.burials()} == {"p1": "cell-1", "p4": "cell-1"}
+    again = registry.move("p4")
+    assert again is not None
+    assert (again.source, again.target, again.state) == ("cell-2", "cell-0", "copying")
+
+
+async def test_nobody_goes_where_the_last_word_is_not_known(registry: Registry) -> None:
+    await registry.end_move(await arrive(registry, "p1", "cell-2"), "partner_moved")
+    back = Move("move_9", "p1", "cell-2", "cell-1", "t", "copying", 1, "ann", "", way="hand_over")
+    with pytest.raises(RefusedError, match="cell-1 was not told yet"):
+        await registry.begin_move(back)
+    await registry.forget_burials(registry.burials())
+    assert await registry.begin_move(back) == back
+
+
+class Listening(DoorMoves):
+    """Hears what cells are told; who is dead hears nothing, and a deaf one never ends listening."""
+
+    def __init__(self) -> None:
+        self.dead: set[str] = set()
+        self.deaf: set[str] = set()
+        self.heard: list[tuple[str, str]] = []
+
+    async def bury_moved(self, burial: Burial) -> None:
+        if burial.cell in self.deaf:
+            await asyncio.Event().wait()
+        if burial.cell in self.dead:
+            raise DoorError(f"{burial.cell} does not answer")
+        self.heard.append((burial.cell, burial.partner_id))
+
+
+async def test_cells_are_told_once_they_answer_and_one_that_hangs_holds_up_no_other(registry: Registry) -> None:
+    for partner_id, target in (("p0", "cell-1"), ("p1", "cell-0"), ("p2", "cell-0")):
+        await registry.end_move(await arrive(registry, partner_id, target), "partner_moved")
+    doors = Listening()
+    doors.deaf.add("cell-0")
+    doors.dead.add("cell-1")
+    burials = Burials(registry, doors)
+    await burials.tell()
+    await asyncio.sleep(0.05)
+    assert doors.heard == [("cell-2", "p2")]
+    doors.dead.clear()
+    await burials.tell()
+    await asyncio.sleep(0.05)
+    assert doors.heard == [("cell-2", "p2"), ("cell-1", "p1")]
+    assert [burial.cell for burial in registry.burials()] == ["cell-0"]
+    await burials.stop()
+    again = Burials(registry, Listening())  # a new control plane, and the cell listens
+    await again.tell()
+    await asyncio.sleep(0.05)
+    assert not registry.burials()
+
+
+async def test_a_removed_cell_is_told_nothing(registry: Registry) -> None:
+    await registry.end_move(await arrive(registry, "p1", "cell-0"), "partner_moved")
+    await registry.write_cells([replace(registry.cell("cell-1"), state="removed")], "ann", "cell_removed")
+    doors = Listening()
+    await Burials(registry, doors).tell()
+    await asyncio.sleep(0.05)
+    assert not doors.heard
+    assert not registry.burials()

@@ -8,6 +8,7 @@ import msgpack
 import pytest
 
 from control_plane import registry_codec, registry_keys
+from control_plane.move_record import Burial
 from control_plane.registry_records import IMPORTED, Cell, Change, Key, Origin, Owner, Partner, Rebalance, RebalanceStep
 from stores import tuple_keys
 from stores.contract import Entry, StoreCorruptError
@@ -60,6 +61,11 @@ DECODERS: list[tuple[str, Callable[[bytes], Any], bytes]] = [
         "step",
         lambda value: registry_codec.decode_rebalance_step(Entry(registry_keys.rebalance_step("acme"), value)),
         registry_codec.encode_rebalance_step(RebalanceStep("r", "acme", "cell-0", "cell-1", 9, "moving")),
+    ),
+    (
+        "burial",
+        lambda value: registry_codec.decode_burial(Entry(registry_keys.burial("cell-0", "acme"), value)),
+        registry_codec.encode_burial(Burial("acme", "cell-0", "move_1", "cell-1", "t")),
     ),
     (
         "rebalance",
