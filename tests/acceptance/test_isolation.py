@@ -18,6 +18,7 @@ WORDS_AT_S = ((4, "isolate"), (8, "pool"), (12, "isolate"))
 DELAY_MS_MAX = 1_000
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_a_partner_is_isolated_and_pooled_under_load_without_an_error(
     make_gateway: Callable[..., Gateway],

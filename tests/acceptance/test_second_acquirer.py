@@ -29,6 +29,7 @@ def charged_at(record: list[dict[str, Any]], partner: str, amounts: range) -> di
     return found
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_a_hanging_first_acquirer_costs_a_partner_what_was_in_flight_and_no_more(
     make_gateway: Callable[..., Gateway],

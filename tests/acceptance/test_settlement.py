@@ -158,6 +158,7 @@ def test_a_day_is_settled_and_what_is_wrong_with_it_is_told(operator: Operator) 
     assert "truncated" in cut.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(420)
 def test_a_reconciliation_is_killed_and_goes_on_whoever_dies(operator: Operator) -> None:
     gateway = operator.gateway
