@@ -23,6 +23,7 @@ from control_plane import (
     reconciliation,
     screen,
     settings,
+    settlement_screen,
     status,
     up,
 )
@@ -552,13 +553,13 @@ def reconcile(
                 raise
             screen.show_error(error)  # it is done all the same
 
-    with screen.reconciling(file) as (read, compared):
+    with settlement_screen.reconciling(file) as (read, compared):
         told = reconciliation.Told(read, compared, note)
         report = reconciliation.run(installation, folder, wanted, told)
     if as_json:
         screen.show_json(report)
     else:
-        screen.show_reconciliation(report)
+        settlement_screen.show_reconciliation(report)
     raise typer.Exit(EXIT_OK if report["ok"] else EXIT_FAILED)
 
 

@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 
 import structlog
 
+from control_plane import registry_deletions
 from control_plane.doors import Doors
 from control_plane.errors import ControlPlaneError, RefusedError
-from control_plane.registry import Registry, end_of_grace
-from control_plane.registry_records import Partner
+from control_plane.registry import Registry
+from control_plane.registry_records import Partner, end_of_grace
 
 log = structlog.get_logger()
 
@@ -47,11 +48,11 @@ class Deletions:
                     where=f"{partner_id}'s book in {partner.cell}",
                     hint="let it capture or void what it holds, and wait for the rest; then ask again",
                 )
-        return await self._registry.begin_deletion(partner_id, end_of_grace(grace_s), who)
+        return await registry_deletions.begin_deletion(self._registry, partner_id, end_of_grace(grace_s), who)
 
     async def restore(self, partner_id: str, who: str) -> Partner:
         """Take a deletion back. Raises RefusedError where it is too late."""
-        partner = await self._registry.restore(partner_id, who)
+        partner = await registry_deletions.restore(self._registry, partner_id, who)
         self._waits_for.pop(partner_id, None)
         return partner
 
@@ -73,11 +74,11 @@ class Deletions:
                     log.warning("partner_not_erased", partner=partner_id, why=why)
                 self._waits_for[partner_id] = why
                 return
-            partner = await self._registry.begin_erasing(partner_id, RECONCILER)
+            partner = await registry_deletions.begin_erasing(self._registry, partner_id, RECONCILER)
         self._waits_for.pop(partner_id, None)
         await self._publish()  # routers forget it before its cell does
         await self._doors.erase_partner(partner.cell, partner_id, partner.profile_version)
-        await self._registry.end_deletion(partner_id, RECONCILER)
+        await registry_deletions.end_deletion(self._registry, partner_id, RECONCILER)
         log.info("partner_deleted", partner=partner_id, cell=partner.cell)
 
     async def _why_not_yet(self, partner: Partner) -> str:

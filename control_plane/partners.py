@@ -26,9 +26,9 @@ from control_plane.doors import Doors, PartnerStatus
 from control_plane.errors import ControlPlaneError, DoorError, RefusedError, RegistryError, RegistryUnknownError
 from control_plane.importing import Candidate, Imported, Importer
 from control_plane.publishing import Publisher
-from control_plane.registry import Registry, end_of_grace
+from control_plane.registry import Registry
 from control_plane.registry_errors import was_deleted
-from control_plane.registry_records import Partner
+from control_plane.registry_records import Partner, end_of_grace
 from router.directory import API_VERSION
 
 log = structlog.get_logger()

@@ -12,7 +12,7 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -176,6 +176,10 @@ class Registry:
         """Give a partner's deletion, one that has ended too; None where there is none."""
         return self._held.deletions.get(partner_id)
 
+    def count_deletions(self) -> int:
+        """Give how many partners are being deleted, or were."""
+        return len(self._held.deletions)
+
     def directory_version(self) -> int:
         """Give the newest version that was taken for a directory."""
         return self._held.directory_version
@@ -254,7 +258,7 @@ class Registry:
     async def begin_onboarding(self, partner: Partner, who: str) -> Partner:
         """Write down a partner to be onboarded; give what is there already under its id, if anything is."""
         assert partner.status == "onboarding"
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             self._require_never_deleted(partner.id)
             if partner.id not in self._held.partners:
                 count = len(self._held.partners)
@@ -267,7 +271,7 @@ class Registry:
         """Write down many partners to be onboarded, a batch a commit; those that are there already stay as they are."""
         assert all(partner.status == "onboarding" for partner in partners)
         for first in range(0, len(partners), limits.IMPORT_BATCH_PARTNERS_MAX):
-            async with self._writing() as draft:
+            async with self.writing() as draft:
                 for partner in partners[first : first + limits.IMPORT_BATCH_PARTNERS_MAX]:
                     self._require_never_deleted(partner.id)
                     if partner.id not in self._held.partners:
@@ -275,7 +279,7 @@ class Registry:
 
     async def admit(self, admitted: Sequence[tuple[str, ApiKey, str]], who: str) -> None:
         """Write down that these partners' books are made: each gets its status and its first key, all in one commit."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             for partner_id, key, status in admitted:
                 found = self.partner(partner_id)
                 assert not self._held.keys.get(partner_id), f"{partner_id} has a key already"
@@ -291,7 +295,7 @@ class Registry:
 
     async def activate(self, partner_id: str, who: str) -> Partner:
         """Write down that the partner's book is made: it is never onboarded again. Doing it again changes nothing."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             found = self.partner(partner_id)
             if found.status == "onboarding":
                 draft.put_partner(replace(found, status="active"))
@@ -301,7 +305,7 @@ class Registry:
     async def set_status(self, partner_id: str, status: str, who: str) -> Partner:
         """Suspend or resume a partner; nothing changes where it is so already."""
         assert status in {"active", "suspended"}
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             found = self.partner(partner_id)
             if found.status in {"active", "suspended"} - {status}:
                 draft.put_partner(replace(found, status=status, profile_version=found.profile_version + 1))
@@ -311,59 +315,24 @@ class Registry:
     async def set_limits(self, partner_id: str, changed: dict[str, int], who: str) -> Partner:
         """Set some of rate_per_second, rate_burst and in_flight_max."""
         assert changed.keys() <= {"rate_per_second", "rate_burst", "in_flight_max"}
-        async with self._writing() as draft:
-            found = self.partner(partner_id)
-            detail = {name: [getattr(found, name), value] for name, value in changed.items()}
-            detail = {name: pair for name, pair in detail.items() if pair[0] != pair[1]}
-            if detail:
-                version = found.profile_version + 1
-                draft.put_partner(
-                    replace(
-                        found,
-                        rate_per_second=changed.get("rate_per_second", found.rate_per_second),
-                        rate_burst=changed.get("rate_burst", found.rate_burst),
-                        in_flight_max=changed.get("in_flight_max", found.in_flight_max),
-                        profile_version=version,
-                    )
-                )
-                draft.note(who, "partner_limits", partner_id, detail)
-        return self.partner(partner_id)
+        return await self._set(partner_id, "partner_limits", who, **changed)
 
     async def set_isolation(self, partner_id: str, isolation: str, who: str) -> Partner:
         """Give a partner a worker of its own (`dedicated`) or a share of one (`pooled`)."""
         assert isolation in ISOLATIONS
-        async with self._writing() as draft:
-            found = self.partner(partner_id)
-            if found.isolation != isolation:
-                draft.put_partner(replace(found, isolation=isolation, profile_version=found.profile_version + 1))
-                draft.note(who, f"partner_{isolation}", partner_id, {"isolation": [found.isolation, isolation]})
-        return self.partner(partner_id)
+        return await self._set(partner_id, f"partner_{isolation}", who, isolation=isolation)
 
     async def set_acquirers(self, partner_id: str, acquirers: tuple[str, ...], who: str) -> Partner:
-        """Set which acquirers a partner's new payments go to; nothing changes where it is so already."""
-        async with self._writing() as draft:
-            found = self.partner(partner_id)
-            if found.acquirers != acquirers:
-                version = found.profile_version + 1
-                draft.put_partner(replace(found, acquirers=acquirers, profile_version=version))
-                detail = {"acquirers": [list(found.acquirers), list(acquirers)]}
-                draft.note(who, "partner_acquirers", partner_id, detail)
-        return self.partner(partner_id)
+        """Set which acquirers a partner's new payments go to."""
+        return await self._set(partner_id, "partner_acquirers", who, acquirers=acquirers)
 
     async def set_currencies(self, partner_id: str, currencies: tuple[str, ...], who: str) -> Partner:
-        """Set which currencies new payments may be in, none for all; nothing changes where it is so already."""
-        async with self._writing() as draft:
-            found = self.partner(partner_id)
-            if found.currencies != currencies:
-                version = found.profile_version + 1
-                draft.put_partner(replace(found, currencies=currencies, profile_version=version))
-                detail = {"currencies": [list(found.currencies), list(currencies)]}
-                draft.note(who, "partner_currencies", partner_id, detail)
-        return self.partner(partner_id)
+        """Set which currencies new payments may be in, none for all."""
+        return await self._set(partner_id, "partner_currencies", who, currencies=currencies)
 
     async def raise_profile_version(self, partner_id: str, above: int) -> Partner:
         """Make the partner's profile newer than one that its door has seen already."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             found = self.partner(partner_id)
             version = max(found.profile_version, above) + 1
             draft.put_partner(replace(found, profile_version=version))
@@ -377,7 +346,7 @@ class Registry:
         Past KEYS_KEPT_PER_PARTNER_MAX the oldest that ended are forgotten; the changes still tell of them.
         """
         now = datetime.now(UTC)
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             self.partner(partner_id)
             kept = self.keys(partner_id)
             good = [old for old in kept if old.is_good(now)]
@@ -400,7 +369,7 @@ class Registry:
 
     async def revoke_key(self, partner_id: str, key_id: str, who: str) -> Key:
         """End a key now; revoking it again changes nothing. Raises NotFoundError."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             found = self._held.keys.get(partner_id, {}).get(key_id)
             if found is None:
                 raise NotFoundError(
@@ -413,7 +382,7 @@ class Registry:
 
     async def add_operator(self, operator: Operator, who: str) -> None:
         """Let an operator in. Raises RefusedError where one of that name is there, or too many are."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             if operator.id in self._held.operators:
                 raise RefusedError(
                     f"operator {operator.id!r} exists already",
@@ -427,7 +396,7 @@ class Registry:
 
     async def put_operator(self, operator: Operator, what: str, who: str) -> Operator:
         """Change an operator; nothing changes where it is so already. Raises NotFoundError."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             found = self.operator(operator.id)
             if found != operator:
                 draft.put_operator(operator)
@@ -438,7 +407,7 @@ class Registry:
 
     async def write_cells(self, cells: Sequence[Cell], /, who: str = "", what: str = "", **detail: Any) -> None:
         """Write cells as they are to be from now on, new ones too; `what` happened is noted where it is said."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             for cell in cells:
                 draft.put_cell(cell)
             if what:
@@ -448,14 +417,14 @@ class Registry:
         self, rows: Mapping[contract.Key, bytes | None], who: str = "", what: str = "", **detail: Any
     ) -> None:
         """Write rows that this does not hold in memory (None: none is left); `what` is noted where it is said."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             draft.rows |= rows
             if what:
                 draft.note(who, what, None, detail)
 
     async def begin_move(self, move: Move) -> Move:
         """Write down that a partner is to go to another cell, before anything is done."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             if self.partner(move.partner_id).status == "erasing":
                 raise RefusedError(f"{move.partner_id} is being erased, so it stays where it is")
             if (move.target, move.partner_id) in self._held.burials:
@@ -470,7 +439,7 @@ class Registry:
 
     async def begin_evacuation(self, cell: str, moves: Sequence[Move], who: str) -> None:
         """Write down all moves that take a dead cell's partners over, in one commit, over those under way."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             for move in moves:
                 held = self._held.moves.get(move.partner_id)
                 if held is not None and held.id != move.id and held.way == "evacuate":
@@ -480,13 +449,13 @@ class Registry:
 
     async def put_move(self, move: Move) -> Move:
         """Write down how far a move is."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             draft.put_move(move)
         return move
 
     async def partner_moved(self, move: Move) -> Move:
         """Write down, in one commit, that a partner lives in its new cell and that its old book is to be cleared."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             draft.put_partner(replace(self.partner(move.partner_id), cell=move.target))
             draft.put_move(move)
             draft.note(move.who, "partner_arrived", move.partner_id, {"cell": [move.source, move.target]})
@@ -494,7 +463,7 @@ class Registry:
 
     async def end_move(self, move: Move, what: str) -> Move:
         """Write down that a move has ended, and how; and, after an evacuation, that its source is to be told."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             draft.forget_move(move.partner_id)
             if move.way == "evacuate":
                 draft.put_burial(_burial_of(move))
@@ -503,79 +472,19 @@ class Registry:
 
     async def forget_burials(self, burials: Sequence[Burial]) -> None:
         """Write down that a cell was told of these, or that it is never to be told any more."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             for burial in burials:
                 if (burial.cell, burial.partner_id) in self._held.burials:
                     draft.forget_burial(burial)
 
-    async def begin_deletion(self, partner_id: str, due_at: datetime, who: str) -> Partner:
-        """Write down that a partner is to be deleted; nothing changes where that is so already."""
-        async with self._writing() as draft:
-            found = self.partner(partner_id)
-            if partner_id in self._held.moves:
-                raise RefusedError(
-                    f"{partner_id} is on its way to {self._held.moves[partner_id].target}",
-                    hint=f"wait for its end, or abort it: bulkhead partner move {partner_id} --abort",
-                )
-            if len(self._held.deletions) >= limits.DELETIONS_MAX:
-                raise RefusedError(f"{limits.DELETIONS_MAX} partners were deleted here already, the most there may be")
-            if partner_id not in self._held.deletions:
-                draft.put_partner(replace(found, status="closing", profile_version=found.profile_version + 1))
-                due = timestamp(due_at)
-                draft.put_deletion(Deletion(partner_id, "closing", found.status, who, timestamp(), due), new=True)
-                detail = {"status": [found.status, "closing"], "due_at": due}
-                draft.note(who, "partner_closing", partner_id, detail)
-        return self.partner(partner_id)
-
-    async def restore(self, partner_id: str, who: str) -> Partner:
-        """Take back that a partner is to be deleted; nothing changes where it is not. Raises RefusedError too late."""
-        async with self._writing() as draft:
-            found, deletion = self.partner(partner_id), self._held.deletions.get(partner_id)
-            if found.status == "erasing":
-                raise RefusedError(f"{partner_id} is being erased, which goes only forward")
-            if deletion is not None:
-                status = deletion.status_before
-                draft.put_partner(replace(found, status=status, profile_version=found.profile_version + 1))
-                draft.forget_deletion(partner_id)
-                draft.note(who, "partner_restored", partner_id, {"status": [found.status, status]})
-        return self.partner(partner_id)
-
-    async def begin_erasing(self, partner_id: str, who: str) -> Partner:
-        """Write down that a partner's book is erased from now on, and forget its keys: from here it goes only forward.
-
-        Doing it again changes nothing.
-        """
-        async with self._writing() as draft:
-            found, deletion = self.partner(partner_id), self._held.deletions[partner_id]
-            if partner_id in self._held.moves:
-                raise RefusedError(f"{partner_id} is on its way to {self._held.moves[partner_id].target}")
-            if found.status == "closing":
-                draft.put_partner(replace(found, status="erasing"))
-                draft.put_deletion(replace(deletion, state="erasing"))
-                keys = self.keys(partner_id)
-                for key in keys:
-                    draft.forget_key(key)
-                detail = {"status": [found.status, "erasing"], "keys": [key.id for key in keys]}
-                draft.note(who, "partner_erasing", partner_id, detail)
-        return self.partner(partner_id)
-
-    async def end_deletion(self, partner_id: str, who: str) -> None:
-        """Write down that nothing is left of a partner but the audit log, and that its id is taken for ever."""
-        async with self._writing() as draft:
-            found, deletion = self.partner(partner_id), self._held.deletions[partner_id]
-            assert found.status == deletion.state == "erasing"
-            draft.forget_partner(partner_id)
-            draft.put_deletion(replace(deletion, state="deleted", ended_at=timestamp()))
-            draft.note(who, "partner_deleted", partner_id, {"cell": found.cell, "asked_by": deletion.who})
-
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             draft.note(who, what, partner_id, detail)
 
     async def take_directory_version(self, above: int) -> int:
         """Take the next version for a directory, larger than `above` and than any taken before."""
-        async with self._writing() as draft:
+        async with self.writing() as draft:
             version = max(self._held.directory_version, above) + 1
             draft.put_directory_version(version)
         return version
@@ -593,16 +502,12 @@ class Registry:
             except StoreError as error:
                 raise explain(error, self._where) from error
 
-    # Inside.
-
-    def _require_never_deleted(self, partner_id: str) -> None:
-        deletion = self._held.deletions.get(partner_id)
-        if deletion is not None and deletion.state == "deleted":
-            raise was_deleted(deletion)
-
     @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[Draft]:
-        """Give a draft to fill; it is committed afterwards, unless it is empty or something was raised."""
+    async def writing(self) -> AsyncIterator[Draft]:
+        """Give a draft to fill, one at a time; it is committed afterwards, unless it is empty or something was raised.
+
+        For this and its neighbours that write a kind of row of their own (registry_deletions.py).
+        """
         async with self._lock:
             if self.lost is not None:
                 raise self.lost
@@ -617,6 +522,24 @@ class Registry:
                 raise DryRunDone(draft.changes)
             if draft.rows:
                 await self._commit(draft)
+
+    # Inside.
+
+    async def _set(self, partner_id: str, what: str, who: str, **wanted: Any) -> Partner:
+        """Set some of a profile's fields; nothing changes, and nothing is noted, where they are so already."""
+        async with self.writing() as draft:
+            found = self.partner(partner_id)
+            changed = {name: value for name, value in wanted.items() if getattr(found, name) != value}
+            if changed:
+                draft.put_partner(replace(found, **changed, profile_version=found.profile_version + 1))
+                detail = {name: [_plain(getattr(found, name)), _plain(value)] for name, value in changed.items()}
+                draft.note(who, what, partner_id, detail)
+        return self.partner(partner_id)
+
+    def _require_never_deleted(self, partner_id: str) -> None:
+        deletion = self._held.deletions.get(partner_id)
+        if deletion is not None and deletion.state == "deleted":
+            raise was_deleted(deletion)
 
     async def _commit(self, draft: Draft) -> None:
         assert draft.is_noted, f"the audit log would not tell of {list(draft.rows)}"
@@ -680,6 +603,5 @@ def _burial_of(move: Move) -> Burial:
     return Burial(move.partner_id, move.source, move.id, move.target, move.token)
 
 
-def end_of_grace(grace_s: int) -> datetime:
-    """Give when an old key ends that is replaced now."""
-    return datetime.now(UTC) + timedelta(seconds=grace_s)
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

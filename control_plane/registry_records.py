@@ -1,7 +1,7 @@
 """What the registry holds, as values. How they are kept is not here but in registry_keys.py and registry_codec.py."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 STATUSES: Final = frozenset({"onboarding", "active", "suspended", "closing", "erasing"})
@@ -171,3 +171,8 @@ class Origin:
 
     how: str
     at: str
+
+
+def end_of_grace(grace_s: int) -> datetime:
+    """Give when an old key ends that is replaced now."""
+    return datetime.now(UTC) + timedelta(seconds=grace_s)

@@ -44,19 +44,20 @@ _MOVES_SHOWN_MAX: Final = 20
 _GOOD: Final = frozenset({"ready", "active", "ok"})
 
 
-def _make_console(*, stderr: bool = False) -> RichConsole:
+def make_console(*, stderr: bool = False) -> RichConsole:
+    """Make what prints: as wide as the terminal, or wide enough that no table is cut."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return RichConsole(stderr=stderr, width=None if terminal else _WIDTH_ELSEWHERE, highlight=False)
 
 
 def clear() -> None:
     """Begin anew on a terminal; elsewhere go on below."""
-    _make_console().clear()
+    make_console().clear()
 
 
 def say(text: str) -> None:
     """Print one plain line."""
-    _make_console().print(escape(text), soft_wrap=True)
+    make_console().print(escape(text), soft_wrap=True)
 
 
 def show_json(value: Any) -> None:
@@ -66,7 +67,7 @@ def show_json(value: Any) -> None:
 
 def show_error(error: ControlPlaneError) -> None:
     """Print what went wrong, where, and what to do."""
-    out = _make_console(stderr=True)
+    out = make_console(stderr=True)
     out.print(f"[bold red]error:[/] {escape(error.what)}", soft_wrap=True)
     if error.where:
         out.print(f"[dim]where:[/] {escape(error.where)}", soft_wrap=True)
@@ -133,7 +134,7 @@ def _summary(settings: Settings, folder: DataFolder, pid: int, base: str, cells:
 @contextlib.contextmanager
 def waiting(text: str) -> Iterator[Callable[[str], None]]:
     """Show that something goes on, and what is told of it, where a person sees it."""
-    out = _make_console(stderr=True)
+    out = make_console(stderr=True)
     with out.status(escape(text)) as shown:
         yield lambda told: shown.update(escape(told))
 
@@ -152,20 +153,22 @@ def show_moves(moves: Sequence[dict[str, Any]]) -> None:
     if not moves:
         say("no partner is on its way to another cell")
         return
-    table = _table("partner", "from", "to", "state", "attempt", "rows", "since", "why")
+    table = table_of("partner", "from", "to", "state", "attempt", "rows", "since", "why")
     for move in moves:
         names = ("partner", "source", "target", "state", "attempt", "rows", "started_at", "why")
-        table.add_row(*(_text(move[name]) for name in names))
-    _make_console().print(table)
+        table.add_row(*(shown_as(move[name]) for name in names))
+    make_console().print(table)
 
 
 def show_status(found: dict[str, Any]) -> None:
     """Show every process, then how the partners are."""
-    out = _make_console()
-    table = _table("process", "role", "cell", "partner", "pid", "endpoint", "epoch", "health", "restarts")
+    out = make_console()
+    table = table_of("process", "role", "cell", "partner", "pid", "endpoint", "epoch", "health", "restarts")
     for row in found["processes"]:
         names = ("process", "role", "cell", "partner", "pid", "endpoint", "epoch")
-        table.add_row(*(_text(row[name]) for name in names), _health(row["health"]), _text(row["restarts"] or None))
+        table.add_row(
+            *(shown_as(row[name]) for name in names), _health(row["health"]), shown_as(row["restarts"] or None)
+        )
     out.print(table)
     if found["control_plane"]["fault_injection"]:
         off = ", ".join(found["control_plane"]["bulkheads_off"]) or "none"
@@ -191,16 +194,18 @@ def show_status(found: dict[str, Any]) -> None:
 
 def show_partners(partners: Sequence[dict[str, Any]]) -> None:
     """Show all partners."""
-    table = _table("partner", "name", "status", "mode", "cell", "isolation", "rate/s", "burst", "in flight", "created")
+    table = table_of(
+        "partner", "name", "status", "mode", "cell", "isolation", "rate/s", "burst", "in flight", "created"
+    )
     for row in partners:
         names = ("id", "name", "status", "mode", "cell", "isolation", "rate_per_second", "rate_burst", "in_flight_max")
-        table.add_row(*(_text(row[name]) for name in (*names, "created_at")))
-    _make_console().print(table if partners else "no partners yet: bulkhead partner create --name NAME")
+        table.add_row(*(shown_as(row[name]) for name in (*names, "created_at")))
+    make_console().print(table if partners else "no partners yet: bulkhead partner create --name NAME")
 
 
 def show_partner(found: dict[str, Any]) -> None:
     """Show one partner with its keys and latest changes."""
-    out = _make_console()
+    out = make_console()
     for name, value in found["partner"].items():
         out.print(f"{name.replace('_', ' '):>16}  {escape(str(value))}", soft_wrap=True)
     deletion = found.get("deletion")
@@ -209,7 +214,9 @@ def show_partner(found: dict[str, Any]) -> None:
         out.print(f"[yellow]{escape(what)}. {escape(deletion['waits_for'])}[/]", soft_wrap=True)
     at_door = found["at_door"]
     if at_door is not None:
-        out.print(f"{'at its door':>16}  {escape(at_door['state'])}, worker {_text(at_door['worker'])}", soft_wrap=True)
+        out.print(
+            f"{'at its door':>16}  {escape(at_door['state'])}, worker {shown_as(at_door['worker'])}", soft_wrap=True
+        )
         escalation = at_door["escalation"]
         if escalation is not None:
             what = "quarantined" if escalation["kind"] == "quarantined" else "kept out of its pool"
@@ -217,11 +224,11 @@ def show_partner(found: dict[str, Any]) -> None:
             out.print(f"[red]{what} since {since}: {escape(escalation['why'])}[/]", soft_wrap=True)
             word = "release" if escalation["kind"] == "quarantined" else "pool"
             out.print(f"to end it: bulkhead partner {word} {escape(at_door['partner'])}", soft_wrap=True)
-    keys = _table("key", "ends in", "created", "expires", "revoked")
+    keys = table_of("key", "ends in", "created", "expires", "revoked")
     for key in found["keys"]:
-        keys.add_row(*(_text(key[name]) for name in ("id", "hint", "created_at", "expires_at", "revoked_at")))
+        keys.add_row(*(shown_as(key[name]) for name in ("id", "hint", "created_at", "expires_at", "revoked_at")))
     out.print(keys)
-    changes = _table("when", "who", "what", "detail")
+    changes = table_of("when", "who", "what", "detail")
     for change in found["changes"]:
         changes.add_row(change["at"], escape(change["who"]), change["what"], escape(json.dumps(change["detail"])))
     out.print(changes)
@@ -231,7 +238,7 @@ def show_partner(found: dict[str, Any]) -> None:
 
 def show_changed(found: dict[str, Any], what: str) -> None:
     """Show that a partner was changed, its new key where there is one, and who will take it later."""
-    out = _make_console()
+    out = make_console()
     partner = found["partner"]
     out.print(f"{escape(partner['id'])} in {escape(partner['cell'])} is {escape(what)}", soft_wrap=True)
     if "key" in found:
@@ -247,7 +254,7 @@ def show_changed(found: dict[str, Any], what: str) -> None:
 @contextlib.contextmanager
 def watching_cell(what: str) -> Iterator[Callable[[str], None]]:
     """Show on a terminal that something is waited for, and why; elsewhere nothing."""
-    console = _make_console(stderr=True)
+    console = make_console(stderr=True)
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -261,7 +268,7 @@ def watching_cell(what: str) -> Iterator[Callable[[str], None]]:
 
 def show_changed_cell(found: dict[str, Any], what: str) -> None:
     """Show what became of a cell, or would, and how many partners belong elsewhere now."""
-    out = _make_console()
+    out = make_console()
     cell = found["cell"]
     if found["dry_run"]:
         out.print(f"{escape(cell['name'])} would be {escape(what)}; nothing was changed", soft_wrap=True)
@@ -278,21 +285,23 @@ def show_changed_cell(found: dict[str, Any], what: str) -> None:
 def show_cells(cells: Sequence[dict[str, Any]]) -> None:
     """Show all cells."""
     columns = ("workers", "pools", "spares", "partners", "pooled", "unknowns", "kept apart", "quarantined")
-    table = _table("cell", "state", "weight", "door", "epoch", *columns)
+    table = table_of("cell", "state", "weight", "door", "epoch", *columns)
     for cell in cells:
         door = "[green]answers[/]" if cell["answers"] else f"[red]{escape(cell['error'])}[/]"
         state = cell["state"] if cell.get("waits_for") is None else f"{cell['state']}: {cell['waits_for']}"
         names = ("door_epoch", "workers", "pools", "spares", "partners", "pooled", "unknowns")
         escalated = (", ".join(cell.get(name, ())) or None for name in ("kept_apart", "quarantined"))
-        wanted = (_health(state), _text(f"{cell['weight']:g}"))
-        table.add_row(cell["cell"], *wanted, door, *(_text(cell.get(name)) for name in names), *map(_text, escalated))
-    _make_console().print(table)
+        wanted = (_health(state), shown_as(f"{cell['weight']:g}"))
+        table.add_row(
+            cell["cell"], *wanted, door, *(shown_as(cell.get(name)) for name in names), *map(shown_as, escalated)
+        )
+    make_console().print(table)
 
 
 @contextlib.contextmanager
 def rebalancing() -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show on a terminal how many moves are done; elsewhere nothing."""
-    console = _make_console(stderr=True)
+    console = make_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("moving", total=None)
@@ -307,8 +316,8 @@ def rebalancing() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 def show_plan(found: dict[str, Any]) -> None:
     """Show what each cell has before and after a plan, and what the plan costs."""
-    out = _make_console()
-    table = _table("cell", "share", "partners", "after", "requests/s", "after", "MB", "after")
+    out = make_console()
+    table = table_of("cell", "share", "partners", "after", "requests/s", "after", "MB", "after")
     for cell in found["cells"]:
         partners, rates, sizes = cell["partners"], cell["requests_per_second"], cell["bytes"]
         table.add_row(
@@ -322,7 +331,7 @@ def show_plan(found: dict[str, Any]) -> None:
     for note in found["notes"]:
         out.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
     for move in found["moves"][:_MOVES_SHOWN_MAX]:
-        out.print(f"  {_text(move['partner_id'])}: {_text(move['from_cell'])} -> {_text(move['to_cell'])}")
+        out.print(f"  {shown_as(move['partner_id'])}: {shown_as(move['from_cell'])} -> {shown_as(move['to_cell'])}")
     if len(found["moves"]) > _MOVES_SHOWN_MAX:
         out.print(f"  and {len(found['moves']) - _MOVES_SHOWN_MAX} more: --json names all")
     before, after = found["overrides"]
@@ -336,7 +345,7 @@ def show_plan(found: dict[str, Any]) -> None:
 
 def show_rebalance(found: dict[str, Any]) -> None:
     """Show how far the newest run is."""
-    out = _make_console()
+    out = make_console()
     run, counts = found["run"], found["counts"]
     if run is None:
         out.print("no rebalancing yet: bulkhead rebalance --plan shows what one would do")
@@ -353,21 +362,21 @@ def show_rebalance(found: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     for step in found["failed"]:
-        out.print(f"[red]{_text(step['partner_id'])} did not move:[/] {escape(step['error'])}", soft_wrap=True)
+        out.print(f"[red]{shown_as(step['partner_id'])} did not move:[/] {escape(step['error'])}", soft_wrap=True)
     if run["state"] in {"paused", "stopped"}:
         out.print("go on: bulkhead rebalance --apply; or end it: bulkhead rebalance --abort")
 
 
 def show_unknown(found: dict[str, Any]) -> None:
     """Show the operations of unknown outcome, and whom nobody could ask."""
-    out = _make_console()
-    table = _table("operation", "partner", "payment", "kind", "amount", "age", "attempts", "")
+    out = make_console()
+    table = table_of("operation", "partner", "payment", "kind", "amount", "age", "attempts", "")
     for row in found["operations"]:
         table.add_row(
-            *(_text(row[name]) for name in ("operation_id", "partner", "payment_id", "kind")),
+            *(shown_as(row[name]) for name in ("operation_id", "partner", "payment_id", "kind")),
             f"{row['amount']} {row['currency']}",
             f"{row['age_ms'] / 1000:.0f} s",
-            _text(row["attempts"]),
+            shown_as(row["attempts"]),
             "[red]needs a person[/]" if row["needs_person"] else "settles by itself",
         )
     out.print(table if found["operations"] else "no operation of unknown outcome")
@@ -377,11 +386,11 @@ def show_unknown(found: dict[str, Any]) -> None:
 
 def show_audit(report: dict[str, Any]) -> None:
     """Show every partner's books and what disagrees."""
-    out = _make_console()
-    table = _table("partner", "cell", "payments", "operations", "in doubt", "books")
+    out = make_console()
+    table = table_of("partner", "cell", "payments", "operations", "in doubt", "books")
     for row in report["partners"]:
         names = ("partner", "cell", "payments", "operations", "in_doubt")
-        table.add_row(*(_text(row[name]) for name in names), _health("ok" if row["ok"] else "DISAGREE"))
+        table.add_row(*(shown_as(row[name]) for name in names), _health("ok" if row["ok"] else "DISAGREE"))
     out.print(table)
     for row in report["partners"]:
         for difference in row["differences"]:
@@ -396,7 +405,7 @@ def show_audit(report: dict[str, Any]) -> None:
 
 def show_dry_run(found: dict[str, Any]) -> None:
     """Show what would be written, had it been no dry run."""
-    out = _make_console()
+    out = make_console()
     for entry in found["entries"]:
         whose = f" of {entry['partner_id']}" if entry["partner_id"] else ""
         out.print(escape(f"{entry['what']}{whose}: {json.dumps(entry['detail'])}"), soft_wrap=True)
@@ -405,15 +414,15 @@ def show_dry_run(found: dict[str, Any]) -> None:
 
 def show_operators(operators: Sequence[dict[str, Any]]) -> None:
     """Show all operators."""
-    table = _table("operator", "role", "status", "key ends in", "created")
+    table = table_of("operator", "role", "status", "key ends in", "created")
     for row in operators:
-        table.add_row(*(_text(row[name]) for name in ("id", "role", "status", "hint", "created_at")))
-    _make_console().print(table)
+        table.add_row(*(shown_as(row[name]) for name in ("id", "role", "status", "hint", "created_at")))
+    make_console().print(table)
 
 
 def show_operator(found: dict[str, Any]) -> None:
     """Show an operator after a change, and its key where it is new."""
-    out = _make_console()
+    out = make_console()
     operator = found["operator"]
     out.print(f"{escape(operator['id'])} is {escape(operator['role'])}, {escape(operator['status'])}", soft_wrap=True)
     if "key" in found:
@@ -423,16 +432,16 @@ def show_operator(found: dict[str, Any]) -> None:
 
 def show_audit_log(entries: Sequence[dict[str, Any]]) -> None:
     """Show entries of the audit log."""
-    table = _table("number", "when", "who", "what", "partner", "detail")
+    table = table_of("number", "when", "who", "what", "partner", "detail")
     for entry in entries:
         names = ("sequence", "at", "who", "what", "partner_id")
-        table.add_row(*(_text(entry[name]) for name in names), escape(json.dumps(entry["detail"])))
-    _make_console().print(table if entries else "no changes yet")
+        table.add_row(*(shown_as(entry[name]) for name in names), escape(json.dumps(entry["detail"])))
+    make_console().print(table if entries else "no changes yet")
 
 
 def show_audit_verdict(verdict: Verdict) -> None:
     """Show whether the audit log is whole, and the head to be kept elsewhere."""
-    out = _make_console()
+    out = make_console()
     for problem in verdict.problems:
         out.print(f"[red]{escape(problem)}[/]", soft_wrap=True)
     if verdict.unchained:
@@ -472,7 +481,7 @@ class ImportScreen:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
-        self._out = _make_console()
+        self._out = make_console()
 
     def tell(self, told: dict[str, Any], *, as_json: bool) -> None:
         """Print what became of one row: on stdout, where programs read it at once; errors of rows on stderr."""
@@ -495,7 +504,7 @@ class ImportScreen:
 @contextlib.contextmanager
 def importing(rows: int) -> Iterator[ImportScreen]:
     """Show on a terminal how far an import is; elsewhere only its lines."""
-    console = _make_console(stderr=True)
+    console = make_console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -511,7 +520,7 @@ def importing(rows: int) -> Iterator[ImportScreen]:
 
 def show_imported(counts: Imported) -> None:
     """Say, beside the lines, what it came to."""
-    out = _make_console(stderr=True)
+    out = make_console(stderr=True)
     if counts.dry_run:
         out.print(f"{counts.wrong} rows are wrong; nobody was onboarded", soft_wrap=True)
         return
@@ -526,97 +535,16 @@ def show_imported(counts: Imported) -> None:
         out.print("keys of those are not shown again; a new one: bulkhead partner rotate-key P", soft_wrap=True)
 
 
-@contextlib.contextmanager
-def reconciling(file: Path) -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
-    """Show on a terminal how far a file is read, and then how far it is compared; elsewhere nothing."""
-    console = _make_console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        size = file.stat().st_size if file.is_file() else None
-        reading = progress.add_task("reading", total=size)
-        comparing = progress.add_task("comparing", total=None, visible=False)
-        yield (
-            lambda bytes_read: progress.update(reading, completed=bytes_read),
-            lambda done, of: progress.update(comparing, completed=done, total=of, visible=True),
-        )
-
-
-def show_reconciliation(report: dict[str, Any]) -> None:
-    """Show what a settlement file says beside the books: counts of each partner, then what differs."""
-    out = _make_console()
-    counts = report["counts"]
-    table = _table("partner", "cell", "rows", "matched", "differing", "missing", "extra", "")
-    for row in report["partners"]:
-        names = ("partner", "cell", "rows", "matched", "differing", "missing", "extra")
-        agrees = not (row["differing"] or row["missing"] or row["extra"] or row["not_asked"])
-        state = "[green]ok[/]" if agrees else "[red]see below[/]"
-        table.add_row(*(_text(row[name]) for name in names), state)
-    if report["partners"]:
-        out.print(table)
-    for total in report["file"]["totals"]:
-        gross, fee, net = (_text(total[name]) for name in ("gross", "fee", "net"))
-        out.print(f"{_text(total['currency'])}: gross {gross}, fees {fee}, net {net} in {total['rows']} rows")
-    if report["differences"]:
-        out.print(_differences_table(report["differences"]))
-    if report["differences_left_out"]:
-        left_out = f"{report['differences_left_out']} more are not shown: --differences FILE writes all"
-        out.print(f"[yellow]{left_out}[/]", soft_wrap=True)
-    for row in report["partners"]:
-        if row["not_asked"] is not None:
-            why = escape(row["not_asked"])
-            out.print(f"[red]{escape(row['partner'])} could not be asked:[/] {why}", soft_wrap=True)
-    if counts["not_asked"]:
-        out.print("[red]ask again with the same file: what is posted is not posted twice[/]", soft_wrap=True)
-    kind = "" if report["file"]["kind"] == "final" else " (preliminary)"
-    verdict = "[green]all is matched[/]" if report["ok"] else "[bold red]not all is matched[/]"
-    done = "compared only, nothing is posted" if report["dry_run"] else f"{counts['repeated']} were posted before"
-    out.print(
-        f"{verdict}: settlement of {_text(report['file']['settlement_date'])}{kind}, {counts['rows']} rows: "
-        f"{counts['matched']} matched, {counts['differing']} differing, {counts['extra']} extra, "
-        f"{counts['missing']} missing; {done}",
-        soft_wrap=True,
-    )
-
-
-_REASONS: Final = {
-    "operation_unknown": "PAID, UNKNOWN HERE",
-    "operation_open": "CHARGED, OUTCOME UNKNOWN HERE",
-    "operation_failed": "CHARGED, FAILED HERE",
-    "paid_before": "PAID BEFORE, BY ANOTHER ROW",
-    "partner_unknown": "NO SUCH PARTNER",
-    "kind_unknown": "a kind that this version can't post",
-    "in_no_file": "in no file yet",
-}
-
-
-def _differences_table(differences: Sequence[dict[str, Any]]) -> Table:
-    table = _table("line", "partner", "operation", "kind", "", "owed", "paid", "fee agreed", "fee", "why", "books")
-    for row in differences:
-        why = ", ".join(_REASONS.get(reason, f"other {reason}") for reason in row["reasons"])
-        table.add_row(
-            *(_text(row[name]) for name in ("line", "partner", "key", "kind", "currency", "owed", "gross")),
-            *(_text(row[name]) for name in ("fee_agreed", "fee")),
-            f"[bold red]{escape(why)}[/]" if row["grave"] else escape(why),
-            "posted" if row["posted"] else "nothing posted",
-        )
-    return table
-
-
-def _table(*names: str) -> Table:
+def table_of(*names: str) -> Table:
+    """Make an empty table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
         table.add_column(name, overflow="fold")
     return table
 
 
-def _text(value: Any) -> str:
+def shown_as(value: Any) -> str:
+    """Give a value as it stands in a table."""
     return "-" if value is None else escape(str(value))
 
 

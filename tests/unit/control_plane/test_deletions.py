@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from cells.api.messages import Method, RefusalCode
+from control_plane import registry_deletions
 from control_plane.data_folder import timestamp
 from control_plane.doors import Doors
 from control_plane.errors import NotFoundError, RefusedError
 from control_plane.move_record import Move
 from control_plane.publishing import Publisher
-from control_plane.registry import Registry
 from tests.stand_in_door import Installation
 from tests.unit.control_plane.test_partners import Crash, crashing, home, opens, published, wanted
 
@@ -41,9 +41,9 @@ async def test_a_partner_on_a_move_or_still_onboarding_is_not_deleted(installati
     await control.delete("acme", MONTH_S, "ann")
     await registry.begin_move(move)  # one that is closing may move: a cell that is drained does not wait for its grace
     with pytest.raises(RefusedError, match="on its way"):
-        await registry.begin_erasing("acme", "ann")
+        await registry_deletions.begin_erasing(registry, "acme", "ann")
     await registry.end_move(move, "partner_not_moved")
-    await registry.begin_erasing("acme", "ann")
+    await registry_deletions.begin_erasing(registry, "acme", "ann")
     with pytest.raises(RefusedError, match="being erased"):
         await registry.begin_move(move)
     await registry.begin_onboarding(replace(created, id="beta", status="onboarding"), "ann")
@@ -129,20 +129,20 @@ async def test_a_worker_that_may_still_begin_payments_keeps_it(installation: Ins
 
 
 STEPS = [
-    (Registry, "begin_deletion"),
+    (registry_deletions, "begin_deletion"),
     (Publisher, "publish"),
     (Doors, "configure"),
     (Doors, "count_open"),
-    (Registry, "begin_erasing"),
+    (registry_deletions, "begin_erasing"),
     (Doors, "erase_partner"),
-    (Registry, "end_deletion"),
+    (registry_deletions, "end_deletion"),
 ]
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize(("owner", "step"), STEPS, ids=[name for _, name in STEPS])
 async def test_a_deletion_goes_on_after_a_crash_at_any_step(
-    installation: Installation, monkeypatch: pytest.MonkeyPatch, owner: type, step: str, before: bool
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, owner: object, step: str, before: bool
 ) -> None:
     control, _, _, _ = await installation.control_plane()
     await control.create(wanted(), "ann")
@@ -166,7 +166,7 @@ async def test_a_deletion_goes_on_after_a_crash_at_any_step(
 
 
 async def _crash(
-    monkeypatch: pytest.MonkeyPatch, owner: type, step: str, before: bool, work: Callable[[], Any]
+    monkeypatch: pytest.MonkeyPatch, owner: object, step: str, before: bool, work: Callable[[], Any]
 ) -> None:
     """Do the work with a crash at the step, where the work comes to it."""
     with monkeypatch.context() as patched:
