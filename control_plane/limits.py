@@ -170,6 +170,8 @@ MOVE_LOOK_INTERVAL_MS: Final = 500
 MOVE_ATTEMPTS_MAX: Final = 10
 # So few rows may be left to copy when the partner is stopped for them: one batch.
 MOVE_ROWS_LEFT_MAX: Final = 100
+# Where that is not so after so many more batches, the partner writes faster than it is copied, and stays.
+MOVE_CATCH_UP_BATCHES_MAX: Final = 1_000
 
 # The command line.
 CONTROL_TIMEOUT_MS: Final = 60_000

@@ -235,7 +235,7 @@ class Moves:
         profile = self._to_profile(self._registry.partner(move.partner_id))
         await self._doors.begin_arrival(move, profile)
         await self._doors.begin_leaving(move)
-        number = 0
+        number = scanned_at = 0
         while True:
             began = self._monotonic()
             copied = await self._doors.copy_rows(move, number)
@@ -246,6 +246,10 @@ class Moves:
                 break
             if move.partner_id in self._aborting:
                 raise CopyLostError("an operator aborted it")
+            scanned_at = scanned_at or (number if batch.is_scanned else 0)
+            if scanned_at and number - scanned_at >= limits.MOVE_CATCH_UP_BATCHES_MAX:
+                why = f"the book changes faster than it is copied: {batch.changed} rows are left after {number} batches"
+                return await self._registry.put_move(replace(move, state="aborting", why=why))
             # A copy takes half of the time at most; the rest is its cells' partners'.
             await asyncio.sleep(self._monotonic() - began)
         move = await self._registry.put_move(replace(move, state="sealing", rows=arrival.rows))

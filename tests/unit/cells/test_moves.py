@@ -267,6 +267,31 @@ async def test_what_is_written_while_it_is_copied_is_there_too(installed: Instal
     assert sum(key[0] == "payment" for key in made) > sum(key[0] == "payment" for key in book)
 
 
+async def test_who_writes_faster_than_it_is_copied_stays_and_is_served(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MOVE_ROWS_LEFT_MAX", 0)
+    monkeypatch.setattr(limits, "MOVE_CATCH_UP_BATCHES_MAX", 2)
+    await installed.onboard()
+
+    async def pay() -> None:
+        """Change more rows than the next batch takes."""
+        made = 0
+        for number in range(100):
+            name = f"c{len(installed.doors.asked)}-{number}"
+            writes = (installed.write(installed.source, f"{name}-{each}") for each in range(20))
+            made += sum(isinstance(answer, Answer) for answer in await asyncio.gather(*writes))
+            if made >= 60:
+                break
+        installed.doors.before[Method.COPY_ROWS] = pay
+
+    installed.doors.before[Method.COPY_ROWS] = pay
+    with pytest.raises(MoveAbortedError, match="changes faster than it is copied"):
+        await installed.moves.move(PARTNER, "cell-1", "ann")
+    assert installed.registry.partner(PARTNER).cell == "cell-0"
+    assert isinstance(await installed.write(installed.source, "after"), Answer)
+
+
 async def test_there_and_back_again(installed: Installed) -> None:
     await installed.onboard()
     await installed.write(installed.source, "c1")
