@@ -27,8 +27,10 @@ WORKER_GROWTH_SUSPECT_BYTES: Final = WORKER_RESIDENT_BYTES_MAX // 4
 WORKER_DATA_BYTES_MAX: Final = 1_024 * 1_048_576
 # Of a thread of the worker's. FoundationDB's client has no more where Java starts its thread.
 WORKER_STACK_BYTES: Final = 1_048_576
-# Door and router go before workers, where the kernel shares CPU by thread (nice(2)).
+# Door and router go before workers: of threads (nice(2)) and of sessions (sched(7)) the weight is a third of theirs.
 WORKER_NICENESS: Final = 5
+SESSION_NICENESS_ATTEMPTS: Final = 20
+SESSION_NICENESS_DELAY_MS: Final = 120
 # Threads and open files, above those at the start. A thread too many is seen by the door, a file is refused.
 WORKER_THREADS_MAX: Final = 256
 WORKER_FILES_MAX: Final = 8_192

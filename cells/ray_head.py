@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from cells import process_config
+from cells import cpu_share, process_config
 from cells.remote import ray_environment
 
 OBJECT_STORE_BYTES = 80_000_000
@@ -53,6 +53,7 @@ def main() -> None:
         "--disable-usage-stats",
         f"--temp-dir={temp_folder}",
     ]
+    cpu_share.give_way()  # the supervisor gives each process a session
     os.execve(ray, arguments, environment)  # noqa: S606 - no shell is wanted
 
 

@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 import structlog
 
-from cells import limits, process_use, worker_cgroup
+from cells import cpu_share, limits, process_use, worker_cgroup
 from cells.process_use import ProcessUse
 
 log = structlog.get_logger()
@@ -51,12 +51,14 @@ def _share_cpu_by_worker() -> None:
     """Have the kernel share CPU among workers and not among their threads, and let door and router go first.
 
     Linux gives each session a share (sched(7), autogroup): in Ray's a loop takes its neighbours', in its own its own.
-    Where sessions don't count, niceness does: it holds for this thread and those that it starts.
+    The session's niceness says how large that is beside others'. Where sessions don't count, the thread's own niceness
+    does: it holds for this thread and those that it starts.
     """
     if os.getpgrp() == os.getpid():
         os.setpgid(0, os.getpgid(os.getppid()))  # who leads a process group can't begin a session
     os.setsid()
     os.nice(limits.WORKER_NICENESS)
+    cpu_share.give_way()
 
 
 def _bound(what: int, most: int) -> int:

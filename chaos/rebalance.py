@@ -27,6 +27,7 @@ from chaos.load_process import LoadProcess
 from chaos.screen import make_console
 from chaos.store_choice import StoreChoice
 from control_plane import client
+from control_plane.errors import ControlPlaneError
 from router.directory import Cell, rendezvous
 
 ROOT: Final = Path(".rebalance")
@@ -112,13 +113,24 @@ class _Run:
                 raise GatewayError(f"`bulkhead {' '.join(map(str, words))}`: {done.stderr}")
             time.sleep(0.5)
 
+    def ask(self, path: str) -> dict[str, Any]:
+        """Ask the admin API until it answers: a command for each look would cost what the gateway needs."""
+        until = time.monotonic() + STEP_MS / 1_000
+        while True:
+            try:
+                return client.ask(self._gateway.folder, "GET", path)
+            except ControlPlaneError as error:
+                if time.monotonic() > until:
+                    raise GatewayError(f"{path}: {error.what}") from error
+            time.sleep(0.5)
+
     def cells(self) -> dict[str, dict[str, Any]]:
         """Give the cells by name."""
-        return {cell["cell"]: cell for cell in self.command("cell", "list")["cells"]}
+        return {cell["name"]: cell for cell in self.ask("/cells")["cells"]}
 
     def homes(self) -> dict[str, str]:
         """Give each partner's cell, as the registry says."""
-        return {row["id"]: row["cell"] for row in self.command("partner", "list")["partners"]}
+        return {row["id"]: row["cell"] for row in self.ask("/partners")["partners"]}
 
     def rebalance(self, by: str, ideal: int) -> None:
         """Rebalance and wait for its end."""
@@ -133,7 +145,7 @@ class _Run:
         self._console.print(f"  {moved} moves, {ideal} are ideal, in {time.monotonic() - began:.1f} s")
 
     def _has_ended(self) -> bool:
-        found = self.command("rebalance", "--status")
+        found = self.ask("/rebalance")
         run = found.get("run") or found
         if run.get("state") in {"stopped", "failed"}:
             raise GatewayError(f"the rebalancing stopped: {json.dumps(run)[:600]}")

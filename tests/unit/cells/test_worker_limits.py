@@ -5,10 +5,11 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from cells import limits, process_use, worker_limits
+from cells import cpu_share, limits, process_use, worker_limits
 from cells.process_use import ProcessUse
 
 MEGABYTE = 1_048_576
@@ -168,3 +169,36 @@ def test_threads_are_counted() -> None:
     assert use.threads() == before + 3
     ended.set()
     use.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel gives sessions no shares")
+def test_the_workers_session_has_a_smaller_share_than_others() -> None:
+    def niceness() -> int:
+        return int(Path("/proc/self/autogroup").read_text().rpartition("nice")[2])
+
+    before = niceness()
+
+    def work() -> int:
+        worker_limits.apply("w0", with_memory=False)
+        return niceness()
+
+    assert exit_code(work) == limits.WORKER_NICENESS
+    assert niceness() == before, "only its own session"
+
+
+def test_a_kernel_that_was_asked_too_often_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(limits, "SESSION_NICENESS_DELAY_MS", 1)
+    asked: list[int] = []
+
+    class Busy:
+        def write_text(self, text: str) -> None:
+            asked.append(int(text))
+            if len(asked) < 3:
+                raise BlockingIOError
+
+    monkeypatch.setattr(cpu_share, "_SESSION", Busy())
+    cpu_share.give_way()
+    assert asked == [limits.WORKER_NICENESS] * 3
+    asked.clear()
+    monkeypatch.setattr(cpu_share, "_SESSION", tmp_path / "no" / "such" / "file")
+    cpu_share.give_way()  # a kernel without it
