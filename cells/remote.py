@@ -198,6 +198,6 @@ def ray_environment(token_file: Path) -> dict[str, str]:
         "RAY_kill_idle_workers_interval_ms": "5000",
         "RAY_task_events_report_interval_ms": "0",
         "RAY_event_stats": "0",
-        # 15 unless said otherwise, which is next to nothing beside a busy door; workers choose theirs (worker_limits.py).
+        # 15 unless said, which is next to nothing beside a busy door; workers choose theirs (worker_limits.py).
         "RAY_worker_niceness": "0",
     }

@@ -11,6 +11,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ from chaos.command_line import Parser, add_store_options, store_chosen
 from chaos.experiment import bring_to_rest, judge_at_rest, plan_for
 from chaos.gateway import Gateway
 from chaos.history import Call
-from chaos.installation import GatewayError, wait_for
+from chaos.installation import GatewayError
 from chaos.load_process import LoadProcess
 from chaos.screen import make_console
 from chaos.store_choice import StoreChoice
@@ -33,6 +34,7 @@ from router.directory import Cell, rendezvous
 ROOT: Final = Path(".rebalance")
 START_MS: Final = 300_000
 STEP_MS: Final = 600_000
+LOOK_INTERVAL_MS: Final = 2_000
 CALM_S: Final = 10
 PAUSE_GOAL_MS: Final = 250
 MOVES_TOLERANCE: Final = 0.1
@@ -136,7 +138,7 @@ class _Run:
         """Rebalance and wait for its end."""
         before, began = self.homes(), time.monotonic()
         self.command("rebalance", "--apply", "--by", by)
-        wait_for(lambda: self._has_ended() or None, "the rebalancing has ended", STEP_MS)
+        _wait(self._has_ended, "the rebalancing has ended")
         after = self.homes()
         moved = sum(after[name] != home for name, home in before.items())
         self.steps.append(
@@ -157,7 +159,7 @@ class _Run:
         self._console.print(f"adding a cell to {len(names)}")
         added = self.command("cell", "add")["cell"]
         new = added["cell"] if isinstance(added, dict) and "cell" in added else added["name"]
-        wait_for(lambda: self.cells().get(new, {}).get("state") == "active" or None, f"{new} is active", STEP_MS)
+        _wait(lambda: self.cells().get(new, {}).get("state") == "active", f"{new} is active")
         told = [Cell(name=name, weight=1.0, host="h", port=1) for name in [*names, new]]
         ideal = sum(rendezvous(name, told) == new for name in self.homes())
         self.rebalance("hash", ideal)
@@ -165,7 +167,7 @@ class _Run:
         self.command("cell", "drain", names[0])
         self.rebalance("drain", sum(home == names[0] for home in self.homes().values()))
         self.command("cell", "remove", names[0])
-        wait_for(lambda: names[0] not in self._alive() or None, f"{names[0]} is removed", STEP_MS)
+        _wait(lambda: names[0] not in self._alive(), f"{names[0]} is removed")
 
     def _alive(self) -> set[str]:
         return {name for name, cell in self.cells().items() if cell["state"] != "removed"}
@@ -175,6 +177,15 @@ class _Run:
         changes = [change for partner in partners for change in _shown(self._gateway, partner)["changes"]]
         told = [change["detail"]["pause_ms"] for change in changes if "pause_ms" in change["detail"]]
         return sorted(int(pause_ms) for pause_ms in told if pause_ms is not None)
+
+
+def _wait(is_so: Callable[[], bool], what: str) -> None:
+    """Look every two seconds until it is so: looks cost CPU that the gateway needs."""
+    until = time.monotonic() + STEP_MS / 1_000
+    while not is_so():
+        if time.monotonic() > until:
+            raise GatewayError(f"waited {STEP_MS} ms in vain until {what}")
+        time.sleep(LOOK_INTERVAL_MS / 1_000)
 
 
 def _shown(gateway: Gateway, partner: str) -> dict[str, Any]:

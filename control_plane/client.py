@@ -9,6 +9,7 @@ import getpass
 import json
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -72,7 +73,8 @@ def _client(folder: DataFolder) -> Iterator[httpx.Client]:
         with short_socket_path(folder.control_socket) as short:
             with socket.socket(socket.AF_UNIX) as probe:  # httpcore leaks its own where nobody listens
                 probe.connect(short)
-            transport = httpx.HTTPTransport(uds=short)
+            # Nothing is encrypted here; without a context all certificate authorities are read, each time.
+            transport = httpx.HTTPTransport(uds=short, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
             with httpx.Client(
                 base_url="http://control", transport=transport, timeout=timeout, headers=headers(folder)
             ) as client:
