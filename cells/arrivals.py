@@ -74,17 +74,25 @@ class Arrivals:
     async def handle(self, request: Request) -> bytes:
         """Answer the control plane, or a router that brings a receipt. Raises MessageError."""
         async with self._locks.setdefault(request.partner_id, asyncio.Lock()):
-            match request.method:
-                case Method.BEGIN_ARRIVAL:
-                    return await self._begin(request)
-                case Method.TAKE_ROWS:
-                    return await self._take(request)
-                case Method.ARRIVAL_STATUS:
-                    return await self._status(request.partner_id)
-                case Method.OPEN_ARRIVAL:
-                    return await self._open(request)
-                case _:
-                    return await self._end(request)
+            answer = await self._answer(request)
+        seat = self._seats.get(request.partner_id)
+        if request.method == Method.OPEN_ARRIVAL and request.role == "control" and seat is not None:
+            # So the control plane measures what the partner waits for; it is the partner's cell's whatever comes of it.
+            await self._ownership.wait_settled(seat, limits.ARRIVAL_SERVED_WAIT_MS)
+        return answer
+
+    async def _answer(self, request: Request) -> bytes:
+        match request.method:
+            case Method.BEGIN_ARRIVAL:
+                return await self._begin(request)
+            case Method.TAKE_ROWS:
+                return await self._take(request)
+            case Method.ARRIVAL_STATUS:
+                return await self._status(request.partner_id)
+            case Method.OPEN_ARRIVAL:
+                return await self._open(request)
+            case _:
+                return await self._end(request)
 
     # Steps
 
@@ -111,6 +119,8 @@ class Arrivals:
         is_ours = held is not None and held.place is None
         if not is_ours and partner_id in await self._shelf.names("partners"):
             return copy_lost(f"there is a book of {partner_id} here, and nothing says that it may be erased")
+        if is_sealed and not self._ownership.hold_place(profile):
+            return copy_lost("no worker is ready here to serve it; one is being started")
         expected = Expected(move_id, attempt, token_hash, profile, place, is_sealed)
         error = await self._book.write(Put(("arriving", partner_id), encode_expected(expected)))
         if error is not None:
@@ -231,6 +241,7 @@ class Arrivals:
         if unwritten is not None:
             return _unavailable(unwritten)
         self._drop(partner_id, move_id)
+        self._ownership.free_place(partner_id)
         return door_answers.ok({})
 
     # Inside

@@ -109,6 +109,8 @@ COPY_BYTES_MAX: Final = 400_000
 # Its commands wait so long for the seal, whoever asked for it; then it is served where it was.
 QUIESCE_LEASE_MS: Final = 2_000
 QUIESCE_DRAIN_MS_MAX: Final = 50
+# So long the answer to an arrival waits for the partner to be served.
+ARRIVAL_SERVED_WAIT_MS: Final = 3_000
 MOVE_TIMEOUT_MS: Final = 5_000
 # A partner's moves into this cell that ended: what is said of them once more is refused.
 ENDED_MOVES_KEPT_MAX: Final = 8

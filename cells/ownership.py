@@ -16,7 +16,7 @@ from cells import door_metrics, escalation, limits, placement
 from cells.api import limits as wire_limits
 from cells.api import messages, moves
 from cells.api.connection import PeerError, PeerTimeoutError
-from cells.api.messages import Answer, Method, RefusalCode, Refused
+from cells.api.messages import Answer, Method, Profile, RefusalCode, Refused
 from cells.api.moves import Receipt
 from cells.cell_book import CellBook
 from cells.escalation import Escalation, Strikes
@@ -47,6 +47,7 @@ class Ownership:
         self._activations = asyncio.Semaphore(wire_limits.TAKEOVERS_AT_ONCE_MAX)
         self._pool_assigns = asyncio.Semaphore(limits.POOL_ASSIGNS_AT_ONCE_MAX)
         self._opening_pool = asyncio.Lock()
+        self._held: dict[str, Link] = {}  # places of partners that are on the way here
         self._look = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.workforce: Workforce | None = None
@@ -274,6 +275,9 @@ class Ownership:
     async def _take_place(self, seat: Seat) -> Link:
         """Find the worker that a partner belongs to, and hold a place in it. Raises as Workforce.take()."""
         assert self.workforce is not None
+        held = self._held_place(seat.partner_id)
+        if held is not None:
+            return held
         if not seat.wants_pool:
             link = await self.workforce.take()
             link.partners.add(seat.partner_id)
@@ -395,6 +399,35 @@ class Ownership:
         assert self.workforce is not None
         links = [link for link in self.workforce.links.values() if link.connection.is_open]
         return min(links, key=lambda link: (len(link.partners), link.name), default=None)
+
+    def hold_place(self, profile: Profile) -> bool:
+        """Hold a place for a partner that comes, in a worker that is ready; say whether there is one.
+
+        It would wait for a new worker's start otherwise, once it has left the cell that served it.
+        """
+        assert self.workforce is not None
+        partner_id, is_pooled = profile.partner_id, profile.isolation == "pooled"
+        held = self._held.get(partner_id)
+        if held is not None and held.connection.is_open and partner_id in held.partners:
+            return True
+        name = placement.choose_pool(self._hosts()) if is_pooled else None
+        link = self.workforce.take_spare() if name is None else self.workforce.links[name]
+        if link is None:
+            return not self.workforce.keeps_spares
+        link.is_pool = is_pooled
+        link.partners.add(partner_id)
+        self._held[partner_id] = link
+        return True
+
+    def free_place(self, partner_id: str) -> None:
+        """Hold no place for a partner any more that does not come."""
+        link = self._held.pop(partner_id, None)
+        if link is not None:
+            self.leave(partner_id, link)
+
+    def _held_place(self, partner_id: str) -> Link | None:
+        link = self._held.pop(partner_id, None)
+        return link if link is not None and link.connection.is_open and partner_id in link.partners else None
 
     def leave(self, partner_id: str, link: Link) -> None:
         """Take note that a partner is no longer of a worker, for it is gone."""

@@ -192,14 +192,23 @@ class Workforce:
         if link.name in self.links and link not in self._spares:
             self._spares.append(link)
 
-    async def take(self) -> Link:
-        """Give a worker without partners: a spare, or a new one. Raises ClusterError, PeerUnavailableError."""
+    @property
+    def keeps_spares(self) -> bool:
+        """Whether workers are kept ready, as the settings say."""
+        return self._spares_wanted > 0
+
+    def take_spare(self) -> Link | None:
+        """Give a worker that is ready; None: there is none now."""
         while self._spares:
             link = self._spares.popleft()
             self._short.set()
             if link.connection.is_open:
                 return link
-        return await self._start_worker()
+        return None
+
+    async def take(self) -> Link:
+        """Give a worker without partners: a spare, or a new one. Raises ClusterError, PeerUnavailableError."""
+        return self.take_spare() or await self._start_worker()
 
     def bury(self, link: Link, cause: str) -> None:
         """End a worker for good, and tell. SIGKILL by pidfd: a stopped process could hold a book's lock for ever."""

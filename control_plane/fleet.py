@@ -189,6 +189,9 @@ class Fleet:
             raise RefusedError(
                 f"{status.cell}'s door answers in place of {cell.name}'s", where=f"port {cell.door_port}"
             )
+        if self._ground.settings.spares_per_cell and not any(worker.healthy for worker in status.workers):
+            self._waits[cell.name] = "its first worker is starting"
+            return
         async with self._lock:
             if self._registry.cell(cell.name).state != "adding":
                 return  # it was taken back meanwhile

@@ -224,7 +224,7 @@ class Moves:
         current = self._registry.move(move.partner_id) or move
         if current.state != "copying":
             return await self._registry.put_move(replace(current, why=why))
-        if current.attempt >= limits.MOVE_ATTEMPTS_MAX:
+        if current.attempt >= limits.MOVE_ATTEMPTS_MAX and current.way != "evacuate":
             return await self._registry.put_move(replace(current, state="aborting", why=why))
         return await self._registry.put_move(current.tried_again(why))
 

@@ -35,6 +35,7 @@ class StandInDoor:
     def __init__(self, cell: str) -> None:
         self.cell = cell
         self.books: list[str] = []
+        self.workers: list[str] = ["w0"]  # those that are ready
         self.profiles: dict[str, Profile] = {}
         self.asked: list[tuple[str, str]] = []
         self.refuse: RefusalCode | None = None
@@ -101,7 +102,8 @@ class StandInDoor:
             {"partner": name, "profile_version": profile.version, "status": profile.status, "state": "active"}
             for name, profile in self.profiles.items()
         ]
-        return _answer({"cell": self.cell, "door_epoch": 1, "workers": [], "partners": partners})
+        workers = [{"worker": name, "spare": True, "healthy": True} for name in self.workers]
+        return _answer({"cell": self.cell, "door_epoch": 1, "workers": workers, "partners": partners})
 
 
 def _answer(fields: dict[str, Any]) -> bytes:

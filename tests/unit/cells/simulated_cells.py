@@ -228,13 +228,18 @@ class SimulatedWorkforce:
         if link.name in self.links and link not in self._spares:
             self._spares.append(link)
 
-    async def take(self) -> Link:
+    keeps_spares = True
+
+    def take_spare(self) -> Link | None:
         while self._spares:
             link = self._spares.popleft()
             if link.connection.is_open:
                 self._cell.network.begin(self._keep_spare())
                 return link
-        return await self._start_worker()
+        return None
+
+    async def take(self) -> Link:
+        return self.take_spare() or await self._start_worker()
 
     def bury(self, link: Link, cause: str) -> None:
         if self._life.is_over or self.links.pop(link.name, None) is None:

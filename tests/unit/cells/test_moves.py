@@ -292,6 +292,68 @@ async def test_who_writes_faster_than_it_is_copied_stays_and_is_served(
     assert isinstance(await installed.write(installed.source, "after"), Answer)
 
 
+async def test_nobody_is_moved_to_where_no_worker_is_ready(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await installed.onboard()
+    take_spare = installed.target.workforce.take_spare
+    monkeypatch.setattr(installed.target.workforce, "take_spare", lambda: None)
+    moving = asyncio.create_task(installed.moves.move(PARTNER, "cell-1", "ann"))
+    for _ in range(200):
+        move = installed.registry.move(PARTNER)
+        if move is not None and "no worker is ready" in move.why:
+            break
+        await asyncio.sleep(0.01)
+    assert "no worker is ready" in installed.registry.moves()[0].why
+    assert isinstance(await installed.write(installed.source, "c1"), Answer)
+    assert not {Method.BEGIN_LEAVING, Method.QUIESCE} & set(installed.doors.asked)
+    monkeypatch.setattr(installed.target.workforce, "take_spare", take_spare)
+    await asyncio.wait_for(moving, 30)
+    assert len(await installed.payments(installed.target)) == 1
+
+
+async def test_a_place_is_held_for_who_comes_and_given_back_where_it_does_not(installed: Installed) -> None:
+    await installed.onboard()
+    (spare,) = [link for link in installed.target.workforce.links.values() if not link.partners]
+
+    async def die() -> None:
+        assert spare.partners == {PARTNER}
+        raise DoorError("as the test ordered")
+
+    installed.doors.before[Method.BEGIN_LEAVING] = die
+    await installed.moves.move(PARTNER, "cell-1", "ann")
+    assert installed.target.link(PARTNER) is spare
+    await installed.moves.move(PARTNER, "cell-0", "ann")
+    assert not spare.partners
+
+    async def abort() -> None:
+        asked.append(asyncio.create_task(installed.moves.abort(PARTNER)))
+        raise DoorError("as the test ordered")
+
+    asked: list[asyncio.Task[Any]] = []
+    installed.doors.before[Method.BEGIN_LEAVING] = abort
+    with pytest.raises(MoveAbortedError):
+        await installed.moves.move(PARTNER, "cell-1", "ann")
+    await asked[0]
+    assert PARTNER not in {name for link in installed.target.workforce.links.values() for name in link.partners}
+
+
+async def test_the_pause_that_is_told_lasts_until_the_partner_is_served(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await installed.onboard()
+    activate = installed.target.door._ownership._activate
+
+    async def slowly(*arguments: Any) -> None:
+        await asyncio.sleep(0.6)
+        await activate(*arguments)
+
+    monkeypatch.setattr(installed.target.door._ownership, "_activate", slowly)
+    ended = await installed.moves.move(PARTNER, "cell-1", "ann")
+    assert ended.pause_ms >= 600
+    assert isinstance(await installed.write(installed.target, "c1"), Answer)
+
+
 async def test_there_and_back_again(installed: Installed) -> None:
     await installed.onboard()
     await installed.write(installed.source, "c1")

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,15 @@ class Ship:
     def published(self) -> directory.Directory:
         return directory_file.read(self.installation.folder.directory_file)[1]
 
-    async def open_door(self, cell: str) -> None:
+    async def open_door(self, cell: str, *, workers: Sequence[str] = ("w0",)) -> StandInDoor:
         """Have the door of a cell answer, on a port that is free for sure."""
         prepare_cell(self.installation.folder, cell, may_make=True)
-        port = await self.installation.open_door(StandInDoor(cell), 0)
+        door = StandInDoor(cell)
+        door.workers = list(workers)
+        port = await self.installation.open_door(door, 0)
         row = replace(self.registry.cell(cell), door_port=port, advertised_port=port)
         await Registry.write_cells(self.registry, [row])
+        return door
 
 
 @pytest.fixture
@@ -125,6 +128,19 @@ async def test_a_cell_is_added_and_moves_nobody(ship: Ship) -> None:
     folder = ship.installation.folder
     assert folder.cell_folder("cell-2").is_dir()
     assert folder.router_key_file("cell-2").exists()
+
+
+async def test_a_cell_takes_nobody_before_a_worker_of_it_is_ready(ship: Ship) -> None:
+    fleet = await ship.fleet()
+    added = (await fleet.add(new(), "ann", dry_run=False))["cell"]["name"]
+    door = await ship.open_door(added, workers=[])
+    for _ in range(20):
+        await fleet.converge()
+        await asyncio.sleep(0.01)
+    assert ship.registry.cell(added).state == "adding"
+    assert fleet.show()[-1]["waits_for"] == "its first worker is starting"
+    door.workers = ["w0"]
+    await until(ship, fleet, added, "active")
 
 
 async def test_a_dry_run_changes_nothing(ship: Ship) -> None:
