@@ -25,7 +25,7 @@ from cells.arriving import read_arrival
 from cells.cell_book import CellBook
 from cells.ownership import Ownership
 from cells.seats import Seat
-from cells.worker_moves import copy_lost, fields
+from cells.worker_moves import copy_lost, fields, not_ready
 from cells.workforce import Link
 from stores.shelf import Shelf
 
@@ -74,10 +74,12 @@ class Arrivals:
     async def handle(self, request: Request) -> bytes:
         """Answer the control plane, or a router that brings a receipt. Raises MessageError."""
         async with self._locks.setdefault(request.partner_id, asyncio.Lock()):
+            expected = self.expected.get(request.partner_id)
             answer = await self._answer(request)
         seat = self._seats.get(request.partner_id)
-        if request.method == Method.OPEN_ARRIVAL and request.role == "control" and seat is not None:
-            # So the control plane measures what the partner waits for; it is the partner's cell's whatever comes of it.
+        is_sealed = expected is not None and expected.is_sealed
+        if request.method == Method.OPEN_ARRIVAL and is_sealed and seat is not None and request.role == "control":
+            # So the control plane measures what the partner waits for. Of a dead cell's no router is told before.
             await self._ownership.wait_settled(seat, limits.ARRIVAL_SERVED_WAIT_MS)
         return answer
 
@@ -120,7 +122,7 @@ class Arrivals:
         if not is_ours and partner_id in await self._shelf.names("partners"):
             return copy_lost(f"there is a book of {partner_id} here, and nothing says that it may be erased")
         if is_sealed and not self._ownership.hold_place(profile):
-            return copy_lost("no worker is ready here to serve it; one is being started")
+            return not_ready("no worker is ready here to serve it; one is being started")
         expected = Expected(move_id, attempt, token_hash, profile, place, is_sealed)
         error = await self._book.write(Put(("arriving", partner_id), encode_expected(expected)))
         if error is not None:
@@ -142,7 +144,7 @@ class Arrivals:
             return copy_lost(f"{partner_id} is not expected here")
         link = self._links.get(partner_id)
         if link is None or not link.connection.is_open:
-            link = self._ownership.any_worker()
+            link = self._ownership.held_place(partner_id) or self._ownership.any_worker()
             if link is None:
                 return copy_lost("there is no worker now")
             self._links[partner_id] = link
@@ -172,7 +174,7 @@ class Arrivals:
         partner_id = request.partner_id
         seat = self._seats.get(partner_id)
         if seat is not None:
-            return door_answers.ok({"state": seat.state})
+            return await self._is_open_already(seat)
         expected = self.expected.get(partner_id)
         is_proof = expected is not None and (
             expected.move_id == receipt.move_id
@@ -201,6 +203,15 @@ class Arrivals:
         self._ownership.activate_soon(seat, "arrival")
         door_metrics.ARRIVED.inc()
         log.info("partner_arrived", partner=partner_id, sequence=receipt.sequence, above_epoch=receipt.epoch)
+        return door_answers.ok({"state": seat.state})
+
+    async def _is_open_already(self, seat: Seat) -> bytes:
+        """Say so, but not of a seat from before whose book was taken over while this cell was dead."""
+        try:
+            if not seat.is_ready and seat.partner_id not in await self._shelf.names("partners"):
+                return copy_lost("it is served here no more, and was not told so yet")
+        except StoreError as error:
+            return _unavailable(error)
         return door_answers.ok({"state": seat.state})
 
     async def _require_all_there(

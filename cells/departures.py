@@ -237,22 +237,34 @@ class Departures:
         partner_id = request.partner_id
         seat = self._seats.get(partner_id)
         if seat is None:
-            self.tombstones.setdefault(partner_id, receipt)
-            return door_answers.ok({})
+            if partner_id not in self.tombstones:
+                self.tombstones[partner_id] = receipt
+                self._not_kept.add(partner_id)
+            return await self._buried(partner_id)
         try:
             store = await self._shelf.open("partners", partner_id)
             await store.close()
         except StoreMissingError:
+            if self._seats.get(partner_id) is not seat:
+                return copy_lost("it came and went meanwhile; ask again")
             link = seat.link
             await self._depart(seat, receipt)
             if link is not None:
                 await self._ownership.let_go(partner_id, link)
-            return door_answers.ok({})
+            return await self._buried(partner_id)
         except StoreError as error:
             return door_answers.refused(RefusalCode.PARTNER_UNAVAILABLE, f"{type(error).__name__}: {error}")
         return copy_lost("its book is here")
 
     # Inside
+
+    async def _buried(self, partner_id: str) -> bytes:
+        """Say that it was told, once the tombstone is kept: no book here would tell the next door of it."""
+        receipt = self.tombstones[partner_id]
+        error = await self._keep(partner_id, receipt) if partner_id in self._not_kept else None
+        if error is not None:
+            return copy_lost(f"its tombstone can't be kept now: {type(error).__name__}: {error}")
+        return door_answers.ok({})
 
     def _going_on(self, request: Request) -> "tuple[Seat, _Departure] | bytes":
         (move_id,) = fields(request, move_id=str)

@@ -275,7 +275,8 @@ class Ownership:
     async def _take_place(self, seat: Seat) -> Link:
         """Find the worker that a partner belongs to, and hold a place in it. Raises as Workforce.take()."""
         assert self.workforce is not None
-        held = self._held_place(seat.partner_id)
+        held = self.held_place(seat.partner_id)
+        self._held.pop(seat.partner_id, None)
         if held is not None:
             return held
         if not seat.wants_pool:
@@ -407,8 +408,7 @@ class Ownership:
         """
         assert self.workforce is not None
         partner_id, is_pooled = profile.partner_id, profile.isolation == "pooled"
-        held = self._held.get(partner_id)
-        if held is not None and held.connection.is_open and partner_id in held.partners:
+        if self.held_place(partner_id) is not None:
             return True
         name = placement.choose_pool(self._hosts()) if is_pooled else None
         link = self.workforce.take_spare() if name is None else self.workforce.links[name]
@@ -425,8 +425,9 @@ class Ownership:
         if link is not None:
             self.leave(partner_id, link)
 
-    def _held_place(self, partner_id: str) -> Link | None:
-        link = self._held.pop(partner_id, None)
+    def held_place(self, partner_id: str) -> Link | None:
+        """Give the worker in which a place is held for a partner; None where it has none, or that worker is dead."""
+        link = self._held.get(partner_id)
         return link if link is not None and link.connection.is_open and partner_id in link.partners else None
 
     def leave(self, partner_id: str, link: Link) -> None:

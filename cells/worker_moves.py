@@ -154,5 +154,11 @@ def copy_lost(why: str) -> bytes:
     return messages.encode_answer(Refused(refusal))
 
 
+def not_ready(why: str) -> bytes:
+    """Say that this can't begin yet, for want of what comes by itself; nothing was changed."""
+    refusal = Refusal(RefusalCode.PARTNER_UNAVAILABLE, why, context={"copy": "not_ready"})
+    return messages.encode_answer(Refused(refusal))
+
+
 def _bytes(body: bytes) -> bytes:
     return messages.encode_answer(Answer(200, body))

@@ -213,7 +213,9 @@ def move_clock(offset_s: int) -> None:
     """Let the wall clock of all routers, doors and workers jump, and back to the right time to undo it."""
     run = session.current()
     clock = run.require_clock()
-    rows = [row for row in run.require_gateway().status()["processes"] if row["pid"] and row["role"] != "acquirer"]
+    # The acquirer is another party; Redis, which is no Python, counts what it forgets by seconds that go on.
+    kept = {"acquirer", "redis"}
+    rows = [row for row in run.require_gateway().status()["processes"] if row["pid"] and row["role"] not in kept]
     still = [row["process"] for row in rows if not clock.moves(row["pid"])]
     if still:
         raise GatewayError(f"these have another clock, which would not jump: {', '.join(still)}")

@@ -59,7 +59,7 @@ class Wanted:
     as_json: bool
 
 
-@app.command("list")
+@app.command("list", epilog="Example: bulkhead chaos list --json")
 def list_experiments(*, as_json: AsJson = False) -> None:
     """List the experiments: what each does, to whom, and what may be noticed."""
     found = [catalogue.read(catalogue.load(name)) for name in catalogue.names()]

@@ -121,6 +121,7 @@ def command(run: Session) -> str:
     if run.own is not None:
         off = ["--bulkheads-off", settings.bulkheads_off] if settings.bulkheads_off else []
         return " ".join([*words, "--own", *off])
+    words += ["--force"] if settings.force else []
     return " ".join(words).replace("bulkhead", f"bulkhead --data-folder {settings.data_folder}", 1)
 
 

@@ -310,8 +310,7 @@ def _move_routes(moves: Moves) -> APIRouter:
 
     @routes.delete("/partners/{partner_id}/move")
     async def abort_move(partner_id: str, operator: Operator) -> dict[str, Any]:
-        log.info("move_abort_asked", partner=partner_id, who=operator)
-        return (await moves.abort(partner_id)).described()
+        return (await moves.abort(partner_id, operator)).described()
 
     return routes
 

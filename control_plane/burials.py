@@ -8,7 +8,7 @@ import asyncio
 
 import structlog
 
-from control_plane.door_moves import DoorMoves
+from control_plane.door_moves import CopyLostError, DoorMoves
 from control_plane.errors import ControlPlaneError, DoorError
 from control_plane.move_record import Burial
 from control_plane.registry import Registry
@@ -23,16 +23,20 @@ class Burials:
         self._registry = registry
         self._doors = doors
         self._telling: dict[str, asyncio.Task[None]] = {}
+        self._is_closed = False
 
     async def tell(self) -> None:
         """Begin to tell each cell that is not being told already: one that hangs holds up no other."""
+        if self._is_closed:
+            return
         for cell in {burial.cell for burial in self._registry.burials()}:
             task = self._telling.get(cell)
             if task is None or task.done():
                 self._telling[cell] = asyncio.create_task(self._tell(cell), name=f"tell-{cell}")
 
     async def stop(self) -> None:
-        """Leave the rest for the next start."""
+        """Leave the rest for the next start; nothing is begun any more."""
+        self._is_closed = True
         for task in self._telling.values():
             task.cancel()
         await asyncio.gather(*self._telling.values(), return_exceptions=True)
@@ -44,9 +48,12 @@ class Burials:
         try:
             try:
                 for burial in [burial for burial in self._registry.burials() if burial.cell == cell]:
-                    if not self._is_over(burial):
-                        await self._doors.bury_moved(burial)
-                    told.append(burial)
+                    try:
+                        if not self._is_over(burial):
+                            await self._doors.bury_moved(burial)
+                        told.append(burial)
+                    except CopyLostError as error:
+                        log.warning("cell_not_told", cell=cell, partner=burial.partner_id, error=error.what)
             finally:
                 if told:
                     await self._registry.forget_burials(told)
@@ -55,6 +62,8 @@ class Burials:
             log.debug("cell_not_told", cell=cell, error=error.what)  # it is still dead
         except ControlPlaneError as error:
             log.warning("cell_not_told", cell=cell, error=error.what)
+        except Exception:
+            log.exception("cell_not_told", cell=cell)  # a bug costs this round
 
     def _is_over(self, burial: Burial) -> bool:
         """Say whether there is nobody to tell, or nothing: the cell was removed, or the partner lives there again."""

@@ -18,7 +18,7 @@ app = typer.Typer(help="Cells: add, weigh, drain, remove.", no_args_is_help=True
 Name = Annotated[str, typer.Argument(help="The cell's name, as `cell list` shows it.")]
 
 
-@app.command("list")
+@app.command("list", epilog="Example: bulkhead cell list --watch")
 @explained
 def list_cells(context: typer.Context, *, watch: Watch = False, as_json: AsJson = False) -> None:
     """List the cells and what is in them."""
@@ -38,7 +38,7 @@ def _list(folder: DataFolder, *, as_json: bool) -> None:
         screen.show_cells([cell for cell in found if cell["state"] != "removed"])
 
 
-@app.command("add")
+@app.command("add", epilog="Example: bulkhead cell add --weight 2 --dry-run")
 @explained
 def add_cell(
     context: typer.Context,
@@ -68,7 +68,7 @@ def add_cell(
     _show(found, "added", as_json=as_json)
 
 
-@app.command("drain")
+@app.command("drain", epilog="Example: bulkhead cell drain cell-0 --dry-run")
 @explained
 def drain_cell(context: typer.Context, cell: Name, *, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Have new partners go to other cells. Those that are there stay: `bulkhead rebalance` moves them."""
@@ -76,7 +76,7 @@ def drain_cell(context: typer.Context, cell: Name, *, dry_run: DryRun = False, a
     _show(found, "drained of new partners", as_json=as_json)
 
 
-@app.command("set-weight")
+@app.command("set-weight", epilog="Example: bulkhead cell set-weight cell-4 2")
 @explained
 def set_weight(
     context: typer.Context,
@@ -92,7 +92,7 @@ def set_weight(
     _show(found, f"of weight {weight:g}", as_json=as_json)
 
 
-@app.command("remove")
+@app.command("remove", epilog="Example: bulkhead cell remove cell-0")
 @explained
 def remove_cell(context: typer.Context, cell: Name, *, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Stop a drained, empty cell once no router sends there any more. Its folder is kept aside, nothing is deleted."""
@@ -103,7 +103,7 @@ def remove_cell(context: typer.Context, cell: Name, *, dry_run: DryRun = False, 
     _show(found, "removed", as_json=as_json)
 
 
-@app.command("evacuate")
+@app.command("evacuate", epilog="Example: bulkhead cell evacuate cell-2 --dry-run")
 @explained
 def evacuate_cell(
     context: typer.Context,

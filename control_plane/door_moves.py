@@ -19,6 +19,10 @@ class CopyLostError(RefusedError):
     """This copy can't go on, or this step is not to be taken now; nothing but the copy was changed."""
 
 
+class NotReadyError(RefusedError):
+    """The target has no worker that is ready for the partner; one comes by itself. Nothing was changed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Copied:
     """A batch as it came from the source, read and unread."""
@@ -28,7 +32,7 @@ class Copied:
 
 
 class DoorMoves:
-    """Asks the two doors of a move. Each method raises DoorError (it may have been done) and CopyLostError."""
+    """Asks the two doors of a move. Each method raises DoorError (it may be done), CopyLostError, NotReadyError."""
 
     def __init__(self, doors: Doors) -> None:
         self._doors = doors
@@ -120,6 +124,8 @@ class DoorMoves:
         answer = await self._doors.ask(cell, method, partner_id, body, limits.MOVE_STEP_TIMEOUT_MS)
         if isinstance(answer, Refused):
             refusal = answer.refusal
+            if refusal.context.get("copy") == "not_ready":
+                raise NotReadyError(f"{cell}: {refusal.detail}", where=f"{cell}'s door")
             raise CopyLostError(f"{cell}: {refusal.detail}", where=f"{cell}'s door")
         return answer
 

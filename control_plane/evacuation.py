@@ -4,6 +4,7 @@ All moves are written down in one commit, then begun; so an evacuation that is i
 owned a partner in the cell is fenced by the move (move_record.py, `evacuate`), also where it is not dead after all.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,6 +45,7 @@ class Evacuation:
         self._places = places
         self._after_s = after_s
         self._monotonic = monotonic
+        self._lock = asyncio.Lock()
         self._silent_since: dict[str, float] = {}
         self._looked_at = monotonic()
 
@@ -52,6 +54,10 @@ class Evacuation:
 
         `force`: also where its door answers. That costs its partners errors until their moves are through.
         """
+        async with self._lock:
+            return await self._evacuate(cell, who, force=force, dry_run=dry_run)
+
+    async def _evacuate(self, cell: str, who: str, *, force: bool, dry_run: bool) -> dict[str, Any]:
         self._registry.cell(cell)
         if not force and await self._answers(cell):
             raise RefusedError(
@@ -64,7 +70,9 @@ class Evacuation:
                 await self._fleet.drain(cell, who, dry_run=False)
             # Nothing that goes on under the rows of before writes over those that follow.
             await self._moves.halt(move.partner_id for move in self._planned(cell, targets, who))
-            await self._registry.begin_evacuation(cell, self._planned(cell, targets, who), who)
+            planned = self._planned(cell, targets, who)
+            if planned:
+                await self._registry.begin_evacuation(cell, planned, who)
             await self._moves.resume()
         return {"cell": cell, "partners": len(targets), "targets": targets, "dry_run": dry_run}
 
@@ -142,6 +150,8 @@ class Evacuation:
         """
         planned = []
         for partner_id, to in targets.items():
+            if self._registry.partner(partner_id).cell != cell:
+                continue  # it has left meanwhile
             held = self._registry.move(partner_id)
             if held is None or (held.target == cell and held.way != "copy" and held.state in {"clearing", "erasing"}):
                 planned.append(self._moves.new_evacuation(partner_id, to, who))

@@ -166,6 +166,8 @@ EVACUATE_AFTER_S_MAX: Final = 24 * 3_600
 # How long a request waits for a move; the command line asks again.
 MOVE_WAIT_S_MAX: Final = 30
 MOVE_LOOK_INTERVAL_MS: Final = 500
+# So long a move waits for a worker of its target that is ready; then the partner stays where it is.
+MOVE_READY_WAIT_MS_MAX: Final = 120_000
 # A copy that is lost so often is given up; the partner stays where it is.
 MOVE_ATTEMPTS_MAX: Final = 10
 # So few rows may be left to copy when the partner is stopped for them: one batch.

@@ -20,7 +20,7 @@ from cells.api.messages import MessageError, Profile
 from cells.api.moves import Arrival, decode_receipt, encode_receipt
 from control_plane import dry_run, limits
 from control_plane.data_folder import timestamp
-from control_plane.door_moves import Copied, CopyLostError, DoorMoves, evacuated
+from control_plane.door_moves import Copied, CopyLostError, DoorMoves, NotReadyError, evacuated
 from control_plane.dry_run import DryRunDone
 from control_plane.errors import ControlPlaneError, DoorError, NotFoundError, RefusedError
 from control_plane.move_record import Move, is_caught_up, may_abort, way_between
@@ -99,7 +99,7 @@ class Moves:
             )
         return replace(new, way="evacuate")
 
-    async def abort(self, partner_id: str) -> Move:
+    async def abort(self, partner_id: str, who: str) -> Move:
         """Take a move back that is not sealed yet, and give it. Raises NotFoundError, RefusedError."""
         held = self._registry.move(partner_id)
         if held is None:
@@ -109,6 +109,9 @@ class Moves:
                 f"{partner_id} is served by {held.target} already: its move can only go forward",
                 hint=f"move it back: bulkhead partner move {partner_id} --to {held.source}",
             )
+        await self._registry.note(who, "partner_move_abort_asked", partner_id, {"move": held.id})
+        if self._registry.move(partner_id) is None:
+            raise NotFoundError(f"{partner_id}'s move ended just now", hint=f"see: bulkhead partner show {partner_id}")
         self._aborting.add(partner_id)
         try:
             await asyncio.wait([self._run(held)])
@@ -197,6 +200,7 @@ class Moves:
     async def _try(self, move: Move, step: Callable[[Move], Awaitable[Move]]) -> Move:
         """Take a step, again and again until it passes: what fails is written down where operators see it."""
         delay_ms = limits.MOVE_RETRY_DELAY_MS_MIN
+        began = self._monotonic()
         began_as = move.state, move.way
         while True:
             try:
@@ -204,6 +208,13 @@ class Moves:
                     return await self._registry.put_move(replace(move, state="aborting", why="an operator aborted it"))
                 async with self._slots_between(move):
                     return await step(move)
+            except NotReadyError as error:
+                delay_ms = limits.MOVE_RETRY_DELAY_MS_MIN  # who looks often takes the next worker
+                is_over = self._monotonic() - began > limits.MOVE_READY_WAIT_MS_MAX / 1_000
+                found = self._registry.move(move.partner_id) or move
+                move = replace(found, state="aborting", why=error.what) if is_over else replace(found, why=error.what)
+                if move != found:
+                    move = await self._registry.put_move(move)
             except (DoorError, CopyLostError, MessageError) as error:
                 why = error.what if isinstance(error, ControlPlaneError) else str(error)
                 log.warning("move_step_failed", partner=move.partner_id, state=move.state, error=why)

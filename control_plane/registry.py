@@ -448,14 +448,23 @@ class Registry:
             draft.note(who, "cell_evacuation_begun", None, {"cell": cell, "partners": len(moves)})
 
     async def put_move(self, move: Move) -> Move:
-        """Write down how far a move is."""
+        """Write down how far a move is; one that was replaced meanwhile is not, and what replaced it is given.
+
+        Raises RefusedError where it has ended.
+        """
         async with self.writing() as draft:
+            held = self._held_move(move)
+            if held is not move:
+                return held
             draft.put_move(move)
         return move
 
     async def partner_moved(self, move: Move) -> Move:
         """Write down, in one commit, that a partner lives in its new cell and that its old book is to be cleared."""
         async with self.writing() as draft:
+            held = self._held_move(move)
+            if held is not move:
+                return held
             draft.put_partner(replace(self.partner(move.partner_id), cell=move.target))
             draft.put_move(move)
             draft.note(move.who, "partner_arrived", move.partner_id, {"cell": [move.source, move.target]})
@@ -464,8 +473,11 @@ class Registry:
     async def end_move(self, move: Move, what: str) -> Move:
         """Write down that a move has ended, and how; and, after an evacuation, that its source is to be told."""
         async with self.writing() as draft:
+            held = self._held_move(move)
+            if held is not move:
+                return held
             draft.forget_move(move.partner_id)
-            if move.way == "evacuate":
+            if move.way == "evacuate" and what == "partner_moved":
                 draft.put_burial(_burial_of(move))
             draft.note(move.who, what, move.partner_id, move.described())
         return move
@@ -474,7 +486,7 @@ class Registry:
         """Write down that a cell was told of these, or that it is never to be told any more."""
         async with self.writing() as draft:
             for burial in burials:
-                if (burial.cell, burial.partner_id) in self._held.burials:
+                if self._held.burials.get((burial.cell, burial.partner_id)) == burial:
                     draft.forget_burial(burial)
 
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
@@ -535,6 +547,13 @@ class Registry:
                 detail = {name: [_plain(getattr(found, name)), _plain(value)] for name, value in changed.items()}
                 draft.note(who, what, partner_id, detail)
         return self.partner(partner_id)
+
+    def _held_move(self, move: Move) -> Move:
+        """Give a move itself where it is still the partner's, else the one that is. Raises RefusedError."""
+        held = self._held.moves.get(move.partner_id)
+        if held is None:
+            raise RefusedError(f"the move {move.id} of {move.partner_id} has ended")
+        return move if (held.id, held.way) == (move.id, move.way) else held
 
     def _require_never_deleted(self, partner_id: str) -> None:
         deletion = self._held.deletions.get(partner_id)

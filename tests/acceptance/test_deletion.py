@@ -29,7 +29,7 @@ def _delete(gateway: Gateway) -> None:
     acme, beta = gateway.create_partner("acme"), gateway.create_partner("beta")
     held = _pay(gateway, acme, HELD).json()["id"]
     refused = gateway.run("partner", "delete", "acme")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "open payments" in refused.stderr
 
     assert _ask(gateway, acme, "POST", f"/v1/payments/{held}/capture", {}).status_code == 200
@@ -46,7 +46,7 @@ def _delete(gateway: Gateway) -> None:
     wait_for(lambda: _is_gone(gateway) or None, "acme is gone", 60_000)
     wait_for(lambda: _pay(gateway, acme, BODY).status_code == 401 or None, "its key opens nothing", 10_000)
     again = gateway.run("partner", "create", "--id", "acme")
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert "deleted" in again.stderr
     assert _pay(gateway, beta, BODY).status_code == 201
     books = sorted(path.name for path in gateway.folder.cell_folder("cell-0").rglob("*") if "acme" in path.name)

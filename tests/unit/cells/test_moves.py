@@ -327,7 +327,7 @@ async def test_a_place_is_held_for_who_comes_and_given_back_where_it_does_not(in
     assert not spare.partners
 
     async def abort() -> None:
-        asked.append(asyncio.create_task(installed.moves.abort(PARTNER)))
+        asked.append(asyncio.create_task(installed.moves.abort(PARTNER, "ann")))
         raise DoorError("as the test ordered")
 
     asked: list[asyncio.Task[Any]] = []
@@ -391,7 +391,7 @@ async def test_who_is_not_there_and_where_nobody_lives(installed: Installed) -> 
     with pytest.raises(NotFoundError):
         await installed.moves.move("nobody", "cell-1", "ann")
     with pytest.raises(NotFoundError):
-        await installed.moves.abort(PARTNER)
+        await installed.moves.abort(PARTNER, "ann")
 
 
 # What dies, is late or comes twice
@@ -529,7 +529,7 @@ async def test_a_move_is_aborted_while_it_copies_and_nothing_is_left_of_it(insta
     await held.wait()
     # What is under way is caught up with its first batch: so that it can be aborted, its seal is turned away once.
     installed.doors.before[Method.SEAL] = _lost
-    await installed.moves.abort(PARTNER)
+    await installed.moves.abort(PARTNER, "ann")
     with pytest.raises(MoveAbortedError):
         await task
     assert installed.registry.move(PARTNER) is None
@@ -713,7 +713,7 @@ async def test_an_abort_that_came_too_late_aborts_no_later_move(installed: Insta
     aborting: list[asyncio.Task[Move]] = []
 
     async def abort() -> None:
-        aborting.append(asyncio.create_task(installed.moves.abort(PARTNER)))
+        aborting.append(asyncio.create_task(installed.moves.abort(PARTNER, "ann")))
         await asyncio.sleep(0)
 
     installed.doors.before[Method.SEAL] = abort

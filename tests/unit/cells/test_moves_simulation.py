@@ -421,7 +421,7 @@ class Simulation:
             work: Any = {
                 "move": lambda target=other: self.moves.move(PARTNER, target, "ann"),
                 "evacuate": lambda target=other: self._evacuate(target),
-                "abort": lambda: self.moves.abort(PARTNER),
+                "abort": lambda: self.moves.abort(PARTNER, "ann"),
             }[order.action]()
             asked = self.network.begin(work)
             await asyncio.wait({asked}, timeout=30)
@@ -517,6 +517,9 @@ class Simulation:
         assert sorted(path[0] for path in self.books.by_path if path[1:2] == ("partners",)) == [home]
         for cell in self.cells.values():
             assert not cell.door._arrivals.expected
+            assert not cell.door._ownership._held
+            for link in cell.door._ownership.workforce.links.values():  # type: ignore[union-attr]
+                assert link.partners <= cell.door._seats.keys()
         assert self.cells[home].owners(PARTNER) == [seat.epoch]
         for sent in self.sent:
             for router in (0, 1):
