@@ -158,7 +158,8 @@ async def test_who_leaks_slowly_in_a_pool_is_found_and_its_mates_are_not_struck(
             assert {code(answer) for answer in answers} == {RefusalCode.PAYMENT_NOT_FOUND}
             await asyncio.sleep(0.05)
         assert seat.takeovers > takeovers
-        await cell.serves("alpha")
+        for name in ("alpha", *MATES):
+            await cell.serves(name)
 
     async with weakened(tmp_path, cluster) as cell:
         await pool(cell, "alpha", *MATES)
