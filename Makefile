@@ -37,7 +37,7 @@ check: $(READY) ## Format, lint, types, import contracts, unit tests: about a mi
 
 test: check ## Everything that is to pass before a change lands
 	tools/setup-tests
-	$(BIN)/pytest -n 3 --dist loadfile tests/integration
+	$(BIN)/pytest -n 2 --dist loadfile tests/integration
 	$(BIN)/pytest -m 'not long' tests/acceptance
 
 test-long: $(READY) ## Tests that take too long for `make test`

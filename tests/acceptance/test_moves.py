@@ -28,6 +28,7 @@ def move(gateway: Gateway, partner: str, to: str) -> dict[str, Any]:
     return moved
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 async def test_partners_move_under_load_without_an_error(
     make_gateway: Callable[..., Gateway],
