@@ -29,6 +29,8 @@ CARD_CANDIDATES_MAX: Final = 256
 
 # What runs at once, in one router process. A cell's share is REQUESTS_MAX over the number of cells.
 CONNECTIONS_MAX: Final = 8_192
+# libuv accepts one connection a socket and turn of the event loop; a turn takes long where the router is busy.
+ACCEPTS_PER_TURN_MAX: Final = 16
 REQUESTS_MAX: Final = 4_000
 PARTNER_REQUESTS_MAX: Final = 512
 # Notifications of acquirers that are read or under way: they have places of their own.

@@ -9,8 +9,10 @@ from typing import Any
 import orjson
 import pytest
 import uvicorn
+import uvloop
 
 from router import limits
+from router.__main__ import server_sockets
 from router.server import BoundedProtocol
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n"
@@ -351,3 +353,28 @@ async def test_who_reads_no_refusals_gets_no_more(guarded_port: int) -> None:
 
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             await ask_on()
+
+
+def test_many_are_let_in_at_each_turn_of_the_event_loop() -> None:
+    """A turn takes long where the router is busy; who is new waits for none but a few of them."""
+    clients_count = limits.ACCEPTS_PER_TURN_MAX * 8
+
+    async def turns_until_all_are_in(listener: socket.socket) -> int:
+        server = uvicorn.Server(
+            uvicorn.Config(answer_with_nothing, http=BoundedProtocol, lifespan="off", log_config=None)
+        )
+        serving = asyncio.create_task(server._serve(server_sockets(listener)))
+        turns = 0
+        async with asyncio.timeout(5):
+            while len(server.server_state.connections) < clients_count:
+                await asyncio.sleep(0)
+                turns += server.started
+        server.should_exit = True
+        await serving
+        return turns
+
+    with socket.create_server(("127.0.0.1", 0), backlog=clients_count) as listener, contextlib.ExitStack() as clients:
+        for _ in range(clients_count):
+            clients.enter_context(socket.create_connection(listener.getsockname()[:2]))
+        turns = uvloop.run(turns_until_all_are_in(listener))
+    assert turns < clients_count / 4
