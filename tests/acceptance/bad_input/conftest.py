@@ -75,6 +75,10 @@ class Site:
         payment: dict[str, Any] = answer.json()
         return payment
 
+    def is_served(self, partner: str) -> bool:
+        """Say whether a partner's requests are taken: all that it has sent before may still be under way."""
+        return self.request("GET", "/v1/balance", partner).status_code == 200
+
     def settle(self) -> dict[int, tuple[str, int]]:
         """Give each process's role and memory by its pid, once all are there and a payment went through."""
         self.gateway.wait_ready()
