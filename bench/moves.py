@@ -24,7 +24,7 @@ from stores.shelf import open_shelf
 
 MARKS: Final = (100, 10_000, 100_000)
 FILL_AT_ONCE: Final = 64
-MOVES: Final = 4
+MOVES: Final = 2
 MOVE_TIMEOUT_S: Final = 900
 REQUESTS_PER_SECOND: Final = 40
 NEIGHBOURS: Final = ("neighbour_a", "neighbour_b", "neighbour_c")
