@@ -94,9 +94,10 @@ class Leaving:
             (head,) = (await self._store.read([keyspace.HEAD])).values
             self._sequence = (Standing() if head is None else codec.decode_standing(head)).sequence
 
-    async def seal(self, to: str, token: str, batches: int, stream: bytes) -> bytes:
+    async def seal(self, to: str, token: str, batches: int, stream: bytes, directory_version: int) -> bytes:
         """Seal the book for the cell that holds all of it, and give the receipt. From now on only forward.
 
+        `directory_version`: a router that does not know that cell needs it, or a newer one.
         Raises CopyLostError where the target holds something else, StoreError; of CommitUnknownError the next to open
         the book finds out.
         """
@@ -108,7 +109,7 @@ class Leaving:
             if (batches, stream) != (self._number, self._stream) or not (is_copied or not self._number):
                 raise CopyLostError(f"the target has {batches} batches, {self._number} were sent")
             receipt = moves.encode_receipt(
-                Receipt(self.move_id, to, token, self._sealed_epoch, self._sequence, batches, stream)
+                Receipt(self.move_id, to, token, self._sealed_epoch, self._sequence, batches, stream, directory_version)
             )
             self._is_over = True
             try:

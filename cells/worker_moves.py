@@ -80,9 +80,11 @@ class WorkerMoves:
                 await leaving.quiesce()
                 return _bytes(b"" if number is None else await leaving.batch(number))
             case Method.SEAL:
-                to, token, batches, stream = fields(request, to=str, token=str, batches=int, stream=bytes)
+                to, token, batches, stream, directory_version = fields(
+                    request, to=str, token=str, batches=int, stream=bytes, directory_version=int
+                )
                 try:
-                    return _bytes(await leaving.seal(to, token, batches, stream))
+                    return _bytes(await leaving.seal(to, token, batches, stream, directory_version))
                 finally:
                     if self._leaving.get(partner_id) is leaving:
                         del self._leaving[partner_id]

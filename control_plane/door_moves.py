@@ -50,14 +50,18 @@ class DoorMoves:
         answer = await self._ask(move.source, Method.QUIESCE, move, {"move_id": move.id, "number": number})
         return None if number is None else _copied(answer)
 
-    async def seal(self, move: Move, arrival: Arrival) -> bytes:
-        """Seal the source's book for what arrived, and give the receipt. Where nothing was copied, nothing arrived."""
+    async def seal(self, move: Move, arrival: Arrival, directory_version: int) -> bytes:
+        """Seal the source's book for what arrived, and give the receipt. Where nothing was copied, nothing arrived.
+
+        `directory_version`: one that has the target; routers that are behind are told it.
+        """
         said = {
             "move_id": move.id,
             "to": move.target,
             "token": move.token,
             "batches": arrival.batches,
             "stream": arrival.stream,
+            "directory_version": directory_version,
         }
         return (await self._ask(move.source, Method.SEAL, move, said)).body
 

@@ -35,13 +35,17 @@ class MoveAbortedError(RefusedError):
 
 
 class Moves:
-    """All moves of this installation. One at a time for each partner, side by side for different ones."""
+    """All moves of this installation. One at a time for each partner, side by side for different ones.
+
+    `directory_version` gives the one that is published now: it has every cell of `places`.
+    """
 
     def __init__(
         self,
         registry: Registry,
         doors: DoorMoves,
         publish: Callable[[], Awaitable[object]],
+        directory_version: Callable[[], int],
         to_profile: Callable[[Partner], Profile],
         places: Callable[[], Mapping[str, Mapping[str, Any]]],
         *,
@@ -50,6 +54,7 @@ class Moves:
         self._registry = registry
         self._doors = doors
         self._publish = publish
+        self._directory_version = directory_version
         self._to_profile = to_profile
         self._places = places
         self._monotonic = monotonic
@@ -270,7 +275,7 @@ class Moves:
             arrival = await self._doors.take_rows(move, left.data)
             number += 1
             left = None if arrival.is_complete else await self._doors.copy_rows(move, number)
-        receipt = await self._doors.seal(move, arrival)
+        receipt = await self._doors.seal(move, arrival, self._directory_version())
         await self._doors.open_arrival(move, receipt, profile)
         pause_ms = int((self._monotonic() - began) * 1_000)
         return await self._arrived(replace(move, pause_ms=pause_ms, rows=arrival.rows))
@@ -287,7 +292,7 @@ class Moves:
         move = await self._registry.put_move(replace(move, state="sealing"))
         began = self._monotonic()
         await self._doors.quiesce(move, None)
-        receipt = await self._doors.seal(move, Arrival(move.id, 0))
+        receipt = await self._doors.seal(move, Arrival(move.id, 0), self._directory_version())
         await self._doors.open_arrival(move, receipt, profile)
         return await self._arrived(replace(move, pause_ms=int((self._monotonic() - began) * 1_000)))
 

@@ -180,7 +180,14 @@ class _Up:
         )
 
         load = Load(self._registry, self._folder, routers_of(self._settings))
-        moves = Moves(self._registry, DoorMoves(doors), publisher.publish, to_profile, self._places)
+        moves = Moves(
+            self._registry,
+            DoorMoves(doors),
+            publisher.publish,
+            lambda: publisher.version,
+            to_profile,
+            self._places,
+        )
         burials = Burials(self._registry, DoorMoves(doors))
         rebalancer = Rebalancer(self._registry, MovesMover(moves), load)
         fleet = self._make_fleet(publisher, doors, supervisor, moves)

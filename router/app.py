@@ -42,7 +42,11 @@ def create_app(settings: Settings) -> Edge:
     """
     metrics = Metrics()
     budget = LogBudget()
-    cells = CellsClient(functools.partial(read_cell_key, settings.cell_keys_folder))
+
+    async def wait_directory(version: int, timeout_ms: int) -> None:
+        await watcher.wait_in_use(version, timeout_ms)
+
+    cells = CellsClient(functools.partial(read_cell_key, settings.cell_keys_folder), wait_directory)
 
     async def changed(held: Directory) -> None:
         await cells.use(held.cells.values())

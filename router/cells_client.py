@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -45,10 +45,19 @@ class _Link:
 
 
 class CellsClient:
-    """One Peer per cell of the directory. `key_of` gives a cell's key and raises SettingsError where there is none."""
+    """One Peer per cell of the directory. `key_of` gives a cell's key and raises SettingsError where there is none.
 
-    def __init__(self, key_of: Callable[[str], bytes], now: Callable[[], float] = time.monotonic) -> None:
+    `wait_directory` returns when the directory of that version (0: any newer one) is in use, or after so many ms.
+    """
+
+    def __init__(
+        self,
+        key_of: Callable[[str], bytes],
+        wait_directory: Callable[[int, int], Awaitable[None]],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._key_of = key_of
+        self._wait_directory = wait_directory
         self._now = now
         self._links: dict[str, _Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -92,10 +101,13 @@ class CellsClient:
         """Send the command and give what the cell says; never raises for what a cell or connection does.
 
         `cell` is where the directory says that the partner is. A cell that it left tells where it went, with proof; the
-        same command then goes there, and so do all until a newer directory says so, too.
+        same command then goes there, and so do all until a newer directory says so, too. Where that cell is not known
+        here, the directory is behind: the newer one is waited for first.
         """
         deadline = self._now() + _DEADLINE_MS / 1000
         at = self._moved.whereabouts(partner_id, cell)
+        if at != cell:
+            await self._is_known(at, partner_id, deadline)
         answer = await self._ask_cell(at, partner_id, method, command, deadline, writes=writes)
         is_tried = False
         for _ in range(limits.MOVES_FOLLOWED_MAX):
@@ -103,7 +115,7 @@ class CellsClient:
                 break
             is_tried = is_tried or bool(answer.refusal.context.get("tried"))
             following = self._moved.follow(partner_id, cell, at, answer.refusal.context)
-            if following is None or following.cell not in self._links:
+            if following is None or not await self._is_known(following.cell, partner_id, deadline):
                 break
             if following.is_to_be_opened:
                 await self._open(partner_id, following, deadline)
@@ -124,6 +136,14 @@ class CellsClient:
         if is_tried and writes and answer.refusal.code in UNTOUCHED | {RefusalCode.PARTNER_MOVED}:
             return _unanswered(sent=True, writes=True)
         return _without_proof(answer)
+
+    async def _is_known(self, cell: str, partner_id: str, deadline: float) -> bool:
+        """Say whether a cell to which a partner moved is known here, once the directory is there that names it."""
+        if cell not in self._links:
+            left_ms = int((deadline - self._now()) * 1000)
+            version = self._moved.version_needed(partner_id)
+            await self._wait_directory(version, max(min(left_ms, limits.DIRECTORY_WAIT_MS_MAX), 0))
+        return cell in self._links
 
     async def _open(self, partner_id: str, following: Following, deadline: float) -> None:
         """Bring the proof of the seal to the partner's new cell, which may wait for it."""

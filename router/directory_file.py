@@ -1,6 +1,7 @@
 """The directory's files: written so that no reader ever sees half of one, watched, and kept as last known good."""
 
 import asyncio
+import contextlib
 import os
 import stat
 import time
@@ -73,6 +74,9 @@ class DirectoryWatcher:
         self._raw = b""
         self._kept_version = -1
         self._keep_again_at = 0.0
+        self._wanted = asyncio.Event()  # somebody waits: look now
+        self._taken = asyncio.Event()  # set, and another one put there, by each directory
+        self._version_in_use = -1  # `_on_change` has ended
         self.current: Directory | None = None
         self.confirmed_at = now()
         self.rejected = 0
@@ -126,10 +130,27 @@ class DirectoryWatcher:
             await asyncio.to_thread(self._keep)
 
     async def watch(self) -> None:
-        """Look every DIRECTORY_POLL_MS until cancelled."""
+        """Look every DIRECTORY_POLL_MS, and whenever somebody waits for a directory, until cancelled."""
         while True:
-            await asyncio.sleep(limits.DIRECTORY_POLL_MS / 1000)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limits.DIRECTORY_POLL_MS / 1000):
+                    await self._wanted.wait()
+            self._wanted.clear()
             await self.poll()
+
+    async def wait_in_use(self, version: int, timeout_ms: int) -> None:
+        """Have `watch` look at once; return when that version or a newer one is in use, or the time is over.
+
+        0 is any that is newer than the one in use now. All who wait share the looks, and what Redis offers counts.
+        """
+        version = version or self._version_in_use + 1
+        if self._version_in_use >= version:
+            return
+        self._wanted.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_ms / 1000):
+                while self._version_in_use < version:
+                    await self._taken.wait()
 
     def _signature(self) -> _Signature | None:
         try:
@@ -178,6 +199,9 @@ class DirectoryWatcher:
             partners=len(found.partners),
         )
         await self._on_change(found)
+        self._version_in_use = found.version
+        taken, self._taken = self._taken, asyncio.Event()
+        taken.set()
 
     def _keep(self) -> None:
         held = self.current

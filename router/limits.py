@@ -68,6 +68,8 @@ REDIS_RETRY_DELAY_MS_MAX: Final = 2_000
 DIRECTORY_BYTES_MAX: Final = 64 * 1_048_576
 DIRECTORY_POLL_MS: Final = 250
 DIRECTORY_KEEP_RETRY_MS: Final = 5_000
+# So long a request waits for the directory that names the cell to which its partner moved.
+DIRECTORY_WAIT_MS_MAX: Final = 3_000
 PARTNER_KEYS_MAX: Final = 32
 
 assert BODY_BYTES_MAX <= wire.ROUTER_FRAME_BYTES_MAX // 2, "any body that is let in fits into a frame"
@@ -79,4 +81,5 @@ assert PARTNER_REQUESTS_MAX < REQUESTS_MAX, "one hanging partner can't use up th
 assert PARTNER_REQUESTS_MAX >= wire.DOOR_PARTNER_COMMANDS_MAX, "the door's own bound is met first"
 assert REQUESTS_MAX + NOTIFICATIONS_MAX <= wire.CONNECTION_REQUESTS_MAX
 assert REQUESTS_MAX + NOTIFICATIONS_MAX < CONNECTIONS_MAX
+assert DIRECTORY_POLL_MS < DIRECTORY_WAIT_MS_MAX < actor_limits.COMMAND_DEADLINE_MS // 2, "there is time to follow"
 assert CELL_WAIT_PAUSE_MS < CELL_WAIT_MS < actor_limits.COMMAND_DEADLINE_MS

@@ -20,6 +20,7 @@ class _Told(NamedTuple):
     to: str
     epoch: int
     receipt: bytes
+    directory_version: int
 
 
 class MovedPartners:
@@ -37,6 +38,11 @@ class MovedPartners:
             del self._told[partner_id]
             return home
         return told.to
+
+    def version_needed(self, partner_id: str) -> int:
+        """Give the directory version that has the cell to which the partner went; 0: it is not known."""
+        told = self._told.get(partner_id)
+        return 0 if told is None else told.directory_version
 
     def follow_directory(self, home_of: Callable[[str], str | None]) -> None:
         """Forget what a new directory says otherwise, also of partners that ask nothing now: it may change again."""
@@ -57,7 +63,7 @@ class MovedPartners:
         except (ValueError, MessageError):
             decoded = None
         if decoded is not None and (told is None or decoded.epoch > told.epoch):
-            self._told[partner_id] = _Told(home, decoded.to, decoded.epoch, receipt)
+            self._told[partner_id] = _Told(home, decoded.to, decoded.epoch, receipt, decoded.directory_version)
             return Following(decoded.to, receipt, is_to_be_opened=False)
         if told is None:
             return None

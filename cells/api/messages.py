@@ -93,7 +93,7 @@ class Method:
     COPY_ROWS = "copy_rows"  # {move_id, number} -> a batch
     # -> a batch, or nothing where the number is None; the partner's commands wait from now on, for a while
     QUIESCE = "quiesce"  # {move_id, number | None}
-    SEAL = "seal"  # {move_id, to, token, batches, stream} -> a receipt
+    SEAL = "seal"  # {move_id, to, token, batches, stream, directory_version} -> a receipt
     END_LEAVING = "end_leaving"  # {move_id} -> whether it is sealed
     # `place`: where the book is that is taken over from another cell of the same store; None: it is copied.
     BEGIN_ARRIVAL = "begin_arrival"  # {move_id, attempt, token_hash, profile, place | None, is_sealed}

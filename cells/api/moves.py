@@ -13,6 +13,7 @@ told one by the tombstone may open the target, too, when the control plane is go
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgpack
@@ -21,6 +22,8 @@ from actors.values import dataclass
 from cells.api.messages import MessageError
 
 _VERSION: Final = 1
+# Of a receipt that names the directory's version. One without it keeps its bytes: they are compared with the book's.
+_RECEIPT_VERSION: Final = 2
 _DIGEST_BYTES: Final = 32
 _MODULUS: Final = 1 << (8 * _DIGEST_BYTES)
 NO_STREAM: Final = bytes(_DIGEST_BYTES)
@@ -46,7 +49,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof of the seal, kept in the sealed book and in the tombstone. `epoch`: the last one in the old cell."""
+    """Proof of the seal, kept in the sealed book and in the tombstone. `epoch`: the last one in the old cell.
+
+    `directory_version`: the one that was published when it was sealed, so it has the new cell; 0: not known.
+    """
 
     move_id: str
     to: str
@@ -55,6 +61,7 @@ class Receipt:
     sequence: int
     batches: int
     stream: bytes
+    directory_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,7 @@ def encode_batch(batch: Batch) -> bytes:
 
 def decode_batch(data: bytes) -> Batch:
     """Read a batch. Raises MessageError."""
-    move_id, epoch, number, rows, is_scanned, changed, sequence = _unpack(data, 7, "a batch of rows")
+    move_id, epoch, number, rows, is_scanned, changed, sequence = _unpack(data, {_VERSION: 7}, "a batch of rows")
     _require(move_id, str)
     _require(is_scanned, bool)
     for count in (epoch, number, changed):
@@ -124,7 +131,7 @@ def decode_batch(data: bytes) -> Batch:
 
 def encode_receipt(receipt: Receipt) -> bytes:
     """Give the receipt's bytes."""
-    return _pack(
+    fields = [
         receipt.move_id,
         receipt.to,
         receipt.token,
@@ -132,18 +139,22 @@ def encode_receipt(receipt: Receipt) -> bytes:
         receipt.sequence,
         receipt.batches,
         receipt.stream,
-    )
+    ]
+    if not receipt.directory_version:
+        return _pack(*fields)
+    return _pack(*fields, receipt.directory_version, version=_RECEIPT_VERSION)
 
 
 def decode_receipt(data: bytes) -> Receipt:
     """Read a receipt. Raises MessageError."""
-    move_id, to, token, epoch, sequence, batches, stream = _unpack(data, 7, "a receipt")
+    counts = {_VERSION: 7, _RECEIPT_VERSION: 8}
+    move_id, to, token, epoch, sequence, batches, stream, *newer = _unpack(data, counts, "a receipt")
     for text in (move_id, to, token):
         _require(text, str)
-    for count in (epoch, sequence, batches):
+    for count in (epoch, sequence, batches, *newer):
         _require_count(count)
     _require(stream, bytes)
-    return Receipt(move_id, to, token, epoch, sequence, batches, stream)
+    return Receipt(move_id, to, token, epoch, sequence, batches, stream, *newer)
 
 
 def encode_arrival(arrival: Arrival) -> bytes:
@@ -161,7 +172,7 @@ def encode_arrival(arrival: Arrival) -> bytes:
 
 def decode_arrival(data: bytes) -> Arrival:
     """Read an arrival. Raises MessageError."""
-    move_id, epoch, batches, stream, content, rows, sequence = _unpack(data, 7, "an arrival")
+    move_id, epoch, batches, stream, content, rows, sequence = _unpack(data, {_VERSION: 7}, "an arrival")
     _require(move_id, str)
     for count in (epoch, batches, rows):
         _require_count(count)
@@ -177,17 +188,20 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _pack(*fields: Any) -> bytes:
-    return bytes(msgpack.packb([_VERSION, *fields]))
+def _pack(*fields: Any, version: int = _VERSION) -> bytes:
+    return bytes(msgpack.packb([version, *fields]))
 
 
-def _unpack(data: bytes, count: int, what: str) -> list[Any]:
+def _unpack(data: bytes, counts: Mapping[int, int], what: str) -> list[Any]:
+    """Give the fields of a version that is among these; `counts`: how many each has."""
     try:
         fields = msgpack.unpackb(data)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise MessageError(f"{what} can't be read: {error}") from error
-    if not isinstance(fields, list) or len(fields) != count + 1 or fields[0] != _VERSION:
-        raise MessageError(f"{what} is not of version {_VERSION}")
+    if not isinstance(fields, list) or not fields or type(fields[0]) is not int:
+        raise MessageError(f"{what} has no version")
+    if len(fields) - 1 != counts.get(fields[0]):
+        raise MessageError(f"{what} is not of a version that is known here ({fields[0]})")
     return fields[1:]
 
 

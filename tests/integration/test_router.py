@@ -19,6 +19,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from cells.api import moves
 from cells.api.connection import FrameServer, Request
 from cells.api.messages import (
     Answer,
@@ -823,6 +824,33 @@ async def test_it_starts_from_what_it_last_knew_after_sigkill(folder: Path) -> N
         async with made.client("acme") as client:
             state = (await client.get("/readyz")).json()
         assert state["directory"]["version"] == made.version
+
+
+async def test_a_partner_that_moved_to_a_cell_that_the_router_does_not_know_yet_sees_no_error(folder: Path) -> None:
+    async with installed(folder) as made:
+        key = secrets.token_bytes(32)
+        new = ScriptedDoor(key)
+        await new.start()
+
+        async def left(request: Request) -> bytes:
+            receipt = moves.Receipt("move_1", "cell-2", "t" * 64, 4, 7, 3, moves.NO_STREAM, made.version + 1)
+            context = {"receipt": moves.encode_receipt(receipt).hex()}
+            if "cell-2" not in made.doors:
+                (folder / "cell-2.router.key").write_bytes(key)
+                made.doors["cell-2"] = new
+                asyncio.get_running_loop().call_later(0.3, made.publish)
+            return encode_answer(Refused(Refusal(RefusalCode.PARTNER_MOVED, "It moved.", context=context)))
+
+        made.door.script = left
+        async with made.client("acme") as client:
+            answers = await asyncio.gather(
+                *(client.post("/v1/payments", json=BODY, headers={"idempotency-key": f"k{n}"}) for n in range(10))
+            )
+        assert [answer.status_code for answer in answers] == [200] * 10
+        assert len(new.asked) == 10
+        assert {command.command_id for _, _, command in new.asked} == {
+            command.command_id for _, _, command in made.door.asked
+        }
 
 
 async def test_without_any_directory_it_says_so_and_waits(folder: Path) -> None:

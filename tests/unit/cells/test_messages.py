@@ -179,6 +179,36 @@ def test_garbage_is_a_message_error(garbage: bytes) -> None:
             continue
 
 
+receipts = st.builds(
+    moves.Receipt, st.text(), st.text(), st.text(), numbers, numbers, numbers, st.binary(), directory_version=numbers
+)
+
+
+@given(receipts)
+def test_a_receipt_comes_back(receipt: moves.Receipt) -> None:
+    assert moves.decode_receipt(moves.encode_receipt(receipt)) == receipt
+
+
+def test_a_receipt_from_before_directories_were_told_is_read_and_keeps_its_bytes() -> None:
+    before = msgpack.packb([1, "move_1", "cell-1", "t" * 64, 4, 7, 3, moves.NO_STREAM])
+    receipt = moves.decode_receipt(before)
+    assert receipt == moves.Receipt("move_1", "cell-1", "t" * 64, 4, 7, 3, moves.NO_STREAM, directory_version=0)
+    assert moves.encode_receipt(receipt) == before, "a cell that takes a sealed book over compares them"
+
+
+@pytest.mark.parametrize("version", [0, 3, True, "1", None])
+@pytest.mark.parametrize("more", [[], [11], [11, 12]])
+def test_a_receipt_of_another_version_is_not_read(version: Any, more: list[int]) -> None:
+    with pytest.raises(MessageError):
+        moves.decode_receipt(msgpack.packb([version, "move_1", "cell-1", "t", 4, 7, 3, b"", *more]))
+
+
+@pytest.mark.parametrize("more", [[-1], [True], ["9"], [None], []])
+def test_a_receipt_whose_directory_is_no_count_is_not_read(more: list[Any]) -> None:
+    with pytest.raises(MessageError):
+        moves.decode_receipt(msgpack.packb([2, "move_1", "cell-1", "t", 4, 7, 3, b"", *more]))
+
+
 def test_not_mine_is_no_answer() -> None:
     with pytest.raises(MessageError):
         messages.decode_answer(messages.NOT_MINE)

@@ -40,6 +40,7 @@ from tests.stand_in_cluster import StandInCluster, WorkerMaker
 from tests.unit.cells.test_door import OpenCell, code
 
 PARTNER = "alpha"
+DIRECTORY_VERSION = 41
 
 
 class TwoDoors(Doors):
@@ -123,7 +124,8 @@ class Installed:
         async def publish() -> None:
             self.published.append(self.registry.partner(PARTNER).cell)
 
-        return Moves(self.registry, DoorMoves(self.doors), publish, to_profile, lambda: self.places)
+        doors = DoorMoves(self.doors)
+        return Moves(self.registry, doors, publish, lambda: DIRECTORY_VERSION, to_profile, lambda: self.places)
 
 
 @pytest.fixture
@@ -217,6 +219,7 @@ async def test_the_old_cell_tells_where_it_went_with_the_proof(installed: Instal
     assert isinstance(answer, Refused)
     receipt = moves.decode_receipt(bytes.fromhex(str(answer.refusal.context["receipt"])))
     assert (receipt.to, answer.refusal.context["to"], answer.refusal.context["tried"]) == ("cell-1", "cell-1", 0)
+    assert receipt.directory_version == DIRECTORY_VERSION, "a router that does not know that cell needs this one"
 
 
 async def test_a_command_that_waits_for_the_move_is_sent_on_and_one_that_was_under_way_is_found(
@@ -609,7 +612,7 @@ async def test_a_damaged_copy_is_never_sealed(installed: Installed) -> None:
     last = await doors.quiesce(move, 1)
     arrival = await doors.take_rows(move, last.data)
     with pytest.raises(CopyLostError):
-        await doors.seal(move, arrival)
+        await doors.seal(move, arrival, DIRECTORY_VERSION)
     await asyncio.sleep(0.1)
     assert isinstance(await installed.write(installed.source, "c2"), Answer)
 
@@ -750,7 +753,7 @@ async def test_a_seal_that_is_refused_leaves_no_book_open(installed: Installed) 
         await doors.copy_rows(move, 0)
         await doors.quiesce(move, 1)
         with pytest.raises(CopyLostError):
-            await doors.seal(move, moves.Arrival(move.id, 1))
+            await doors.seal(move, moves.Arrival(move.id, 1), DIRECTORY_VERSION)
         await doors.end_leaving(move)
         return open_files(link.endpoint.pid)
 

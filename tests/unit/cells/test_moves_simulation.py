@@ -315,7 +315,10 @@ class Simulation:
         self.network.begin(self._resume())
 
     def _router(self) -> CellsClient:
-        client = CellsClient({}, now=asyncio.get_running_loop().time)
+        async def nothing_new(version: int, timeout_ms: int) -> None:
+            """All cells are known from the beginning."""
+
+        client = CellsClient({}, nothing_new, now=asyncio.get_running_loop().time)
         for name, cell in self.cells.items():
             peer: Any = SimulatedPeer(cell)
             client._links[name] = _Link(peer, Cell(name=name, host="here", port=1), None)
@@ -332,7 +335,9 @@ class Simulation:
 
         doors = DoorMoves(SimulatedDoors(self, life))
         monotonic = asyncio.get_running_loop().time
-        self.moves = Moves(self.registry, doors, publish, to_profile, lambda: self.places, monotonic=monotonic)
+        self.moves = Moves(
+            self.registry, doors, publish, lambda: 1, to_profile, lambda: self.places, monotonic=monotonic
+        )
         self.burials = Burials(self.registry, doors)
         self.ever.append((life, self.moves, self.registry))
         self.up.set()

@@ -41,6 +41,7 @@ async def client(installation: Installation) -> AsyncIterator[httpx.AsyncClient]
         registry,
         DoorMoves(doors),
         publisher.publish,
+        lambda: publisher.version,
         to_profile,
         lambda: {"cell-0": {"store": "sqlite"}, "cell-1": {"store": "sqlite"}},
     )

@@ -56,7 +56,7 @@ class Ground:
         self.places: dict[str, dict[str, Any]] = {
             cell: {"store": store, "cluster_file": "one", "folder": cell, "path": [cell]} for cell in CELLS
         }
-        moves = Waiting(registry, None, None, to_profile, lambda: self.places)  # type: ignore[arg-type]
+        moves = Waiting(registry, None, None, None, to_profile, lambda: self.places)  # type: ignore[arg-type]
         self.evacuation = Evacuation(
             registry,
             Fleet(registry),  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ class Scene:
 @pytest.fixture
 async def scene(installation: Installation) -> AsyncIterator[Scene]:
     control, registry, doors, publisher = await installation.control_plane()
-    moves = Moves(registry, DoorMoves(doors), publisher.publish, to_profile, lambda: PLACES)
+    moves = Moves(registry, DoorMoves(doors), publisher.publish, lambda: publisher.version, to_profile, lambda: PLACES)
     operators = Operators(registry, installation.folder.pepper_file.read_bytes())
     await operators.ensure_local(installation.folder.operator_key_file)
 

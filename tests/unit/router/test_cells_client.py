@@ -89,9 +89,13 @@ def key_of(cell: str) -> bytes:
     return KEY
 
 
+async def nothing_new(version: int, timeout_ms: int) -> None:
+    """No newer directory comes."""
+
+
 @pytest.fixture
 async def client() -> AsyncIterator[CellsClient]:
-    made = CellsClient(key_of)
+    made = CellsClient(key_of, nothing_new)
     yield made
     await made.aclose()
 
@@ -233,7 +237,7 @@ async def test_never_sent_is_unavailable(client: CellsClient, door: Door) -> Non
 
 async def test_a_cell_long_gone_is_not_waited_for(door: Door) -> None:
     now = 100.0
-    client = CellsClient(key_of, lambda: now)
+    client = CellsClient(key_of, nothing_new, lambda: now)
     cell = door.cell()
     await door.stop()
     await client.use([cell])
@@ -277,7 +281,7 @@ async def test_a_cell_without_a_key_is_not_connected_to(client: CellsClient, doo
 
 async def test_a_door_with_another_key_gets_no_command(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells_client, "_DEADLINE_MS", 200)
-    client = CellsClient(lambda _: b"x" * 32)
+    client = CellsClient(lambda _: b"x" * 32, nothing_new)
     await client.use([door.cell()])
     assert code_of(await ask(client)) is RefusalCode.PARTNER_UNAVAILABLE
     assert door.asked == []
@@ -324,8 +328,10 @@ async def test_the_same_directory_again_keeps_the_connection(client: CellsClient
 # Partners that moved
 
 
-def gone(to: str, epoch: int, *, tried: bool = False) -> bytes:
-    receipt = moves.encode_receipt(Receipt("move_1", to, "t" * 64, epoch, 7, 3, moves.NO_STREAM))
+def gone(to: str, epoch: int, *, tried: bool = False, directory_version: int = 0) -> bytes:
+    receipt = moves.encode_receipt(
+        Receipt("move_1", to, "t" * 64, epoch, 7, 3, moves.NO_STREAM, directory_version=directory_version)
+    )
     context = {"to": to, "epoch": epoch, "receipt": receipt.hex(), "tried": int(tried)}
     return encode_answer(Refused(Refusal(RefusalCode.PARTNER_MOVED, "It moved.", context=context)))
 
@@ -411,3 +417,90 @@ async def test_what_was_tried_before_its_partner_left_is_not_known_when_its_new_
     new.answer = refuse
     assert code_of(await ask(client)) is RefusalCode.OUTCOME_UNKNOWN
     assert code_of(await ask(client, writes=False)) is RefusalCode.PARTNER_UNAVAILABLE
+
+
+class Behind:
+    """A router's directory that comes late: it names cell-1 from `version` on, once somebody waits for it."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.asked: list[tuple[int, int]] = []
+        self.cells: list[Cell] = []
+        self.client = CellsClient(key_of, self.wait)
+
+    async def wait(self, version: int, timeout_ms: int) -> None:
+        self.asked.append((version, timeout_ms))
+        await asyncio.sleep(0)
+        if version <= self.version:
+            await self.client.use(self.cells)
+
+
+@pytest.fixture
+async def behind(door: Door) -> AsyncIterator[tuple[Behind, Door]]:
+    other = Door()
+    await other.start()
+    made = Behind(7)
+    await connected(made.client, door.cell())
+    made.cells = [door.cell(), other.cell("cell-1")]
+    yield made, other
+    await made.client.aclose()
+    await other.stop()
+
+
+def leaving(directory_version: int) -> Callable[[Request], Awaitable[bytes]]:
+    async def left(request: Request) -> bytes:
+        return gone("cell-1", 4, directory_version=directory_version)
+
+    return left
+
+
+@pytest.mark.parametrize("told", [7, 0])
+async def test_a_router_that_is_behind_waits_for_the_directory_that_it_is_told_and_sends_again(
+    behind: tuple[Behind, Door], door: Door, told: int
+) -> None:
+    router, new = behind
+    door.answer = leaving(told)
+    assert await ask(router.client) == PAID
+    assert [command for _, _, command, _ in new.asked] == [COMMAND]
+    ((version, timeout_ms),) = router.asked
+    assert version == told
+    assert 0 < timeout_ms <= limits.DIRECTORY_WAIT_MS_MAX
+    assert await ask(router.client) == PAID
+    assert len(router.asked) == 1, "it knows that cell by now"
+
+
+async def test_many_that_are_told_at_once_are_all_served(behind: tuple[Behind, Door], door: Door) -> None:
+    router, new = behind
+    door.answer = leaving(7)
+    assert await asyncio.gather(*(ask(router.client) for _ in range(20))) == [PAID] * 20
+    assert len(new.asked) == 20
+
+
+async def test_a_cell_that_no_directory_names_is_refused_each_time(behind: tuple[Behind, Door], door: Door) -> None:
+    router, new = behind
+    door.answer = leaving(8)
+    assert code_of(await ask(router.client)) is RefusalCode.PARTNER_MOVED
+    # From now on it is known where the partner went, and the old cell is not asked any more.
+    assert code_of(await ask(router.client)) is RefusalCode.PARTNER_UNAVAILABLE
+    assert [version for version, _ in router.asked] == [8, 8]
+    assert (len(door.asked), len(new.asked)) == (1, 0)
+    router.version = 8
+    assert await ask(router.client) == PAID
+
+
+async def test_what_was_tried_before_its_partner_went_to_a_cell_that_is_not_known_is_unknown(
+    behind: tuple[Behind, Door], door: Door
+) -> None:
+    async def left(request: Request) -> bytes:
+        return gone("cell-1", 4, tried=True, directory_version=8)
+
+    door.answer = left
+    assert code_of(await ask(behind[0].client)) is RefusalCode.OUTCOME_UNKNOWN
+
+
+@pytest.mark.usefixtures("short_deadline")
+async def test_a_directory_is_not_waited_for_past_the_deadline(behind: tuple[Behind, Door], door: Door) -> None:
+    door.answer = leaving(8)
+    await ask(behind[0].client)
+    ((_, timeout_ms),) = behind[0].asked
+    assert timeout_ms <= 300

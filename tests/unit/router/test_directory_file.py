@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,73 @@ async def test_its_age_is_that_of_the_last_look_that_was_well(site: Site) -> Non
     site.now += 1
     await watcher.poll()
     assert watcher.age_s == 4
+
+
+@contextlib.asynccontextmanager
+async def watched(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DirectoryWatcher]:
+    """A watcher that looks when it is asked to, and otherwise once an hour."""
+    monkeypatch.setattr(limits, "DIRECTORY_POLL_MS", 3_600_000)
+    watcher = await site.start()
+    watching = asyncio.create_task(watcher.watch())
+    try:
+        async with asyncio.timeout(30):
+            yield watcher
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.mark.parametrize("version", [4, 0], ids=["this version", "any newer one"])
+async def test_who_waits_for_a_directory_has_it_looked_for_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    site.publish(raw(3))
+    async with watched(site, monkeypatch) as watcher:
+        await asyncio.sleep(0)  # it waits for its next look by now
+        site.publish(raw(4))
+        await asyncio.gather(*(watcher.wait_in_use(version, 3_600_000) for _ in range(100)))
+    assert site.taken == [3, 4], "they shared one look"
+
+
+async def test_who_waits_for_a_directory_gets_it_by_redis_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.publish(raw(3))
+    async with watched(site, monkeypatch) as watcher:
+        waiting = asyncio.create_task(watcher.wait_in_use(5, 3_600_000))
+        await watcher.offer(raw(4))
+        await asyncio.sleep(0)
+        assert not waiting.done(), "that was not new enough"
+        await watcher.offer(raw(6))
+        await waiting
+
+
+async def test_a_directory_is_waited_for_until_it_is_in_use(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.publish(raw(3))
+    async with watched(site, monkeypatch) as watcher:
+        begun, going_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(held: Directory) -> None:
+            begun.set()
+            await going_on.wait()
+
+        watcher._on_change = slowly
+        offering = asyncio.create_task(watcher.offer(raw(4)))
+        waiting = asyncio.create_task(watcher.wait_in_use(4, 3_600_000))
+        await begun.wait()
+        assert version_of(watcher) == 4
+        assert not waiting.done(), "its cells are not connected to yet"
+        going_on.set()
+        await asyncio.gather(offering, waiting)
+
+
+async def test_a_directory_that_does_not_come_is_waited_for_only_so_long(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.publish(raw(3))
+    async with watched(site, monkeypatch) as watcher:
+        await watcher.wait_in_use(3, 3_600_000)
+        await watcher.wait_in_use(4, 1)
+        await watcher.wait_in_use(0, 1)
+    assert version_of(watcher) == 3
 
 
 def test_a_write_that_fails_leaves_the_old_file(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

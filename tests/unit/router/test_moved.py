@@ -48,6 +48,15 @@ def test_nobody_knows_of_it_or_what_is_told_is_no_proof() -> None:
     assert moved.whereabouts("acme", "a") == "a"
 
 
+def test_the_directory_that_a_router_needs_is_that_of_the_newest_proof() -> None:
+    moved = MovedPartners()
+    assert moved.version_needed("acme") == 0
+    for to, epoch, version in (("b", 4, 11), ("c", 9, 12), ("b", 4, 11)):
+        receipt = moves.encode_receipt(Receipt("move_1", to, "t" * 64, epoch, 7, 3, moves.NO_STREAM, version))
+        moved.follow("acme", "a", "a", {"receipt": receipt.hex()})
+    assert moved.version_needed("acme") == 12
+
+
 def test_of_two_requests_that_are_told_at_once_the_second_goes_there_too() -> None:
     moved = MovedPartners()
     context, receipt = told("b", 4)
