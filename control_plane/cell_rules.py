@@ -146,13 +146,13 @@ def ports_of(cell: Cell) -> tuple[int, int, int]:
 
 
 def _require_in_use(cell: Cell) -> None:
-    if not cell.is_published:
+    if not cell.is_in_use:
         raise RefusedError(f"{cell.name} is {cell.state}", hint="see the cells: bulkhead cell list")
 
 
 def _checked(changed: Cell, cells: Sequence[Cell]) -> Cell:
     others = [cell for cell in cells if cell.name != changed.name]
-    if not any(cell.is_published and cell.weight > 0 for cell in [*others, changed]):
+    if not any(cell.is_in_use and cell.weight > 0 for cell in [*others, changed]):
         raise RefusedError(
             f"{changed.name} is the last cell that takes partners",
             hint="add another one first (bulkhead cell add), or give one a weight (bulkhead cell set-weight)",

@@ -120,7 +120,9 @@ class Evacuation:
         others = [
             other
             for other in cells_of_directory(self._registry.cells())
-            if other.name != cell and way_between(places[cell], places[other.name]) == "hand_over"
+            if other.name != cell
+            and other.name in places
+            and way_between(places[cell], places[other.name]) == "hand_over"
         ]
         targets: dict[str, str] = {}
         for partner in self._registry.partners():

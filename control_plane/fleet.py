@@ -1,7 +1,8 @@
 """Cells that come and go while the rest serves: each change is a row first, then idempotent steps that resume from it.
 
-    add      registry: adding -> folder and secrets -> processes -> its door answers -> registry: active
-             -> a directory that has the cell and pins, by overrides, those it would re-home
+    add      registry: adding -> folder and secrets -> processes -> its door answers -> registry: joining
+             -> a directory that has the cell with weight 0, until every router holds that or a newer one
+             -> registry: active -> a directory with its weight that pins, by overrides, those it would re-home
     drain    registry: draining, weight 0 -> a directory by which new partners go elsewhere
     remove   registry: removing -> a directory without it, until every router holds that or a newer one
              -> processes stopped -> registry: removed -> its folder set aside; no data is ever deleted
@@ -77,6 +78,7 @@ class Fleet:
         self._lock = asyncio.Lock()
         self._converging = asyncio.Lock()
         self._waits: dict[str, str] = {}  # what a cell on its way waits for, in words
+        self._joins_since: dict[str, float] = {}
         self._left_at: dict[str, float] = {}  # since when no router is told of a cell
 
     def show(self) -> list[dict[str, Any]]:
@@ -171,6 +173,8 @@ class Fleet:
         match cell.state:
             case "adding":
                 await self._make(cell)
+            case "joining":
+                await self._join(cell)
             case "removing":
                 await self._end(cell)
             case "removed":
@@ -195,11 +199,30 @@ class Fleet:
         async with self._lock:
             if self._registry.cell(cell.name).state != "adding":
                 return  # it was taken back meanwhile
+            cell = replace(cell, state="joining")
+            await self._registry.write_cells([cell], "reconciler", "cell_joining", cell=cell.name)
+        await self._join(cell)
+
+    async def _join(self, cell: Cell) -> None:
+        """Have routers told of a cell before partners go there; one that hears of nothing is waited for only so long.
+
+        What such a router is asked later it follows by the tombstones, which name the directory that it needs.
+        """
+        version = await self._publisher.publish()
+        since = self._joins_since.setdefault(cell.name, self._monotonic())
+        behind = await self._publisher.wait_taken(version)
+        if behind and (self._monotonic() - since) * 1000 < limits.CELL_JOIN_MS_MAX:
+            self._waits[cell.name] = f"{', '.join(behind)} does not know it yet"
+            return
+        async with self._lock:
+            if self._registry.cell(cell.name).state != "joining":
+                return  # it was taken back meanwhile
             await self._registry.write_cells(
                 [replace(cell, state="active")], "reconciler", "cell_active", cell=cell.name, weight=cell.weight
             )
+        self._joins_since.pop(cell.name, None)
         self._waits.pop(cell.name, None)
-        log.info("cell_added", cell=cell.name)
+        log.info("cell_added", cell=cell.name, routers_behind=behind)
         await self._publisher.publish()
 
     def _partners_in(self, cell: str) -> list[str]:

@@ -108,6 +108,8 @@ DIRECTORY_TAKEN_POLL_MS: Final = 20
 RECONCILE_INTERVAL_MS: Final = 4_000
 # Cells on their way in or out are looked at this often.
 CELL_STEP_INTERVAL_MS: Final = 500
+# So long a new cell waits for routers that have not taken the directory with it, before partners go there all the same.
+CELL_JOIN_MS_MAX: Final = 10_000
 # A cell that no router is told of any more serves out what it was sent: no command is older than its deadline.
 CELL_REMOVE_GRACE_MS: Final = actor_limits.COMMAND_DEADLINE_MS
 # How long `cell add` and `cell remove` watch; what they began goes on by itself.
@@ -223,6 +225,8 @@ IMPORT_COMMIT_BYTES: Final = 1_000_000
 
 assert 4 * ROUTERS_MAX <= REDIS_CLIENTS_MAX, "all routers fit in, also while lost connections linger"
 assert PROBE_INTERVAL_MS + PROBE_TIMEOUT_MS < UNRESPONSIVE_MS_MAX, "one lost probe kills nobody"
+assert DIRECTORY_TAKEN_TIMEOUT_MS < CELL_JOIN_MS_MAX
+assert START_TIMEOUT_MS + CELL_JOIN_MS_MAX < CELL_WATCH_MS_MAX
 assert START_TIMEOUT_MS + CELL_REMOVE_GRACE_MS < CELL_WATCH_MS_MAX
 assert CELLS_MAX < CELLS_EVER_MAX
 assert REBALANCE_MOVES_AT_ONCE_DEFAULT <= REBALANCE_MOVES_AT_ONCE_MAX

@@ -104,9 +104,14 @@ class Publisher:
 
 
 def cells_of_directory(cells: Iterable[Cell]) -> tuple[directory.Cell, ...]:
-    """Give the cells as routers are told them; one that is on its way in or out is none of them."""
+    """Give the cells as routers are told them; one that is on its way out is none of them.
+
+    One that joins has no weight yet, so that nobody belongs there before routers know it.
+    """
     return tuple(
-        directory.Cell(name=cell.name, weight=cell.weight, host=cell.host, port=cell.advertised_port)
+        directory.Cell(
+            name=cell.name, weight=cell.weight if cell.is_in_use else 0.0, host=cell.host, port=cell.advertised_port
+        )
         for cell in cells
         if cell.is_published
     )

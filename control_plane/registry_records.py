@@ -10,8 +10,8 @@ MODES: Final = frozenset({"test", "live"})
 ISOLATIONS: Final = frozenset({"dedicated", "pooled"})
 RUN_STATES: Final = frozenset({"planning", "running", "paused", "stopped", "aborted", "done"})
 STEP_STATES: Final = frozenset({"waiting", "moving", "done", "failed", "skipped"})
-# adding -> active <-> draining -> removing -> removed; one that was never ready goes from adding to removing.
-CELL_STATES: Final = frozenset({"adding", "active", "draining", "removing", "removed"})
+# adding -> joining -> active <-> draining -> removing -> removed; one that was never in use may go to removing at once.
+CELL_STATES: Final = frozenset({"adding", "joining", "active", "draining", "removing", "removed"})
 OPERATOR_ROLES: Final = frozenset({"viewer", "operator", "admin"})
 OPERATOR_STATUSES: Final = frozenset({"active", "disabled"})
 NEW: Final = "new"
@@ -62,6 +62,11 @@ class Cell:
     @property
     def is_published(self) -> bool:
         """Whether routers are told of it."""
+        return self.state == "joining" or self.is_in_use
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether partners may be there: routers know it by then."""
         return self.state in {"active", "draining"}
 
 

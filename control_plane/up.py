@@ -278,11 +278,11 @@ class _Up:
         )
 
     def _places(self) -> dict[str, dict[str, Any]]:
-        """Give where the books of each cell stand that routers know."""
+        """Give where the books of each cell stand to which partners may go."""
         return {
             cell.name: place_of_cell(self._settings, self._folder, self._instance, cell)
             for cell in self._registry.cells()
-            if cell.is_published
+            if cell.is_in_use
         }
 
     def _make_fleet(self, publisher: Publisher, doors: Doors, supervisor: Supervisor, moves: Moves) -> Fleet:

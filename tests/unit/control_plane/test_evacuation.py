@@ -96,6 +96,15 @@ async def test_all_of_a_dead_cell_go_to_the_others_in_one_commit(registry: Regis
     assert registry.cell("cell-1").weight == 0
 
 
+async def test_nobody_goes_to_a_cell_that_routers_do_not_know_yet(registry: Registry) -> None:
+    ground = Ground(registry, "fdb")
+    ground.doors.dead.add("cell-1")
+    await registry.write_cells([replace(registry.cell("cell-2"), state="joining")], "ann", "cell_joining")
+    del ground.places["cell-2"]  # as `up` gives them
+    told = await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=True)
+    assert set(told["targets"].values()) == {"cell-0"}
+
+
 async def test_a_dry_run_writes_nothing(registry: Registry) -> None:
     ground = Ground(registry, "fdb")
     ground.doors.dead.add("cell-1")

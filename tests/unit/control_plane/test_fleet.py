@@ -143,6 +143,64 @@ async def test_a_cell_takes_nobody_before_a_worker_of_it_is_ready(ship: Ship) ->
     await until(ship, fleet, added, "active")
 
 
+async def test_a_cell_takes_nobody_before_routers_know_it(ship: Ship, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "DIRECTORY_TAKEN_TIMEOUT_MS", 10)
+    fleet = await ship.fleet()
+    for number in range(30):
+        await ship.partners.create(replace(wanted(), id=f"p{number}"), "ann")
+    ship.router_follows = False
+    added = (await fleet.add(new(), "ann", dry_run=False))["cell"]["name"]
+    await ship.open_door(added)
+    await until(ship, fleet, added, "joining")
+    await fleet.converge()
+    assert fleet.show()[-1]["waits_for"] == "router-0 does not know it yet"
+    told = ship.published()
+    assert told.cells[added].weight == 0, "routers are told where it is, and nobody belongs there"
+    assert added not in {ship.publisher.place(f"q{number}") for number in range(99)}
+    for change in (fleet.drain(added, "ann", dry_run=False), fleet.set_weight(added, 2, "ann", dry_run=False)):
+        with pytest.raises(RefusedError, match="cell-2 is joining"):
+            await change
+    await fleet.drain("cell-0", "ann", dry_run=False)
+    with pytest.raises(RefusedError, match="the last cell that takes partners"):
+        await fleet.drain("cell-1", "ann", dry_run=False)
+    ship.router_follows = True
+    await ship.publisher.publish()
+    await until(ship, fleet, added, "active")
+    assert ship.published().cells[added].weight == 1
+    assert ship.published().version > told.version
+    assert added in {ship.publisher.place(f"q{number}") for number in range(99)}
+
+
+async def test_a_router_that_hears_of_nothing_holds_a_new_cell_up_only_so_long(
+    ship: Ship, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DIRECTORY_TAKEN_TIMEOUT_MS", 10)
+    fleet = await ship.fleet()
+    ship.router_follows = False
+    added = (await fleet.add(new(), "ann", dry_run=False))["cell"]["name"]
+    await ship.open_door(added)
+    await until(ship, fleet, added, "joining")
+    ship.now += limits.CELL_JOIN_MS_MAX / 1_000 - 1
+    await fleet.converge()
+    assert ship.registry.cell(added).state == "joining"
+    ship.now += 1
+    await fleet.converge()
+    assert ship.registry.cell(added).state == "active"
+
+
+async def test_a_cell_that_joins_is_taken_back(ship: Ship, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "DIRECTORY_TAKEN_TIMEOUT_MS", 10)
+    fleet = await ship.fleet()
+    ship.router_follows = False
+    added = (await fleet.add(new(), "ann", dry_run=False))["cell"]["name"]
+    await ship.open_door(added)
+    await until(ship, fleet, added, "joining")
+    await fleet.remove(added, "ann", dry_run=False)
+    ship.router_follows = True
+    await until(ship, fleet, added, "removed")
+    assert added not in ship.published().cells
+
+
 async def test_a_dry_run_changes_nothing(ship: Ship) -> None:
     fleet = await ship.fleet()
     await ship.partners.create(wanted(), "ann")
@@ -322,9 +380,9 @@ def crash_at(owner: Any, name: str, call: int, when: str, monkeypatch: pytest.Mo
 
 
 STEPS = [
-    *(("registry", "write_cells", row) for row in (1, 2, 3, 4, 5)),  # adding, active, draining, removing, removed
-    ("publisher", "publish", 1),
-    ("publisher", "publish", 2),
+    # adding, joining, active, draining, removing, removed
+    *(("registry", "write_cells", row) for row in range(1, 7)),
+    *(("publisher", "publish", number) for number in (1, 2, 3)),
     ("supervised", "add", 1),
     ("supervised", "remove", 1),
     ("data_folder", "prepare_cell", 1),
@@ -357,7 +415,7 @@ async def _add_and_remove(ship: Ship, fleet: Fleet) -> None:
     found = {cell.name: cell.state for cell in ship.registry.cells()}.get("cell-2")
     if found is None:
         await fleet.add(new("cell-2"), "ann", dry_run=False)
-    if found in {None, "adding"}:
+    if found in {None, "adding", "joining"}:
         if "cell-2" not in {server.cell for server in ship.installation.opened}:
             await ship.open_door("cell-2")
         await until(ship, fleet, "cell-2", "active")
