@@ -27,6 +27,7 @@ from router.gateway import Gateway
 from router.metrics import Metrics
 from router.notifications import Notifications
 from router.settings import Settings, read_cell_key, read_secret
+from router.signing import Signer
 from router.spreading import Spreading
 
 log = structlog.get_logger()
@@ -53,7 +54,8 @@ def create_app(settings: Settings) -> Edge:
         cells.follow_directory(held.cell_of)
 
     watcher = DirectoryWatcher(settings.directory_file, settings.data_folder, changed)
-    gateway = Gateway(watcher, cells, read_secret(settings.pepper_file), metrics, budget, settings.bulkheads_off)
+    pepper = read_secret(settings.pepper_file)
+    gateway = Gateway(watcher, cells, pepper, metrics, budget, settings.bulkheads_off)
     keys = {name: read_secret(path) for name, path in settings.acquirer_key_files.items()}
     notifications = Notifications(watcher, cells, keys, budget)
 
@@ -65,7 +67,12 @@ def create_app(settings: Settings) -> Edge:
         secret_file = settings.redis_secret_file
         password = None if secret_file is None else read_secret(secret_file).hex()
         gateway.spreading = Spreading(
-            settings.redis_url, gateway.remembered, is_partner, password=password, offer=watcher.offer
+            settings.redis_url,
+            gateway.remembered,
+            Signer(pepper),
+            is_partner,
+            password=password,
+            offer=watcher.offer,
         )
 
     @asynccontextmanager

@@ -64,7 +64,7 @@ class Metrics:
         )
         self.news = Gauge(
             "bulkhead_router_redis_news",
-            "News of 429s by what became of them: told, heard, left_out, garbage.",
+            "News of 429s: told, heard, left_out; garbage: unsigned or unreadable, directories too.",
             ["what"],
             registry=registry,
         )

@@ -1,6 +1,7 @@
 """Spreads remembered 429s by Redis, and hears there of a new directory. Never on a request's path, and never needed.
 
-Told is the time that is left, not a moment of any clock. What arrives is read as a stranger's would be.
+Told is the time that is left, not a moment of any clock. What arrives is read as a stranger's would be: without the
+signature of somebody who has the pepper it is counted, and left.
 """
 
 import asyncio
@@ -19,12 +20,13 @@ from redis.exceptions import RedisError
 from cells.api.messages import MessageError, RefusalCode, Refused, decode_answer, encode_answer
 from router import limits
 from router.remembered import RememberedRefusals
+from router.signing import SIGNATURE_BYTES, Signer, UnsignedError
 
 log = structlog.get_logger()
 
-CHANNEL: Final = "bulkhead:remembered-429s:1"
-# The newest directory, as its file has it; and where its version is told when it changes.
-DIRECTORY_KEY: Final = "bulkhead:directory:1"
+CHANNEL: Final = "bulkhead:remembered-429s:2"
+# The newest directory, as its file has it, signed; and where its version is told when it changes.
+DIRECTORY_KEY: Final = "bulkhead:directory:2"
 DIRECTORY_CHANNEL: Final = "bulkhead:directory-versions:1"
 _VERSION: Final = 1
 
@@ -49,10 +51,8 @@ def encode(news: News) -> bytes:
     return bytes(msgpack.packb(fields))
 
 
-def decode(raw: object) -> News:
+def decode(raw: bytes) -> News:
     """Read news. Raises NewsError."""
-    if not isinstance(raw, bytes) or len(raw) > limits.NEWS_BYTES_MAX:
-        raise NewsError("it is no bytes, or too many")
     try:
         version, origin, partner_id, profile_version, answer = msgpack.unpackb(raw)
         refused = decode_answer(answer)
@@ -72,6 +72,7 @@ class Spreading:
         self,
         url: str,
         remembered: RememberedRefusals,
+        signer: Signer,
         is_partner: Callable[[str], bool],
         now: Callable[[], float] = time.monotonic,
         password: str | None = None,
@@ -81,6 +82,7 @@ class Spreading:
         self._url = url
         self._password = password
         self._remembered = remembered
+        self._signer = signer
         self._is_partner = is_partner
         self._now = now
         self._origin = secrets.token_hex(8)
@@ -151,9 +153,15 @@ class Spreading:
         if self._offer is None:
             return
         # One byte more than a directory may have, so that one too large is seen to be that.
-        raw = await redis.getrange(DIRECTORY_KEY, 0, limits.DIRECTORY_BYTES_MAX)
-        if raw:
-            await self._offer(raw)
+        raw = await redis.getrange(DIRECTORY_KEY, 0, SIGNATURE_BYTES + limits.DIRECTORY_BYTES_MAX)
+        if not raw:
+            return
+        try:
+            directory = await asyncio.to_thread(self._signer.open, DIRECTORY_KEY, raw)
+        except UnsignedError:
+            self.garbage += 1
+            return
+        await self._offer(directory)
 
     async def _tell_all(self, redis: Redis) -> None:
         while True:
@@ -168,15 +176,19 @@ class Spreading:
                 left_ms = (news.refused.refusal.retry_after_ms or 0) - round((self._now() - since) * 1_000)
                 if left_ms > 0:
                     refusal = replace(news.refused.refusal, retry_after_ms=left_ms)
-                    await redis.publish(CHANNEL, encode(replace(news, refused=replace(news.refused, refusal=refusal))))
+                    raw = encode(replace(news, refused=replace(news.refused, refusal=refusal)))
+                    await redis.publish(CHANNEL, self._signer.sign(CHANNEL, raw))
                     self.told += 1
             self._any_waiting.clear()
 
     def take(self, raw: object) -> None:
-        """Remember what another router tells; count what can't be read."""
+        """Remember what another router tells; count what nobody of ours told, and what can't be read."""
+        if not isinstance(raw, bytes) or len(raw) > SIGNATURE_BYTES + limits.NEWS_BYTES_MAX:
+            self.garbage += 1
+            return
         try:
-            news = decode(raw)
-        except NewsError:
+            news = decode(self._signer.open(CHANNEL, raw))
+        except (NewsError, UnsignedError):
             self.garbage += 1
             return
         if news.origin == self._origin:

@@ -22,9 +22,11 @@ from control_plane.settings import Settings
 from router import directory, directory_file, limits
 from router.directory_file import DirectoryWatcher
 from router.remembered import RememberedRefusals
-from router.spreading import CHANNEL, News, NewsError, Spreading, decode, encode
+from router.signing import Signer
+from router.spreading import CHANNEL, DIRECTORY_CHANNEL, DIRECTORY_KEY, News, NewsError, Spreading, decode, encode
 
 PASSWORD = "a-password"
+SIGNER = Signer(b"p" * 32)
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server here")
 
 
@@ -66,7 +68,7 @@ def server() -> Iterator[Server]:
 class Router:
     def __init__(self, url: str) -> None:
         self.remembered = RememberedRefusals()
-        self.spreading = Spreading(url, self.remembered, lambda partner: partner == "acme")
+        self.spreading = Spreading(url, self.remembered, SIGNER, lambda partner: partner == "acme")
 
     def learn(self, wait_ms: int = 5_000) -> None:
         self.spreading.tell("acme", 1, refused(wait_ms))
@@ -159,11 +161,14 @@ async def test_garbage_is_counted_and_harms_nothing(server: Server) -> None:
         msgpack.packb([1, "o", "acme", 1, encode_answer(Answer(200, b"{}"))]), msgpack.packb({"a": 1}), b"\x91" * 1_500,
         encode(News("o", "nobody", 1, refused(100))),
     ]  # fmt: skip
+    # Those with a signature are a router's that lost its mind; the others are a stranger's.
+    told = [*garbage, *(SIGNER.sign(CHANNEL, raw) for raw in garbage), encode(News("o", "acme", 1, refused(100)))]
     async with routers(server.url(), server.url()) as (one, other), Redis.from_url(server.url()) as stranger:
         await until(lambda: other.spreading.connected)
-        for raw in garbage:
+        for raw in told:
             await stranger.publish(CHANNEL, raw)
-        await until(lambda: other.spreading.garbage == len(garbage))
+        await until(lambda: other.spreading.garbage == len(told))
+        assert not other.knows()
         await spread(one, other)
 
 
@@ -174,8 +179,8 @@ async def test_a_new_directory_is_taken_within_100_ms_and_never_an_older_or_corr
         """Nothing is to be done here."""
 
     watcher = DirectoryWatcher(tmp_path / "published.json", tmp_path, changed)
-    tell = spread_by(Settings(redis_url=server.url()), DataFolder(tmp_path))
-    spreading = Spreading(server.url(), RememberedRefusals(), lambda _: True, offer=watcher.offer)
+    tell = spread_by(Settings(redis_url=server.url()), with_pepper(tmp_path, b"p" * 32))
+    spreading = Spreading(server.url(), RememberedRefusals(), SIGNER, lambda _: True, offer=watcher.offer)
     task = asyncio.create_task(spreading.run())
     try:
         await until(lambda: spreading.connected)
@@ -198,8 +203,43 @@ async def test_a_new_directory_is_taken_within_100_ms_and_never_an_older_or_corr
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_directory_that_a_stranger_publishes_is_refused_and_counted(server: Server, tmp_path: Path) -> None:
+    async def changed(_: directory.Directory) -> None:
+        """Nothing is to be done here."""
+
+    watcher = DirectoryWatcher(tmp_path / "published.json", tmp_path, changed)
+    tell = spread_by(Settings(redis_url=server.url()), with_pepper(tmp_path, b"p" * 32))
+    spreading = Spreading(server.url(), RememberedRefusals(), SIGNER, lambda _: True, offer=watcher.offer)
+    task = asyncio.create_task(spreading.run())
+    try:
+        await until(lambda: spreading.connected)
+        await tell(1, directory.encode(1, directory.Payload()))
+        await until(lambda: watcher.current is not None)
+        newer = directory.encode(2, directory.Payload())
+        forged = [newer, Signer(b"q" * 32).sign(DIRECTORY_KEY, newer), SIGNER.sign(CHANNEL, newer), b"?"]
+        async with Redis.from_url(server.url()) as stranger:
+            for count, raw in enumerate(forged, start=1):
+                await stranger.set(DIRECTORY_KEY, raw)
+                await stranger.publish(DIRECTORY_CHANNEL, "2")
+                await until(lambda c=count: spreading.garbage == c)  # type: ignore[misc]
+        assert watcher.current is not None
+        assert (watcher.current.version, watcher.rejected) == (1, 0)
+        await tell(2, newer)
+        await until(lambda: watcher.current is not None and watcher.current.version == 2)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def with_pepper(folder: Path, pepper: bytes) -> DataFolder:
+    made = DataFolder(folder)
+    made.pepper_file.parent.mkdir(parents=True)
+    made.pepper_file.write_bytes(pepper)
+    return made
+
+
 def test_news_come_back_as_they_went() -> None:
     news = News("o", "acme", 3, refused(70))
     assert decode(encode(news)) == news
     with pytest.raises(NewsError):
-        decode("text")
+        decode(b"text")
