@@ -145,17 +145,21 @@ class _Run:
         """Give each partner's cell, as the registry says."""
         return {row["id"]: row["cell"] for row in self.ask("/partners")["partners"]}
 
-    def rebalance(self, by: str, ideal: int) -> None:
-        """Rebalance and wait for its end."""
+    def rebalance(self, by: str, ideal: int, cells: int) -> None:
+        """Rebalance and wait for its end. `ideal`: how many partners the hash sends elsewhere; 1/`cells` on average."""
         before, began = self.homes(), time.monotonic()
         self.change("/rebalance/apply", {"by": by})
         _wait(self._has_ended, "the rebalancing has ended")
         after = self.homes()
         moved = sum(after[name] != home for name, home in before.items())
+        seconds = time.monotonic() - began
+        average = round(len(before) / cells, 1)
         self.steps.append(
-            {"step": f"rebalance by {by}", "moves": moved, "ideal": ideal, "seconds": time.monotonic() - began}
+            {"step": f"rebalance by {by}", "moves": moved, "ideal": ideal, f"1/{cells}": average, "seconds": seconds}
         )
-        self._console.print(f"  {moved} moves, {ideal} are ideal, in {time.monotonic() - began:.1f} s")
+        self._console.print(
+            f"  {moved} moves in {seconds:.1f} s; ideal by the hash: {ideal}; 1/{cells} of {len(before)}: {average}"
+        )
 
     def _has_ended(self) -> bool:
         found = self.ask("/rebalance")
@@ -173,10 +177,10 @@ class _Run:
         _wait(lambda: self.cells().get(new, {}).get("state") == "active", f"{new} is active")
         told = [Cell(name=name, weight=1.0, host="h", port=1) for name in [*names, new]]
         ideal = sum(rendezvous(name, told) == new for name in self.homes())
-        self.rebalance("hash", ideal)
+        self.rebalance("hash", ideal, len(told))
         self._console.print(f"draining {names[0]}")
         self.change(f"/cells/{names[0]}/drain", {})
-        self.rebalance("drain", sum(home == names[0] for home in self.homes().values()))
+        self.rebalance("drain", sum(home == names[0] for home in self.homes().values()), len(told))
         self.change(f"/cells/{names[0]}/remove", {})
         _wait(lambda: names[0] not in self._alive(), f"{names[0]} is removed")
 
