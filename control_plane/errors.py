@@ -6,6 +6,7 @@ ControlPlaneError
  +-- InputFileError        a file that was handed in can't be read as what it should be; nothing of it was used
  +-- RefusedError          what was asked can't be done as things stand
  |    +-- NotFoundError    it names something that isn't there
+ |    +-- PlanChangedError the plan that was seen is not the plan of now; nothing was begun
  |    +-- RegistryError    the registry's store can't serve now, or something came in between; nothing was changed
  +-- RegistryUnknownError  the registry's store lost sight of a change; it may have been made
  +-- RegistryLostError     another control plane took the registry over: this one must end
@@ -87,6 +88,12 @@ class NotFoundError(RefusedError):
     http_status = 404
 
 
+class PlanChangedError(RefusedError):
+    """The plan that was seen is not the plan of now; nothing was begun."""
+
+    code = "plan_changed"
+
+
 class RegistryError(RefusedError):
     """The registry's store can't serve now, or something came in between; nothing was changed."""
 
@@ -155,6 +162,7 @@ ERRORS_BY_CODE: Final[dict[str, type[ControlPlaneError]]] = {
         InputFileError,
         RefusedError,
         NotFoundError,
+        PlanChangedError,
         RegistryError,
         RegistryUnknownError,
         RegistryLostError,

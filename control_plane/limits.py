@@ -140,6 +140,8 @@ REBALANCE_ERRORS_MIN: Final = 5
 REBALANCE_ERROR_RATE_MAX: Final = 0.01
 # A plan is written down so many steps a commit.
 REBALANCE_STEPS_PER_COMMIT_MAX: Final = 500
+# A plan's name: so much of a hash that no two plans which an operator may see have the same.
+REBALANCE_PLAN_ID_CHARACTERS: Final = 12
 # By load: a cell may be above its share by this part of it; a move that helps less is not worth a pause.
 REBALANCE_LOAD_TOLERANCE: Final = 0.1
 REBALANCE_GAIN_MIN: Final = 1e-6

@@ -30,6 +30,12 @@ class WantedRebalance(BaseModel):
         return Bounds(self.at_once, self.per_hour, self.pause_budget_ms)
 
 
+class WantedRun(WantedRebalance):
+    """What to carry out: the plan of now, and only if it is this one where `plan_id` is said."""
+
+    plan_id: Annotated[str, Field(pattern=f"^[0-9a-f]{{{limits.REBALANCE_PLAN_ID_CHARACTERS}}}$")] | None = None
+
+
 def routes(rebalancer: Rebalancer) -> APIRouter:
     """Make the routes."""
     made = APIRouter(prefix="/rebalance")
@@ -43,8 +49,8 @@ def routes(rebalancer: Rebalancer) -> APIRouter:
         return asdict(await rebalancer.plan(body.by, body.bounds()))
 
     @made.post("/apply", status_code=201)
-    async def apply(body: WantedRebalance, operator: Operator) -> dict[str, Any]:
-        return await rebalancer.apply(body.by, body.bounds(), operator)
+    async def apply(body: WantedRun, operator: Operator) -> dict[str, Any]:
+        return await rebalancer.apply(body.by, body.bounds(), operator, body.plan_id)
 
     @made.post("/pause")
     async def pause(operator: Operator) -> dict[str, Any]:

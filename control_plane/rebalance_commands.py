@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from control_plane import client, limits, screen
+from control_plane import client, limits, rebalance_screen, screen
 from control_plane.command_line import AsJson, explained, where
 from control_plane.data_folder import DataFolder
 from control_plane.errors import EXIT_FAILED, EXIT_OK, NotRunningError, SettingsError
@@ -29,6 +29,9 @@ def rebalance(  # noqa: PLR0913 - one for each option
     pause_budget: Annotated[
         int, typer.Option(help="Milliseconds; whose failed move paused it longer is left alone.")
     ] = limits.REBALANCE_PAUSE_BUDGET_MS_DEFAULT,
+    plan_id: Annotated[
+        str | None, typer.Option("--plan-id", help="Apply only the plan that `--plan` named so; refuse any other.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes on, until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -40,6 +43,7 @@ def rebalance(  # noqa: PLR0913 - one for each option
     \b
     Examples:
     bulkhead rebalance --plan --by load
+    bulkhead rebalance --apply --by load --plan-id 3f9a1c2b4d5e
     bulkhead rebalance --apply --watch
     bulkhead cell drain cell-2 && bulkhead rebalance --apply --by drain --watch
     """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
@@ -47,28 +51,36 @@ def rebalance(  # noqa: PLR0913 - one for each option
         raise SettingsError(
             "one thing at a time", where="--plan, --apply, --status, --pause, --abort", hint="name one of them"
         )
+    if plan_id is not None and not apply:
+        raise SettingsError("only a plan that is carried out can be named", where="--plan-id", hint="say --apply, too")
     folder = where(context).folder()
-    body = {"by": by, "at_once": at_once, "per_hour": per_hour, "pause_budget_ms": pause_budget}
+    body: dict[str, Any] = {"by": by, "at_once": at_once, "per_hour": per_hour, "pause_budget_ms": pause_budget}
     if plan:
         found = client.ask(folder, "POST", "/rebalance/plan", body)
-        _show(found, as_json=as_json, show=screen.show_plan)
+        _show(found, as_json=as_json, show=rebalance_screen.show_plan)
+        if found["moves"] and not as_json:
+            screen.say(f"to carry out just this: bulkhead rebalance --apply --by {by} --plan-id {found['id']}")
         return
+    begun: dict[str, Any] = {}
     if apply:
-        found = client.ask(folder, "POST", "/rebalance/apply", body)
+        found = client.ask(folder, "POST", "/rebalance/apply", body | ({} if plan_id is None else {"plan_id": plan_id}))
+        begun = {"plan": found["plan"]}
+        if found["plan"] is not None and not as_json:
+            rebalance_screen.show_plan(found["plan"])
     elif pause or abort:
         found = client.ask(folder, "POST", f"/rebalance/{'pause' if pause else 'abort'}")
     else:
         found = client.ask(folder, "GET", "/rebalance")
     if watch:
         found = _watch(folder, found)
-    _show(found, as_json=as_json, show=screen.show_rebalance)
+    _show({**found, **begun}, as_json=as_json, show=rebalance_screen.show_rebalance)
     is_well = found["run"] is None or (found["run"]["state"] != "stopped" and not found["counts"]["failed"])
     raise typer.Exit(EXIT_OK if is_well else EXIT_FAILED)
 
 
 def _watch(folder: DataFolder, found: dict[str, Any]) -> dict[str, Any]:
     """Show how it goes on until nothing does; a control plane that is away meanwhile is waited for."""
-    with screen.rebalancing() as tell:
+    with rebalance_screen.rebalancing() as tell:
         while found["run"] is not None and (found["run"]["state"] == "running" or found["counts"]["moving"]):
             tell(found)
             time.sleep(limits.CELL_WATCH_INTERVAL_MS / 1000)

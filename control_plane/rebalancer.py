@@ -20,9 +20,9 @@ import structlog
 from cells.api.ids import new_ulid
 from control_plane import limits, registry_codec, registry_keys
 from control_plane.data_folder import timestamp
-from control_plane.errors import ControlPlaneError, RefusedError
+from control_plane.errors import ControlPlaneError, PlanChangedError, RefusedError
 from control_plane.publishing import cells_of_directory
-from control_plane.rebalancing import By, Plan, Resident, plan
+from control_plane.rebalancing import By, Plan, Resident, name_of, plan
 from control_plane.registry import Registry
 from control_plane.registry_records import STEP_STATES, Rebalance, RebalanceStep
 
@@ -95,6 +95,7 @@ class Rebalancer:
         self._lock = asyncio.Lock()
         self._run: Rebalance | None = None
         self._steps: dict[str, RebalanceStep] = {}
+        self._plan_id: str | None = None  # of the run's plan, worked out from its steps
         self._rows_there: set[str] = set()  # also those of a plan whose writing down was interrupted
         self._is_read = False
         self._is_closed = False
@@ -113,8 +114,13 @@ class Rebalancer:
         expected_ms = pauses[len(pauses) // 2] if pauses else limits.REBALANCE_PAUSE_MS_EXPECTED
         return await asyncio.to_thread(plan, by, cells, residents, moves_per_hour=bounds.per_hour, pause_ms=expected_ms)
 
-    async def apply(self, by: By, bounds: Bounds, who: str) -> dict[str, Any]:
-        """Begin to carry the plan of now out, or go on with a run that is paused or stopped. Raises RefusedError."""
+    async def apply(self, by: By, bounds: Bounds, who: str, plan_id: str | None = None) -> dict[str, Any]:
+        """Begin to carry the plan of now out, or go on with a run that is paused or stopped.
+
+        Gives the status with the `plan` that was begun, None where a run goes on. Raises RefusedError, and
+        PlanChangedError where `plan_id` names another plan than the one to be carried out.
+        """
+        begun: Plan | None = None
         async with self._lock:
             await self._read()
             run = self._run
@@ -129,12 +135,23 @@ class Rebalancer:
                         f"a rebalancing by {run.by} is {run.state}",
                         hint=f"go on with it: bulkhead rebalance --apply --by {run.by}; or end it first: --abort",
                     )
+                if plan_id not in {None, self._plan_id}:
+                    raise PlanChangedError(
+                        f"the plan of the rebalancing that is {run.state} is {self._plan_id}, not {plan_id}",
+                        hint="go on with it: leave --plan-id out; or end it first: bulkhead rebalance --abort",
+                    )
                 self._failures_in_row = 0
                 self._answers.clear()
                 await self._write(replace(run, state="running", why=""), who, "rebalance_resumed")
             else:
-                await self._begin(await self.plan(by, bounds), bounds, who)
-        return await self.status()
+                begun = await self.plan(by, bounds)
+                if plan_id not in {None, begun.id}:
+                    raise PlanChangedError(
+                        f"the plan of now is {begun.id}, not {plan_id}",
+                        hint=f"see what it would do: bulkhead rebalance --plan --by {by}",
+                    )
+                await self._begin(begun, bounds, who)
+        return {**await self.status(), "plan": None if begun is None else asdict(begun)}
 
     async def pause(self, who: str) -> dict[str, Any]:
         """Begin no further moves; those under way end. Raises RefusedError."""
@@ -160,6 +177,7 @@ class Rebalancer:
         shown = [step for step in steps if step.state in {"moving", "failed"}]
         return {
             "run": None if self._run is None else asdict(self._run),
+            "plan_id": self._plan_id,
             "counts": counts,
             "steps": len(steps),
             "pause_ms": {
@@ -347,6 +365,7 @@ class Rebalancer:
             who,
             "rebalance_begun",
             by=run.by,
+            plan=found.id,
             moves=len(found.moves),
         )
         await self._read()
@@ -373,5 +392,9 @@ class Rebalancer:
         steps = [registry_codec.decode_rebalance_step(entry) for entry in entries]
         self._run = None if run is None or run.state == "planning" else run
         self._steps = {step.partner_id: step for step in steps if run is not None and step.run_id == run.id}
+        self._plan_id = None
+        if self._run is not None:
+            moves = ((step.partner_id, step.from_cell, step.to_cell) for step in self._steps.values())
+            self._plan_id = name_of(self._run.by, moves)
         self._rows_there = {step.partner_id for step in steps}
         self._is_read = True

@@ -10,6 +10,8 @@
 A plan moves nobody twice, and the plan of what it leads to is empty.
 """
 
+import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,8 +60,12 @@ class CellLoad:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done, why it looks so, and what it costs. Pauses are expected ones, of each partner by itself."""
+    """What is to be done, why it looks so, and what it costs. Pauses are expected ones, of each partner by itself.
 
+    `id` names what is to be done, so that it can be asked for again.
+    """
+
+    id: str
     by: By
     moves: tuple[PlannedMove, ...]
     cells: tuple[CellLoad, ...]
@@ -97,6 +103,7 @@ def plan(
         if goals[one.id] != one.cell
     )
     return Plan(
+        id=name_of(by, ((move.partner_id, move.from_cell, move.to_cell) for move in moves)),
         by=by,
         moves=moves,
         cells=_loads(cells, residents, goals),
@@ -109,6 +116,12 @@ def plan(
         duration_s=max(len(moves) - 1, 0) // moves_per_hour * 3_600 + len(moves) * limits.REBALANCE_MOVE_S_EXPECTED,
         notes=notes,
     )
+
+
+def name_of(by: str, moves: Iterable[tuple[str, str, str]]) -> str:
+    """Give the id of a plan with these moves (partner, from, to), in whatever order: a hash, the same wherever."""
+    text = json.dumps([by, sorted(moves)])
+    return hashlib.sha256(text.encode()).hexdigest()[: limits.REBALANCE_PLAN_ID_CHARACTERS]
 
 
 def _home(partner_id: str, cells: Sequence[directory.Cell]) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from control_plane import limits, registry_keys
 from control_plane.cell_rules import first_cells
-from control_plane.errors import ControlPlaneError, RefusedError
+from control_plane.errors import ControlPlaneError, PlanChangedError, RefusedError
 from control_plane.load import Load, LoadError, parse
 from control_plane.rebalancer import Answers, Bounds, MoveResult, Rebalancer
 from control_plane.rebalancing import Resident
@@ -137,6 +137,34 @@ async def test_everybody_is_moved_home_a_few_at_a_time(world: World) -> None:
     assert (await run.plan("hash", FAST)).pause_ms == 80, "what was seen is expected"
     await run.apply("hash", FAST, "ann")
     assert (await world.steps(run, 2))["run"]["state"] == "done", "a run of no moves is done at once"
+
+
+async def test_what_is_begun_is_shown_and_only_the_plan_that_was_seen_where_one_is_named(world: World) -> None:
+    run = await world.open()
+    seen = await run.plan("hash", FAST)
+    world.put(seen.moves[0].partner_id, seen.moves[0].to_cell)
+    with pytest.raises(PlanChangedError, match=f"is {(await run.plan('hash', FAST)).id}, not {seen.id}"):
+        await run.apply("hash", FAST, "ann", seen.id)
+    assert (await run.status())["run"] is None
+    now = await run.plan("hash", Bounds(per_hour=1))
+    begun = await run.apply("hash", FAST, "ann", now.id)
+    assert (begun["plan"]["id"], begun["plan_id"]) == (now.id, now.id)
+    assert len(begun["plan"]["moves"]) == len(seen.moves) - 1
+    assert (await run.status())["plan_id"] == now.id
+
+
+async def test_a_run_is_gone_on_with_only_by_the_name_of_its_own_plan(world: World) -> None:
+    run = await world.open()
+    begun = await run.apply("hash", FAST, "ann")
+    await world.steps(run, 1)
+    await run.pause("ann")
+    now = await run.plan("hash", FAST)
+    assert now.id != begun["plan_id"], "some have moved"
+    with pytest.raises(PlanChangedError, match="is paused"):
+        await run.apply("hash", FAST, "ann", now.id)
+    assert (await run.status())["run"]["state"] == "paused"
+    resumed = await (await world.open()).apply("hash", FAST, "ann", begun["plan_id"])
+    assert (resumed["plan"], resumed["plan_id"]) == (None, begun["plan_id"])
 
 
 async def test_no_more_moves_an_hour_than_allowed(world: World) -> None:

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from control_plane import limits
-from control_plane.rebalancing import By, Plan, Resident, plan
+from control_plane.rebalancing import By, Plan, Resident, name_of, plan
 from router.directory import Cell, rendezvous
 
 
@@ -164,3 +164,18 @@ def test_many_partners_are_planned_in_seconds() -> None:
         max(load.requests_per_second[1] for load in done.cells)
         <= (1 + 2 * limits.REBALANCE_LOAD_TOLERANCE) * 4_000 / 16
     )
+
+
+def test_a_plan_s_name_is_of_who_goes_where_and_why_alone() -> None:
+    cells = [cell("cell-0"), cell("cell-1")]
+    residents = [Resident(f"p{number}", "cell-0", 1.0, number) for number in range(40)]
+    done = plan("hash", cells, residents)
+    assert len(done.id) == limits.REBALANCE_PLAN_ID_CHARACTERS
+    assert done.id == name_of("hash", reversed([(one.partner_id, one.from_cell, one.to_cell) for one in done.moves]))
+    grown = [replace(one, bytes=1_000 - one.bytes, requests_per_second=9.0) for one in residents]
+    assert plan("hash", cells, grown, moves_per_hour=2, pause_ms=9).id == done.id, (
+        "sizes, load and bounds are not in it"
+    )
+    gone = done.moves[0].partner_id
+    assert plan("hash", cells, [one for one in residents if one.id != gone]).id != done.id
+    assert name_of("drain", [(one.partner_id, one.from_cell, one.to_cell) for one in done.moves]) != done.id
