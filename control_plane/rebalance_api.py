@@ -12,18 +12,14 @@ from control_plane.rebalancer import Bounds, Rebalancer
 
 
 class WantedRebalance(BaseModel):
-    """How to plan, and how fast to go."""
+    """How to plan, and how fast to go; bounds that are left out are as the run has them, or as by default."""
 
     model_config = ConfigDict(extra="forbid")
 
     by: Literal["hash", "load", "drain"] = "hash"
-    at_once: Annotated[int, Field(ge=1, le=limits.REBALANCE_MOVES_AT_ONCE_MAX)] = limits.REBALANCE_MOVES_AT_ONCE_DEFAULT
-    per_hour: Annotated[int, Field(ge=1, le=limits.REBALANCE_MOVES_PER_HOUR_MAX)] = (
-        limits.REBALANCE_MOVES_PER_HOUR_DEFAULT
-    )
-    pause_budget_ms: Annotated[int, Field(ge=1, le=limits.REBALANCE_PAUSE_BUDGET_MS_MAX)] = (
-        limits.REBALANCE_PAUSE_BUDGET_MS_DEFAULT
-    )
+    at_once: Annotated[int, Field(ge=1, le=limits.REBALANCE_MOVES_AT_ONCE_MAX)] | None = None
+    per_hour: Annotated[int, Field(ge=1, le=limits.REBALANCE_MOVES_PER_HOUR_MAX)] | None = None
+    pause_budget_ms: Annotated[int, Field(ge=1, le=limits.REBALANCE_PAUSE_BUDGET_MS_MAX)] | None = None
 
     def bounds(self) -> Bounds:
         """Give how fast to go."""

@@ -24,11 +24,19 @@ def rebalance(  # noqa: PLR0913 - one for each option
         str,
         typer.Option(help="hash: to where the hash puts each; load: even it out; drain: only out of drained cells."),
     ] = "hash",
-    at_once: Annotated[int, typer.Option(help="Partners that move at once.")] = limits.REBALANCE_MOVES_AT_ONCE_DEFAULT,
-    per_hour: Annotated[int, typer.Option(help="Moves an hour.")] = limits.REBALANCE_MOVES_PER_HOUR_DEFAULT,
+    at_once: Annotated[
+        int | None, typer.Option(help=f"Partners that move at once; else {limits.REBALANCE_MOVES_AT_ONCE_DEFAULT}.")
+    ] = None,
+    per_hour: Annotated[
+        int | None, typer.Option(help=f"Moves an hour; else {limits.REBALANCE_MOVES_PER_HOUR_DEFAULT}.")
+    ] = None,
     pause_budget: Annotated[
-        int, typer.Option(help="Milliseconds; whose failed move paused it longer is left alone.")
-    ] = limits.REBALANCE_PAUSE_BUDGET_MS_DEFAULT,
+        int | None,
+        typer.Option(
+            help="Milliseconds; whose failed move paused it longer is left alone; "
+            f"else {limits.REBALANCE_PAUSE_BUDGET_MS_DEFAULT}."
+        ),
+    ] = None,
     plan_id: Annotated[
         str | None, typer.Option("--plan-id", help="Apply only the plan that `--plan` named so; refuse any other.")
     ] = None,
@@ -36,6 +44,8 @@ def rebalance(  # noqa: PLR0913 - one for each option
     as_json: AsJson = False,
 ) -> None:
     """Bring partners to where they belong, a few at a time, while all are served.
+
+    A run that goes on takes the bounds that are named; those that are not stay as they were.
 
     It stops by itself when moves fail in a row or errors rise, and goes on after a crash. Exit codes: 0 done or under
     way, 1 it was stopped or moves failed, 2 refused, 3 the control plane isn't running.
@@ -53,8 +63,14 @@ def rebalance(  # noqa: PLR0913 - one for each option
         )
     if plan_id is not None and not apply:
         raise SettingsError("only a plan that is carried out can be named", where="--plan-id", hint="say --apply, too")
+    named = {"at_once": at_once, "per_hour": per_hour, "pause_budget_ms": pause_budget}
+    bounds = {name: bound for name, bound in named.items() if bound is not None}
+    if bounds and not (plan or apply):
+        raise SettingsError(
+            "bounds are a plan's or a run's", where=", ".join(bounds), hint="to change them: --pause, then --apply"
+        )
     folder = where(context).folder()
-    body: dict[str, Any] = {"by": by, "at_once": at_once, "per_hour": per_hour, "pause_budget_ms": pause_budget}
+    body: dict[str, Any] = {"by": by, **bounds}
     if plan:
         found = client.ask(folder, "POST", "/rebalance/plan", body)
         _show(found, as_json=as_json, show=rebalance_screen.show_plan)

@@ -31,6 +31,7 @@ log = structlog.get_logger()
 OPEN: Final = frozenset({"running", "paused", "stopped"})
 _HOUR_MS: Final = 3_600_000
 _STEPS_SHOWN_MAX: Final = 20
+_BOUNDS: Final = ("at_once", "per_hour", "pause_budget_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,20 @@ class Observed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How fast a run may go."""
+    """How fast a run may go. None: as the run has it that goes on, or as it is by default."""
 
-    at_once: int = limits.REBALANCE_MOVES_AT_ONCE_DEFAULT
-    per_hour: int = limits.REBALANCE_MOVES_PER_HOUR_DEFAULT
-    pause_budget_ms: int = limits.REBALANCE_PAUSE_BUDGET_MS_DEFAULT
+    at_once: int | None = None
+    per_hour: int | None = None
+    pause_budget_ms: int | None = None
+
+    def over(self, run: Rebalance) -> Rebalance:
+        """Give the run with these of its bounds."""
+        return replace(
+            run,
+            at_once=run.at_once if self.at_once is None else self.at_once,
+            per_hour=run.per_hour if self.per_hour is None else self.per_hour,
+            pause_budget_ms=run.pause_budget_ms if self.pause_budget_ms is None else self.pause_budget_ms,
+        )
 
 
 class Rebalancer:
@@ -112,10 +122,11 @@ class Rebalancer:
         residents = await self._observed.residents()
         pauses = sorted(step.pause_ms for step in self._steps.values() if step.pause_ms is not None)
         expected_ms = pauses[len(pauses) // 2] if pauses else limits.REBALANCE_PAUSE_MS_EXPECTED
-        return await asyncio.to_thread(plan, by, cells, residents, moves_per_hour=bounds.per_hour, pause_ms=expected_ms)
+        per_hour = limits.REBALANCE_MOVES_PER_HOUR_DEFAULT if bounds.per_hour is None else bounds.per_hour
+        return await asyncio.to_thread(plan, by, cells, residents, moves_per_hour=per_hour, pause_ms=expected_ms)
 
     async def apply(self, by: By, bounds: Bounds, who: str, plan_id: str | None = None) -> dict[str, Any]:
-        """Begin to carry the plan of now out, or go on with a run that is paused or stopped.
+        """Begin to carry the plan of now out, or go on with a run that is paused or stopped, within new bounds if any.
 
         Gives the status with the `plan` that was begun, None where a run goes on. Raises RefusedError, and
         PlanChangedError where `plan_id` names another plan than the one to be carried out.
@@ -142,7 +153,8 @@ class Rebalancer:
                     )
                 self._failures_in_row = 0
                 self._answers.clear()
-                await self._write(replace(run, state="running", why=""), who, "rebalance_resumed")
+                resumed = bounds.over(replace(run, state="running", why=""))
+                await self._write(resumed, who, "rebalance_resumed", **_changed_bounds(run, resumed))
             else:
                 begun = await self.plan(by, bounds)
                 if plan_id not in {None, begun.id}:
@@ -288,15 +300,14 @@ class Rebalancer:
 
     async def _carry_out(self, step: RebalanceStep) -> None:
         assert self._run is not None
-        run = self._run
-        result = await self._mover.move(step.partner_id, step.to_cell, f"rebalance {run.id}")
+        result = await self._mover.move(step.partner_id, step.to_cell, f"rebalance {self._run.id}")
         ended = replace(step, ended_at_ms=self._now_ms(), pause_ms=result.pause_ms, error=result.error or "")
         if result.error is None:
             ended = replace(ended, state="done")
             self._failures_in_row = 0
         else:
             self._failures_in_row += 1
-            is_last = step.attempts >= limits.REBALANCE_ATTEMPTS_MAX or result.pause_ms > run.pause_budget_ms
+            is_last = step.attempts >= limits.REBALANCE_ATTEMPTS_MAX or result.pause_ms > self._run.pause_budget_ms
             ended = replace(ended, state="failed" if is_last else "waiting")
             self._not_before_ms[step.partner_id] = self._monotonic_ms() + limits.REBALANCE_RETRY_DELAY_MS
             log.warning("rebalance_move_failed", partner=step.partner_id, error=result.error, again=not is_last)
@@ -334,17 +345,19 @@ class Rebalancer:
             raise RefusedError(
                 "moves of the run before are still under way", hint="wait for them: bulkhead rebalance --status"
             )
-        run = Rebalance(
-            id=new_ulid(),
-            by=found.by,
-            state="planning",
-            who=who,
-            created_at=timestamp(),
-            ended_at=None,
-            why="",
-            at_once=bounds.at_once,
-            per_hour=bounds.per_hour,
-            pause_budget_ms=bounds.pause_budget_ms,
+        run = bounds.over(
+            Rebalance(
+                id=new_ulid(),
+                by=found.by,
+                state="planning",
+                who=who,
+                created_at=timestamp(),
+                ended_at=None,
+                why="",
+                at_once=limits.REBALANCE_MOVES_AT_ONCE_DEFAULT,
+                per_hour=limits.REBALANCE_MOVES_PER_HOUR_DEFAULT,
+                pause_budget_ms=limits.REBALANCE_PAUSE_BUDGET_MS_DEFAULT,
+            )
         )
         self._is_read = False  # until the last row is there, what is written down counts, not what is held
         await self._registry.write_rows({registry_keys.REBALANCE: registry_codec.encode_rebalance(run)})
@@ -367,6 +380,7 @@ class Rebalancer:
             by=run.by,
             plan=found.id,
             moves=len(found.moves),
+            **{name: getattr(run, name) for name in _BOUNDS},
         )
         await self._read()
 
@@ -398,3 +412,9 @@ class Rebalancer:
             self._plan_id = name_of(self._run.by, moves)
         self._rows_there = {step.partner_id for step in steps}
         self._is_read = True
+
+
+def _changed_bounds(before: Rebalance, now: Rebalance) -> dict[str, list[int]]:
+    """Give the bounds that are others now, each with what it was and is."""
+    pairs = {name: [getattr(before, name), getattr(now, name)] for name in _BOUNDS}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

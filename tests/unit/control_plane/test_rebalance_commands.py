@@ -73,6 +73,12 @@ def test_what_is_begun_is_shown_with_its_cost(asked: list[tuple[Any, ...]]) -> N
     assert "plan_id" not in asked[1][2]
 
 
+def test_only_the_bounds_that_are_named_are_sent(asked: list[tuple[Any, ...]]) -> None:
+    run("--apply", "--by", "drain", "--at-once", "4", "--pause-budget", "90")
+    run("--plan")
+    assert [body for _, _, body in asked] == [{"by": "drain", "at_once": 4, "pause_budget_ms": 90}, {"by": "hash"}]
+
+
 def test_watching_it_shows_the_plan_and_the_end(asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("control_plane.rebalance_commands.time.sleep", lambda _: None)
     told = json.loads(run("--apply", "--watch", "--json").stdout)
@@ -90,7 +96,16 @@ def test_another_plan_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> No
     assert "the plan of now is b, not a" in refused.stderr
 
 
-@pytest.mark.parametrize("wrong", [("--plan", "--apply"), ("--plan", "--plan-id", "a"), ("--plan-id", "a")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--plan", "--apply"),
+        ("--plan", "--plan-id", "a"),
+        ("--plan-id", "a"),
+        ("--pause", "--at-once", "4"),
+        ("--per-hour", "4"),
+    ],
+)
 def test_options_that_do_not_go_together_are_refused(asked: list[tuple[Any, ...]], wrong: tuple[str, ...]) -> None:
     assert run(*wrong).exit_code == 2
     assert asked == []

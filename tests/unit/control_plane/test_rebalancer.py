@@ -167,6 +167,38 @@ async def test_a_run_is_gone_on_with_only_by_the_name_of_its_own_plan(world: Wor
     assert (resumed["plan"], resumed["plan_id"]) == (None, begun["plan_id"])
 
 
+async def test_a_run_that_goes_on_takes_the_bounds_that_are_named(world: World) -> None:
+    run = await world.open()
+    await run.apply("hash", Bounds(at_once=1, per_hour=3, pause_budget_ms=400), "ann")
+    world.mover.gate = asyncio.Event()
+    assert (await world.steps(run, 2))["counts"]["moving"] == 1
+    await run.pause("ann")
+    resumed = await run.apply("hash", Bounds(per_hour=99, pause_budget_ms=60), "bob")
+    taken = {"at_once": 1, "per_hour": 99, "pause_budget_ms": 60}
+    assert {name: resumed["run"][name] for name in taken} == taken
+    entry = [one async for one in world.registry.audit_log()][-1]
+    assert (entry.who, entry.what) == ("bob", "rebalance_resumed")
+    assert entry.detail == {"run": resumed["run"]["id"], "per_hour": [3, 99], "pause_budget_ms": [400, 60]}
+    first = world.mover.moves[0]
+    world.mover.fails[first] = 1
+    await run.aclose()
+    world.mover.gate.set()
+    run = await world.open()  # they outlive the control plane
+    done = await world.steps(run)
+    assert (done["run"]["state"], world.mover.most_at_once) == ("done", 1)
+    assert len(world.mover.moves) > 3
+    assert world.mover.moves.count(first) == 2, "once, and once by the next control plane: 80 ms are over the budget"
+    assert [step["partner_id"] for step in done["failed"]] == [first]
+
+
+async def test_a_run_that_begins_says_its_bounds(world: World) -> None:
+    await (await world.open()).apply("hash", Bounds(per_hour=7), "ann")
+    entry = [one async for one in world.registry.audit_log()][-1]
+    bounds = {name: entry.detail[name] for name in ("at_once", "per_hour", "pause_budget_ms")}
+    defaults = (limits.REBALANCE_MOVES_AT_ONCE_DEFAULT, limits.REBALANCE_PAUSE_BUDGET_MS_DEFAULT)
+    assert bounds == {"at_once": defaults[0], "per_hour": 7, "pause_budget_ms": defaults[1]}
+
+
 async def test_no_more_moves_an_hour_than_allowed(world: World) -> None:
     run = await world.open()
     await run.apply("hash", Bounds(per_hour=2), "ann")
@@ -194,7 +226,7 @@ async def test_whom_a_failed_move_paused_too_long_is_left_alone(world: World) ->
     run = await world.open()
     first, second = (move.partner_id for move in (await run.plan("hash", FAST)).moves[:2])
     world.mover.fails[first] = 1
-    world.mover.pause_ms = FAST.pause_budget_ms + 1
+    world.mover.pause_ms = limits.REBALANCE_PAUSE_BUDGET_MS_DEFAULT + 1
     await run.apply("hash", FAST, "ann")
     done = await world.steps(run)
     assert world.mover.moves.count(first) == 1
