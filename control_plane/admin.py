@@ -465,7 +465,7 @@ async def _explain(_request: Request, error: Exception) -> JSONResponse:
 async def _tell_dry_run(_request: Request, done: Exception) -> JSONResponse:
     assert isinstance(done, DryRunDone)
     entries = [{"what": one.what, "partner_id": one.partner_id, "detail": one.detail} for one in done.changes]
-    return JSONResponse({"dry_run": True, "entries": entries})
+    return JSONResponse({"dry_run": True, "entries": entries, **done.more})
 
 
 async def _explain_http(request: Request, error: Exception) -> JSONResponse:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from control_plane import client, limits, rebalance_screen, screen
-from control_plane.command_line import AsJson, explained, where
+from control_plane.command_line import AsJson, DryRun, explained, where
 from control_plane.data_folder import DataFolder
 from control_plane.errors import EXIT_FAILED, EXIT_OK, NotRunningError, SettingsError
 
@@ -41,6 +41,7 @@ def rebalance(  # noqa: PLR0913 - one for each option
         str | None, typer.Option("--plan-id", help="Apply only the plan that `--plan` named so; refuse any other.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes on, until it ends.")] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring partners to where they belong, a few at a time, while all are served.
@@ -79,14 +80,18 @@ def rebalance(  # noqa: PLR0913 - one for each option
         return
     begun: dict[str, Any] = {}
     if apply:
-        found = client.ask(folder, "POST", "/rebalance/apply", body | ({} if plan_id is None else {"plan_id": plan_id}))
-        begun = {"plan": found["plan"]}
-        if found["plan"] is not None and not as_json:
-            rebalance_screen.show_plan(found["plan"])
+        body |= {} if plan_id is None else {"plan_id": plan_id}
+        found = client.ask(folder, "POST", "/rebalance/apply", body, dry_run=dry_run)
+        begun = {"plan": found.get("plan")}  # none where a run goes on
+        if begun["plan"] is not None and not as_json:
+            rebalance_screen.show_plan(begun["plan"])
     elif pause or abort:
-        found = client.ask(folder, "POST", f"/rebalance/{'pause' if pause else 'abort'}")
+        found = client.ask(folder, "POST", f"/rebalance/{'pause' if pause else 'abort'}", dry_run=dry_run)
     else:
         found = client.ask(folder, "GET", "/rebalance")
+    if "dry_run" in found:
+        _show(found, as_json=as_json, show=screen.show_dry_run)
+        return
     if watch:
         found = _watch(folder, found)
     _show({**found, **begun}, as_json=as_json, show=rebalance_screen.show_rebalance)

@@ -18,8 +18,9 @@ from typing import Any, Final, Protocol
 import structlog
 
 from cells.api.ids import new_ulid
-from control_plane import limits, registry_codec, registry_keys
+from control_plane import dry_run, limits, registry_codec, registry_keys
 from control_plane.data_folder import timestamp
+from control_plane.dry_run import DryRunDone
 from control_plane.errors import ControlPlaneError, PlanChangedError, RefusedError
 from control_plane.publishing import cells_of_directory
 from control_plane.rebalancing import By, Plan, Resident, name_of, plan
@@ -151,10 +152,11 @@ class Rebalancer:
                         f"the plan of the rebalancing that is {run.state} is {self._plan_id}, not {plan_id}",
                         hint="go on with it: leave --plan-id out; or end it first: bulkhead rebalance --abort",
                     )
+                resumed = bounds.over(replace(run, state="running", why=""))
+                detail = self._left() | _changed_bounds(run, resumed)
+                await self._write(resumed, who, "rebalance_resumed", **detail)
                 self._failures_in_row = 0
                 self._answers.clear()
-                resumed = bounds.over(replace(run, state="running", why=""))
-                await self._write(resumed, who, "rebalance_resumed", **_changed_bounds(run, resumed))
             else:
                 begun = await self.plan(by, bounds)
                 if plan_id not in {None, begun.id}:
@@ -162,14 +164,18 @@ class Rebalancer:
                         f"the plan of now is {begun.id}, not {plan_id}",
                         hint=f"see what it would do: bulkhead rebalance --plan --by {by}",
                     )
-                await self._begin(begun, bounds, who)
+                try:
+                    await self._begin(begun, bounds, who)
+                except DryRunDone as done:
+                    raise DryRunDone(done.changes, {"plan": asdict(begun)}) from None
         return {**await self.status(), "plan": None if begun is None else asdict(begun)}
 
     async def pause(self, who: str) -> dict[str, Any]:
         """Begin no further moves; those under way end. Raises RefusedError."""
         async with self._lock:
             await self._read()
-            await self._write(replace(self._open(), state="paused", why=f"paused by {who}"), who, "rebalance_paused")
+            paused = replace(self._open(), state="paused", why=f"paused by {who}")
+            await self._write(paused, who, "rebalance_paused", **self._left())
         return await self.status()
 
     async def abort(self, who: str) -> dict[str, Any]:
@@ -177,7 +183,7 @@ class Rebalancer:
         async with self._lock:
             await self._read()
             ended = replace(self._open(), state="aborted", why=f"aborted by {who}", ended_at=timestamp())
-            await self._write(ended, who, "rebalance_aborted")
+            await self._write(ended, who, "rebalance_aborted", **self._left())
         return await self.status()
 
     async def status(self) -> dict[str, Any]:
@@ -359,6 +365,9 @@ class Rebalancer:
                 pause_budget_ms=limits.REBALANCE_PAUSE_BUDGET_MS_DEFAULT,
             )
         )
+        running = replace(run, state="running")
+        if dry_run.ASKED.get():
+            await self._write_begun(running, found, who)  # which writes nothing, and says what it would
         self._is_read = False  # until the last row is there, what is written down counts, not what is held
         await self._registry.write_rows({registry_keys.REBALANCE: registry_codec.encode_rebalance(run)})
         rows: dict[str, bytes | None] = dict.fromkeys(self._rows_there)
@@ -369,12 +378,15 @@ class Rebalancer:
         for first in range(0, len(names), limits.REBALANCE_STEPS_PER_COMMIT_MAX):
             part = names[first : first + limits.REBALANCE_STEPS_PER_COMMIT_MAX]
             await self._registry.write_rows({registry_keys.rebalance_step(name): rows[name] for name in part})
-        running = replace(run, state="running")
         self._failures_in_row = 0
         self._answers.clear()
         self._not_before_ms.clear()
+        await self._write_begun(running, found, who)
+        await self._read()
+
+    async def _write_begun(self, run: Rebalance, found: Plan, who: str) -> None:
         await self._registry.write_rows(
-            {registry_keys.REBALANCE: registry_codec.encode_rebalance(running)},
+            {registry_keys.REBALANCE: registry_codec.encode_rebalance(run)},
             who,
             "rebalance_begun",
             by=run.by,
@@ -382,7 +394,10 @@ class Rebalancer:
             moves=len(found.moves),
             **{name: getattr(run, name) for name in _BOUNDS},
         )
-        await self._read()
+
+    def _left(self) -> dict[str, int]:
+        """Count, for the audit log, the moves that were not begun yet and those that are under way."""
+        return {state: sum(step.state == state for step in self._steps.values()) for state in ("waiting", "moving")}
 
     async def _write(self, run: Rebalance, who: str, what: str, **detail: Any) -> None:
         row = {registry_keys.REBALANCE: registry_codec.encode_rebalance(run)}
@@ -414,7 +429,7 @@ class Rebalancer:
         self._is_read = True
 
 
-def _changed_bounds(before: Rebalance, now: Rebalance) -> dict[str, list[int]]:
+def _changed_bounds(before: Rebalance, now: Rebalance) -> dict[str, Any]:
     """Give the bounds that are others now, each with what it was and is."""
     pairs = {name: [getattr(before, name), getattr(now, name)] for name in _BOUNDS}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,6 +1,7 @@
 """The gate of the admin API: keys, roles and bodies, over the whole application and a stand-in door."""
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -248,6 +249,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("PUT", "/partners/{partner_id}/currencies"): {"currencies": ["EUR"]},
     ("POST", "/partners/{partner_id}/keys"): {"grace_s": 0},
     ("POST", "/operators"): {"id": "new", "role": "viewer"},
+    ("POST", "/rebalance/apply"): {"by": "hash"},
 }
 CHANGES_NOTHING = {  # of a partner that is active and dedicated, and an operator that is active
     ("POST", "/partners/{partner_id}/resume"),
@@ -258,9 +260,10 @@ CHANGES_NOTHING = {  # of a partner that is active and dedicated, and an operato
 
 
 ACT_ELSEWHERE = {("POST", "/partners/{partner_id}/move"), ("POST", "/unknown/{operation_id}/resolve")}
+NEED_A_RUN = {("POST", "/rebalance/pause"), ("POST", "/rebalance/abort")}
 
 
-@pytest.mark.parametrize(("method", "route"), sorted(DRY_RUNS - ACT_ELSEWHERE))
+@pytest.mark.parametrize(("method", "route"), sorted(DRY_RUNS - ACT_ELSEWHERE - NEED_A_RUN))
 async def test_a_dry_run_says_what_it_would_write_and_writes_nothing(scene: Scene, method: str, route: str) -> None:
     made = await scene.ask("POST", "/partners", scene.local_key(), json={"id": "acme"})
     await scene.operators.add("ann", Role.VIEWER, "bob")
@@ -318,6 +321,40 @@ async def test_a_move_is_tried_without_a_step(scene: Scene) -> None:
     assert (entry["what"], entry["detail"]["to"]) == ("partner_move_begun", away)
     assert (await tried(scene, "/partners/acme/move", {"to": home})).status_code == 409
     assert (scene.registry.head, scene.registry.moves()) == (head, [])
+
+
+async def test_a_rebalancing_is_tried_without_a_step(scene: Scene) -> None:
+    made = await scene.ask("POST", "/partners", scene.local_key(), json={"id": "acme"})
+    home = made.json()["partner"]["cell"]
+    away = next(name for name in PLACES if name != home)
+    scene.registry._held.partners["acme"] = replace(scene.registry.partner("acme"), cell=away)
+
+    async def status() -> Any:
+        return (await scene.ask("GET", "/rebalance", scene.local_key())).json()
+
+    async def tell(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        before = await status(), scene.registry.head
+        would = (await tried(scene, path, body)).json()
+        assert (await status(), scene.registry.head) == before
+        (entry,) = would["entries"]
+        return entry["what"], {**entry["detail"], "plan_shown": would.get("plan")}
+
+    for path in ("/rebalance/pause", "/rebalance/abort"):
+        assert (await tried(scene, path, {})).status_code == 409, "there is none"
+    what, begun = await tell("/rebalance/apply", {"at_once": 3})
+    assert (what, begun["moves"], begun["at_once"]) == ("rebalance_begun", 1, 3)
+    assert begun["plan_shown"]["moves"][0]["to_cell"] == home
+    assert begun["plan_shown"]["id"] == begun["plan"]
+    assert (await tried(scene, "/rebalance/apply", {"plan_id": "0" * 12})).json()["code"] == "plan_changed"
+
+    done = await scene.ask("POST", "/rebalance/apply", scene.local_key(), json={"plan_id": begun["plan"]})
+    assert (done.status_code, done.json()["counts"]["waiting"]) == (201, 1)
+    for verb, word in (("pause", "paused"), ("abort", "aborted")):
+        what, detail = await tell(f"/rebalance/{verb}", {})
+        assert (what, detail["waiting"], detail["moving"]) == (f"rebalance_{word}", 1, 0)
+    await scene.ask("POST", "/rebalance/pause", scene.local_key())
+    what, detail = await tell("/rebalance/apply", {"per_hour": 7})
+    assert (what, detail["per_hour"][1], detail["waiting"]) == ("rebalance_resumed", 7, 1)
 
 
 async def test_resolving_is_tried_only_of_what_needs_a_person(scene: Scene) -> None:

@@ -38,14 +38,18 @@ ANSWERS = {
     "/rebalance": {**STATUS, "run": {**RUN, "state": "done"}},
 }
 
+TRIED = {"dry_run": True, "entries": [{"what": "rebalance_begun", "partner_id": None, "detail": {"moves": 5}}]}
+
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     requests: list[tuple[Any, ...]] = []
 
-    def ask(_folder: object, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def ask(
+        _folder: object, method: str, path: str, body: dict[str, Any] | None = None, *, dry_run: bool = False
+    ) -> dict[str, Any]:
         requests.append((method, path, body))
-        return ANSWERS[path]
+        return {**TRIED, **({"plan": PLAN} if "apply" in path else {})} if dry_run else ANSWERS[path]
 
     monkeypatch.setattr(client, "ask", ask)
     return requests
@@ -86,8 +90,19 @@ def test_watching_it_shows_the_plan_and_the_end(asked: list[tuple[Any, ...]], mo
     assert [request[1] for request in asked] == ["/rebalance/apply", "/rebalance"]
 
 
+@pytest.mark.parametrize("what", ["apply", "pause", "abort"])
+def test_a_dry_run_shows_what_would_be_written(asked: list[tuple[Any, ...]], what: str) -> None:
+    shown = run(f"--{what}", "--dry-run", "--watch")
+    assert shown.exit_code == 0
+    assert ("cell-0 -> cell-1" in shown.stdout) == (what == "apply")
+    assert "rebalance_begun: " in shown.stdout
+    assert "nothing was changed" in shown.stdout
+    assert json.loads(run(f"--{what}", "--dry-run", "--json").stdout)["entries"] == TRIED["entries"]
+    assert {request[1] for request in asked} == {f"/rebalance/{what}"}
+
+
 def test_another_plan_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **_more: Any) -> None:
         raise PlanChangedError("the plan of now is b, not a", hint="see what it would do")
 
     monkeypatch.setattr(client, "ask", refuse)
