@@ -203,7 +203,7 @@ class Arrivals:
         self._ownership.activate_soon(seat, "arrival")
         door_metrics.ARRIVED.inc()
         log.info("partner_arrived", partner=partner_id, sequence=receipt.sequence, above_epoch=receipt.epoch)
-        return door_answers.ok({"state": seat.state})
+        return door_answers.ok({"state": seat.state, "was_open": False})
 
     async def _is_open_already(self, seat: Seat) -> bytes:
         """Say so, but not of a seat from before whose book was taken over while this cell was dead."""
@@ -212,7 +212,7 @@ class Arrivals:
                 return copy_lost("it is served here no more, and was not told so yet")
         except StoreError as error:
             return _unavailable(error)
-        return door_answers.ok({"state": seat.state})
+        return door_answers.ok({"state": seat.state, "was_open": True})
 
     async def _require_all_there(
         self, partner_id: str, expected: Expected, receipt: Receipt, data: bytes

@@ -106,8 +106,7 @@ PLACEMENT_LOOK_INTERVAL_MS: Final = 5_000
 # has more bytes than this: one that is under way costs its pool-mates some milliseconds.
 COPY_ROWS_MAX: Final = 250
 COPY_BYTES_MAX: Final = 400_000
-# Its commands wait so long for the seal, whoever asked for it; then it is served where it was.
-QUIESCE_LEASE_MS: Final = 2_000
+QUIESCE_LEASE_MS: Final = wire_limits.QUIESCE_LEASE_MS
 QUIESCE_DRAIN_MS_MAX: Final = 50
 # So long the answer to an arrival waits for the partner to be served.
 ARRIVAL_SERVED_WAIT_MS: Final = 3_000

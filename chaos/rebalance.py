@@ -187,11 +187,13 @@ class _Run:
     def _alive(self) -> set[str]:
         return {name for name, cell in self.cells().items() if cell["state"] != "removed"}
 
-    def pauses_ms(self, partners: list[str]) -> list[int]:
-        """Give how long each moved partner's requests waited, from the audit log."""
+    def pauses_ms(self, partners: list[str]) -> tuple[list[int], int]:
+        """Give how long partners' requests waited for moves, from the audit log, and of how many that is not known."""
         changes = [change for partner in partners for change in _shown(self._gateway, partner)["changes"]]
-        told = [change["detail"]["pause_ms"] for change in changes if "pause_ms" in change["detail"]]
-        return sorted(int(pause_ms) for pause_ms in told if pause_ms is not None)
+        moved = [change["detail"]["pause_ms"] for change in changes if change["what"] == "partner_moved"]
+        stayed = [change["detail"]["pause_ms"] for change in changes if change["what"] == "partner_not_moved"]
+        told = moved + [pause_ms for pause_ms in stayed if pause_ms != 0]
+        return sorted(int(pause_ms) for pause_ms in told if pause_ms is not None), told.count(None)
 
 
 def _wait(is_so: Callable[[], bool], what: str) -> None:
@@ -256,7 +258,7 @@ async def _judge(
     console: Any,
 ) -> bool:
     errors = [f"{call.partner} {call.scenario} {call.step}: {error}" for call in calls if (error := error_of(call))]
-    pauses = await asyncio.to_thread(moving.pauses_ms, list(keys))
+    pauses, unknown = await asyncio.to_thread(moving.pauses_ms, list(keys))
     calls += await bring_to_rest(gateway, keys, calls)
     judgement, audit = await judge_at_rest(gateway, keys, calls)
     p99 = pauses[min(len(pauses) * 99 // 100, len(pauses) - 1)] if pauses else None
@@ -273,7 +275,12 @@ async def _judge(
         "errors": len(errors),
         "first_errors": errors[:10],
         "steps": moving.steps,
-        "pauses_ms": {"moves": len(pauses), "median": pauses[len(pauses) // 2] if pauses else None, "p99": p99},
+        "pauses_ms": {
+            "moves": len(pauses),
+            "unknown": unknown,
+            "median": pauses[len(pauses) // 2] if pauses else None,
+            "p99": p99,
+        },
         "tail_ms": {"calm": calm.tail_ms, "during": during.tail_ms},
         "control_plane_killed": killed,
         "judgement": judgement.verdict,

@@ -92,10 +92,10 @@ class DoorMoves:
         """Ask the target how the book came there."""
         return wire.decode_arrival((await self._ask(move.target, Method.ARRIVAL_STATUS, move, {})).body)
 
-    async def open_arrival(self, move: Move, receipt: bytes, profile: Profile) -> None:
-        """Have the target serve the partner; once is enough."""
+    async def open_arrival(self, move: Move, receipt: bytes, profile: Profile) -> bool:
+        """Have the target serve the partner; once is enough. Say whether somebody had it do so before."""
         said = {"receipt": receipt, "profile": encode_profile(profile)}
-        await self._ask(move.target, Method.OPEN_ARRIVAL, move, said)
+        return _json(await self._ask(move.target, Method.OPEN_ARRIVAL, move, said)).get("was_open") is True
 
     async def end_arrival(self, move: Move) -> None:
         """Remove what arrived at the target."""

@@ -157,6 +157,8 @@ METRICS_BYTES_MAX: Final = 64 * 1_048_576
 MOVE_STEP_TIMEOUT_MS: Final = 6_000
 MOVE_RETRY_DELAY_MS_MIN: Final = 200
 MOVE_RETRY_DELAY_MS_MAX: Final = 5_000
+# A partner that was stopped for a seal that never came is served again after so long.
+QUIESCE_LEASE_MS: Final = wire_limits.QUIESCE_LEASE_MS
 # A move that failed otherwise is looked at again so much later.
 MOVE_RESUME_DELAY_MS: Final = 60_000
 # Steps of moves at once between two cells: an evacuation begins with all of a cell's partners.

@@ -25,7 +25,9 @@ STATES: Final = ("copying", "sealing", "clearing", "erasing", "aborting")
 class Move:
     """One move. `why`: what went wrong last. `attempt`: of the copy, from 1; a later one begins anew.
 
-    `pause_ms`: how long the partner's commands waited, as the control plane saw it; -1: not known.
+    `pause_ms`: how long the partner's commands waited at most, as the control plane saw it, of several attempts in the
+    one in which they waited longest; None: not known. `quiesced_at_ms`: since when they wait in this attempt, in
+    milliseconds since 1970; None: they don't, or that is not known.
     """
 
     id: str
@@ -38,17 +40,23 @@ class Move:
     who: str
     started_at: str
     why: str = ""
-    pause_ms: int = -1
+    pause_ms: int | None = 0
     rows: int = 0
     way: str = "copy"
+    quiesced_at_ms: int | None = None
 
     def tried_again(self, why: str) -> "Move":
         """Give the move with its copy begun anew."""
         return replace(self, state="copying", attempt=self.attempt + 1, why=why)
 
+    def paused(self, pause_ms: int | None) -> "Move":
+        """Give the move after its partner's commands waited for so long (None: not known), and are served again."""
+        return replace(self, pause_ms=longest_ms(self.pause_ms, pause_ms), quiesced_at_ms=None)
+
     def as_evacuation(self) -> "Move":
-        """Give the move as one that does not ask its source any more, which is dead."""
-        return replace(self, way="evacuate", state="copying", attempt=self.attempt + 1, why="its cell is dead")
+        """Give the move as one that does not ask its source any more, which is dead. Since when, nobody knows."""
+        told = self.paused(None)
+        return replace(told, way="evacuate", state="copying", attempt=self.attempt + 1, why="its cell is dead")
 
     def described(self) -> dict[str, Any]:
         """Give what operators see: all but the token."""
@@ -62,7 +70,7 @@ class Move:
             "who": self.who,
             "started_at": self.started_at,
             "why": self.why,
-            "pause_ms": None if self.pause_ms < 0 else self.pause_ms,
+            "pause_ms": self.pause_ms,
             "rows": self.rows,
             "way": self.way,
         }
@@ -77,6 +85,11 @@ class Burial:
     move_id: str
     target: str
     token: str
+
+
+def longest_ms(first: int | None, second: int | None) -> int | None:
+    """Give the longer of two pauses; None, not known, where one of them is not."""
+    return None if first is None or second is None else max(first, second)
 
 
 def way_between(source: Mapping[str, Any], target: Mapping[str, Any]) -> str:

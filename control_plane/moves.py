@@ -31,7 +31,11 @@ log = structlog.get_logger()
 
 
 class MoveAbortedError(RefusedError):
-    """The partner was not moved: it is served where it was."""
+    """The partner was not moved: it is served where it was. `pause_ms`: as of a move, what it cost all the same."""
+
+    def __init__(self, what: str, *, pause_ms: int | None, where: str = "", hint: str = "") -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.pause_ms = pause_ms
 
 
 class Moves:
@@ -50,9 +54,11 @@ class Moves:
         places: Callable[[], Mapping[str, Mapping[str, Any]]],
         *,
         monotonic: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._registry = registry
         self._doors = doors
+        self._now_ms = now_ms
         self._publish = publish
         self._directory_version = directory_version
         self._to_profile = to_profile
@@ -102,7 +108,7 @@ class Moves:
                 f"{partner_id}'s book is in {new.source}'s own files: only that cell can give it",
                 hint="bring the cell back; evacuation is for cells that share a FoundationDB cluster",
             )
-        return replace(new, way="evacuate")
+        return replace(new.paused(None), way="evacuate")
 
     async def abort(self, partner_id: str, who: str) -> Move:
         """Take a move back that is not sealed yet, and give it. Raises NotFoundError, RefusedError."""
@@ -268,7 +274,8 @@ class Moves:
                 return await self._registry.put_move(replace(move, state="aborting", why=why))
             # A copy takes half of the time at most; the rest is its cells' partners'.
             await asyncio.sleep(self._monotonic() - began)
-        move = await self._registry.put_move(replace(move, state="sealing", rows=arrival.rows))
+        sealing = replace(move, state="sealing", rows=arrival.rows, quiesced_at_ms=self._now_ms())
+        move = await self._registry.put_move(sealing)
         began = self._monotonic()
         left: Copied | None = await self._doors.quiesce(move, number)
         while left is not None:
@@ -278,7 +285,7 @@ class Moves:
         receipt = await self._doors.seal(move, arrival, self._directory_version())
         await self._doors.open_arrival(move, receipt, profile)
         pause_ms = int((self._monotonic() - began) * 1_000)
-        return await self._arrived(replace(move, pause_ms=pause_ms, rows=arrival.rows))
+        return await self._arrived(replace(move.paused(pause_ms), rows=arrival.rows))
 
     async def _take_over(self, move: Move) -> Move:
         """Have the target take the book over where it stands: nothing is copied."""
@@ -289,12 +296,12 @@ class Moves:
         if move.way == "evacuate":
             return await self._registry.put_move(replace(move, state="sealing"))
         await self._doors.begin_leaving(move)
-        move = await self._registry.put_move(replace(move, state="sealing"))
+        move = await self._registry.put_move(replace(move, state="sealing", quiesced_at_ms=self._now_ms()))
         began = self._monotonic()
         await self._doors.quiesce(move, None)
         receipt = await self._doors.seal(move, Arrival(move.id, 0), self._directory_version())
         await self._doors.open_arrival(move, receipt, profile)
-        return await self._arrived(replace(move, pause_ms=int((self._monotonic() - began) * 1_000)))
+        return await self._arrived(move.paused(int((self._monotonic() - began) * 1_000)))
 
     async def _is_open(self, move: Move, profile: Profile) -> bool:
         """Say whether the target serves the partner already: a router may have opened it, or this before it ended."""
@@ -306,18 +313,29 @@ class Moves:
         return True
 
     async def _find_out(self, move: Move) -> Move:
-        """Ask the source whether it sealed: forward if it did, the copy anew if not. A dead one is not asked."""
+        """Ask the source whether it sealed: forward if it did, the copy anew if not. A dead one is not asked.
+
+        Where it did not, the partner is served there again now, or since its lease ended. Where it did, and a router
+        had the target serve it before, that is not known of.
+        """
         if move.way == "evacuate":
             profile = self._to_profile(self._registry.partner(move.partner_id))
             await self._doors.open_arrival(move, _evacuated(move), profile)
             return await self._arrived(move)
         receipt = await self._doors.end_leaving(move)
         if receipt is None:
-            return await self._registry.put_move(move.tried_again(move.why or "it was not sealed"))
+            waited_ms = self._waited_ms(move)
+            told = move.paused(None if waited_ms is None else min(waited_ms, limits.QUIESCE_LEASE_MS))
+            return await self._registry.put_move(told.tried_again(move.why or "it was not sealed"))
         decode_receipt(receipt)
         profile = self._to_profile(self._registry.partner(move.partner_id))
-        await self._doors.open_arrival(move, receipt, profile)
-        return await self._arrived(move)
+        was_open = await self._doors.open_arrival(move, receipt, profile)
+        return await self._arrived(move.paused(None if was_open else self._waited_ms(move)))
+
+    def _waited_ms(self, move: Move) -> int | None:
+        """Give for how long a partner's commands wait by now; None: not known, or the clock was set back."""
+        waited_ms = -1 if move.quiesced_at_ms is None else self._now_ms() - move.quiesced_at_ms
+        return None if waited_ms < 0 else waited_ms
 
     async def _arrived(self, move: Move) -> Move:
         moved = await self._registry.partner_moved(replace(move, state="clearing", why=""))
@@ -357,6 +375,7 @@ class Moves:
         self._aborting.discard(move.partner_id)
         raise MoveAbortedError(
             f"{ended.partner_id} stays in {ended.source}: {ended.why}",
+            pause_ms=ended.pause_ms,
             where=f"its move to {ended.target}",
             hint="nothing is lost; ask again once that is mended",
         )

@@ -1,7 +1,7 @@
 """Moves, as a rebalancing asks for them: one partner at a time, and what came of it."""
 
 from control_plane.errors import RefusedError
-from control_plane.moves import Moves
+from control_plane.moves import MoveAbortedError, Moves
 from control_plane.rebalancer import MoveResult
 
 
@@ -15,6 +15,10 @@ class MovesMover:
         """Move a partner. Raises ControlPlaneError where nothing is known of how it went."""
         try:
             moved = await self._moves.move(partner_id, to_cell, who)
+        except MoveAbortedError as error:
+            return MoveResult(error.pause_ms, error.what)
         except RefusedError as error:
-            return MoveResult(0, error.what)
-        return MoveResult(max(moved.pause_ms, 0))
+            # It was not begun, or goes on for a person: then its row tells.
+            held = [move for move in self._moves.running() if (move.partner_id, move.target) == (partner_id, to_cell)]
+            return MoveResult(held[0].pause_ms if held else 0, error.what)
+        return MoveResult(moved.pause_ms)

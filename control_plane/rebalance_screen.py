@@ -80,6 +80,8 @@ def show_rebalance(found: dict[str, Any]) -> None:
             f"{found['over_budget']} over the {run['pause_budget_ms']} ms of the budget",
             soft_wrap=True,
         )
+    if pauses["unknown"]:
+        out.print(f"[yellow]of {pauses['unknown']} moves it is not known how long they paused their partner[/]")
     for step in found["failed"]:
         out.print(f"[red]{shown_as(step['partner_id'])} did not move:[/] {escape(step['error'])}", soft_wrap=True)
     if run["state"] in {"paused", "stopped"}:

@@ -22,6 +22,7 @@ from control_plane import dry_run, limits, registry_codec, registry_keys
 from control_plane.data_folder import timestamp
 from control_plane.dry_run import DryRunDone
 from control_plane.errors import ControlPlaneError, PlanChangedError, RefusedError
+from control_plane.move_record import longest_ms
 from control_plane.publishing import cells_of_directory
 from control_plane.rebalancing import By, Plan, Resident, name_of, plan
 from control_plane.registry import Registry
@@ -37,9 +38,9 @@ _BOUNDS: Final = ("at_once", "per_hour", "pause_budget_ms")
 
 @dataclass(frozen=True, slots=True)
 class MoveResult:
-    """What became of a move: how long its partner waited, and why it failed, if it did."""
+    """What became of a move: how long its partner waited (None: not known), and why it failed, if it did."""
 
-    pause_ms: int
+    pause_ms: int | None
     error: str | None = None
 
 
@@ -202,6 +203,9 @@ class Rebalancer:
                 "median": pauses[len(pauses) // 2] if pauses else None,
                 "p99": pauses[min(len(pauses) - 1, len(pauses) * 99 // 100)] if pauses else None,
                 "max": pauses[-1] if pauses else None,
+                "unknown": sum(
+                    step.pause_ms is None and step.attempts > 0 and step.state != "moving" for step in steps
+                ),
             },
             "over_budget": 0 if self._run is None else sum(ms > self._run.pause_budget_ms for ms in pauses),
             "moving": [asdict(step) for step in shown if step.state == "moving"][:_STEPS_SHOWN_MAX],
@@ -307,13 +311,15 @@ class Rebalancer:
     async def _carry_out(self, step: RebalanceStep) -> None:
         assert self._run is not None
         result = await self._mover.move(step.partner_id, step.to_cell, f"rebalance {self._run.id}")
-        ended = replace(step, ended_at_ms=self._now_ms(), pause_ms=result.pause_ms, error=result.error or "")
+        pause_ms = longest_ms(step.pause_ms if step.attempts > 1 else 0, result.pause_ms)
+        ended = replace(step, ended_at_ms=self._now_ms(), pause_ms=pause_ms, error=result.error or "")
         if result.error is None:
             ended = replace(ended, state="done")
             self._failures_in_row = 0
         else:
             self._failures_in_row += 1
-            is_last = step.attempts >= limits.REBALANCE_ATTEMPTS_MAX or result.pause_ms > self._run.pause_budget_ms
+            is_too_long = result.pause_ms is None or result.pause_ms > self._run.pause_budget_ms
+            is_last = is_too_long or step.attempts >= limits.REBALANCE_ATTEMPTS_MAX
             ended = replace(ended, state="failed" if is_last else "waiting")
             self._not_before_ms[step.partner_id] = self._monotonic_ms() + limits.REBALANCE_RETRY_DELAY_MS
             log.warning("rebalance_move_failed", partner=step.partner_id, error=result.error, again=not is_last)

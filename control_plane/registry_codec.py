@@ -44,6 +44,10 @@ _CHAINED_VERSION: Final = 2
 _PARTNER_VERSION: Final = 3
 # How many fields a partner has in each version: isolation and acquirers came with 2, currencies with 3.
 _PARTNER_FIELDS: Final = {1: 11, 2: 13, 3: 14}
+_MOVE_VERSION: Final = 2
+# How many fields a move has in each version: with 2 came since when its partner waits, and None for what is not known.
+_MOVE_FIELDS: Final = {1: 13, 2: 14}
+_MOVE_PAUSE: Final = 10
 # What an index row holds: that it is there.
 PRESENT: Final[bytes] = msgpack.packb([VERSION])
 
@@ -152,12 +156,17 @@ def decode_operator(entry: Entry) -> Operator:
 def encode_move(move: Move) -> bytes:
     """Give a move's bytes."""
     assert move.state in STATES, move.state
-    return _pack(*astuple(move))
+    return bytes(msgpack.packb([_MOVE_VERSION, *astuple(move)]))
 
 
 def decode_move(entry: Entry) -> Move:
-    """Read a move. Raises StoreCorruptError."""
-    move = checked(Move(*_unpack(entry.value, 13)))
+    """Read a move, also of a version before. Raises StoreCorruptError."""
+    version, fields = _unpack_version(entry.value)
+    if type(version) is not int or _MOVE_FIELDS.get(version) != len(fields):
+        raise StoreCorruptError("a row is not of a version that is known here")
+    if version == 1 and fields[_MOVE_PAUSE] == -1:
+        fields[_MOVE_PAUSE] = None
+    move = checked(Move(*fields))
     if move.partner_id != entry.key[1] or move.state not in STATES or move.way not in WAYS:
         raise StoreCorruptError(f"the row of the move of {entry.key[1]!r} is none of it")
     return move

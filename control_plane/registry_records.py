@@ -88,7 +88,11 @@ class Rebalance:
 
 @dataclass(frozen=True, slots=True)
 class RebalanceStep:
-    """One move of a run. Times are milliseconds since 1970; `pause_ms` is what its partner waited."""
+    """One move of a run. Times are milliseconds since 1970.
+
+    `pause_ms`: what its partner waited, of several attempts in the one in which it waited longest. None: it was not
+    tried to the end yet, or, where it was, that is not known.
+    """
 
     run_id: str
     partner_id: str

@@ -138,8 +138,8 @@ def waiting(text: str) -> Iterator[Callable[[str], None]]:
 def show_move(found: dict[str, Any]) -> None:
     """Show one move and how it went."""
     if found.get("ended"):
-        pause = "" if found["pause_ms"] is None else f"; its requests waited {found['pause_ms']} ms"
-        say(f"{found['partner']} is in {found['target']} now: {found['rows']} rows{pause}")
+        pause = "not known" if found["pause_ms"] is None else f"{found['pause_ms']} ms"
+        say(f"{found['partner']} is in {found['target']} now: {found['rows']} rows; its requests waited: {pause}")
     else:
         say(f"{found.get('partner')} is on its way to {found.get('target')}: {found.get('state')}. {found.get('why')}")
 

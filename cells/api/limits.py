@@ -36,6 +36,10 @@ PARTNER_ID_BYTES_MAX: Final = FRAME_NAME_CHARACTERS_MAX
 # A command is sent at most so often, whatever dies; then the caller is told to ask.
 COMMAND_SENDS_MAX: Final = 2
 
+# A partner that moves to another cell: its commands wait so long for the seal, whoever asked for it; then it is served
+# where it was.
+QUIESCE_LEASE_MS: Final = 2_000
+
 # One partner's share of the door.
 DOOR_PARTNER_COMMANDS_MAX: Final = 256
 # Beside them, of its acquirer's notifications: neither a partner's flood nor an acquirer's takes the other's places.

@@ -99,7 +99,8 @@ class Method:
     BEGIN_ARRIVAL = "begin_arrival"  # {move_id, attempt, token_hash, profile, place | None, is_sealed}
     TAKE_ROWS = "take_rows"  # a batch -> how far the copy is
     ARRIVAL_STATUS = "arrival_status"  # {} -> how far the copy is
-    OPEN_ARRIVAL = "open_arrival"  # {receipt, profile}; {receipt} by a router, which has it of the tombstone
+    # {receipt, profile}; {receipt} by a router, which has it of the tombstone -> {was_open}: whether it was so before
+    OPEN_ARRIVAL = "open_arrival"
     END_ARRIVAL = "end_arrival"  # {move_id}: remove what has arrived
     SUM_ROWS = "sum_rows"  # {after: key | None} -> [content, rows, key | None]
     BURY_MOVED = "bury_moved"  # {receipt}: of a partner whose book was taken over while this cell was dead

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,16 +117,18 @@ class Installed:
         assert isinstance(answer, Answer), answer
         return [payment["id"] for payment in orjson.loads(answer.body)["data"]]
 
-    def again(self) -> None:
+    def again(self, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         """Start the control plane anew, over what it wrote down."""
-        self.moves = self._moves()
+        self.moves = self._moves(now_ms)
 
-    def _moves(self) -> Moves:
+    def _moves(self, now_ms: Callable[[], int]) -> Moves:
         async def publish() -> None:
             self.published.append(self.registry.partner(PARTNER).cell)
 
         doors = DoorMoves(self.doors)
-        return Moves(self.registry, doors, publish, lambda: DIRECTORY_VERSION, to_profile, lambda: self.places)
+        return Moves(
+            self.registry, doors, publish, lambda: DIRECTORY_VERSION, to_profile, lambda: self.places, now_ms=now_ms
+        )
 
 
 @pytest.fixture
@@ -353,6 +356,7 @@ async def test_the_pause_that_is_told_lasts_until_the_partner_is_served(
 
     monkeypatch.setattr(installed.target.door._ownership, "_activate", slowly)
     ended = await installed.moves.move(PARTNER, "cell-1", "ann")
+    assert ended.pause_ms is not None
     assert ended.pause_ms >= 600
     assert isinstance(await installed.write(installed.target, "c1"), Answer)
 
@@ -570,6 +574,73 @@ async def test_a_router_opens_the_arrival_when_the_control_plane_is_gone(install
     await installed.moves.resume()
     await asyncio.wait_for(asyncio.gather(*installed.moves._tasks.values()), 20)
     assert installed.registry.partner(PARTNER).cell == "cell-1"
+    assert await told_pause_ms(installed) is None, "until the router came"
+
+
+# What a pause was, where nobody watched it to its end
+
+
+async def told_pause_ms(installed: Installed) -> int | None:
+    (ended, *_) = await installed.registry.changes(PARTNER)
+    pause_ms: int | None = ended.detail["pause_ms"]
+    return pause_ms
+
+
+async def die_and_go_on(installed: Installed, before: str, later_ms: int) -> None:
+    """Have the control plane die before a step, and the next one go on, so much later by the wall clock."""
+
+    async def die() -> None:
+        raise asyncio.CancelledError
+
+    installed.doors.before[before] = die
+    await asyncio.wait([await installed.moves.start(PARTNER, "cell-1", "ann")])
+    move = installed.registry.move(PARTNER)
+    assert move is not None
+    assert move.quiesced_at_ms is not None
+    then_ms = move.quiesced_at_ms + later_ms
+    installed.again(lambda: then_ms)
+    await installed.moves.resume()
+    await asyncio.wait_for(asyncio.gather(*installed.moves._tasks.values()), 20)
+    assert installed.registry.partner(PARTNER).cell == "cell-1"
+
+
+@pytest.mark.parametrize(("later_ms", "told_ms"), [(5_000, 5_000), (-1, None)])
+async def test_of_a_partner_that_is_sealed_its_row_tells_since_when_it_waits(
+    installed: Installed, later_ms: int, told_ms: int | None
+) -> None:
+    await installed.onboard()
+    await die_and_go_on(installed, Method.OPEN_ARRIVAL, later_ms)
+    assert await told_pause_ms(installed) == told_ms
+
+
+async def test_who_is_not_sealed_waits_no_longer_than_the_lease(installed: Installed) -> None:
+    await installed.onboard()
+    await die_and_go_on(installed, Method.SEAL, 3_600_000)
+    assert await told_pause_ms(installed) == limits.QUIESCE_LEASE_MS
+
+
+async def test_a_move_that_comes_to_nothing_tells_the_pause_that_it_cost(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MOVE_ATTEMPTS_MAX", 2)
+    await installed.onboard()
+
+    async def refuse() -> None:
+        await asyncio.sleep(0.2)
+        installed.doors.before[Method.COPY_ROWS] = _lost
+        await _lost()
+
+    installed.doors.before[Method.SEAL] = refuse
+    with pytest.raises(MoveAbortedError) as found:
+        await installed.moves.move(PARTNER, "cell-1", "ann")
+    assert found.value.pause_ms is not None
+    assert 200 <= found.value.pause_ms <= limits.QUIESCE_LEASE_MS
+    assert await told_pause_ms(installed) == found.value.pause_ms
+    installed.doors.before[Method.BEGIN_LEAVING] = _lost
+    monkeypatch.setattr(limits, "MOVE_ATTEMPTS_MAX", 1)
+    with pytest.raises(MoveAbortedError) as found:
+        await installed.moves.move(PARTNER, "cell-1", "ann")
+    assert found.value.pause_ms == 0, "it was served all the time"
 
 
 @pytest.mark.parametrize("method", [Method.SEAL, Method.BEGIN_ARRIVAL, Method.TAKE_ROWS, Method.ERASE_MOVED])

@@ -335,9 +335,8 @@ class Simulation:
 
         doors = DoorMoves(SimulatedDoors(self, life))
         monotonic = asyncio.get_running_loop().time
-        self.moves = Moves(
-            self.registry, doors, publish, lambda: 1, to_profile, lambda: self.places, monotonic=monotonic
-        )
+        clocks: dict[str, Any] = {"monotonic": monotonic, "now_ms": lambda: int(monotonic() * 1_000)}
+        self.moves = Moves(self.registry, doors, publish, lambda: 1, to_profile, lambda: self.places, **clocks)
         self.burials = Burials(self.registry, doors)
         self.ever.append((life, self.moves, self.registry))
         self.up.set()

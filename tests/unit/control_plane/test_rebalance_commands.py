@@ -27,7 +27,7 @@ STATUS: dict[str, Any] = {
     "plan_id": PLAN["id"],
     "counts": dict.fromkeys(("done", "failed", "moving", "skipped"), 0) | {"waiting": len(PLAN["moves"])},
     "steps": len(PLAN["moves"]),
-    "pause_ms": {"median": None, "p99": None, "max": None},
+    "pause_ms": {"median": 80, "p99": 90, "max": 90, "unknown": 3},
     "over_budget": 0,
     "moving": [],
     "failed": [],
@@ -73,6 +73,7 @@ def test_what_is_begun_is_shown_with_its_cost(asked: list[tuple[Any, ...]]) -> N
     assert f"plan {PLAN['id']}: {len(PLAN['moves'])} moves" in shown.stdout
     assert f"{PLAN['moves'][0]['partner_id']}: cell-0 -> cell-1" in shown.stdout
     assert f"{len(PLAN['moves'])} waiting" in shown.stdout
+    assert "of 3 moves it is not known" in shown.stdout
     assert json.loads(run("--apply", "--json").stdout)["plan"] == PLAN
     assert "plan_id" not in asked[1][2]
 

@@ -34,7 +34,7 @@ class Mover:
         self.at_once = 0
         self.most_at_once = 0
         self.fails: Counter[str] = Counter()
-        self.pause_ms = 80
+        self.pause_ms: int | None = 80
         self.gate: asyncio.Event | None = None
 
     async def move(self, partner_id: str, to_cell: str, who: str) -> MoveResult:
@@ -235,6 +235,38 @@ async def test_whom_a_failed_move_paused_too_long_is_left_alone(world: World) ->
     assert [step["partner_id"] for step in done["failed"]] == [first]
     assert done["failed"][0]["error"] == "the target is full"
     assert done["over_budget"] == done["steps"]
+
+
+async def test_a_pause_that_is_not_known_is_counted_as_that_and_never_as_none(world: World) -> None:
+    run = await world.open()
+    first = (await run.plan("hash", FAST)).moves[0].partner_id
+    world.mover.fails[first] = 1
+    world.mover.pause_ms = None
+    await run.apply("hash", FAST, "ann")
+    world.mover.gate = asyncio.Event()
+    assert (await world.steps(run, 2))["pause_ms"]["unknown"] == 0, "they are under way"
+    world.mover.gate.set()
+    done = await world.steps(run)
+    assert done["pause_ms"] == {"median": None, "p99": None, "max": None, "unknown": done["steps"]}
+    assert done["over_budget"] == 0
+    assert world.mover.moves.count(first) == 1, "it may have been over the budget"
+    assert (await run.plan("hash", FAST)).pause_ms == limits.REBALANCE_PAUSE_MS_EXPECTED
+
+
+async def test_of_several_attempts_the_longest_pause_is_told(world: World) -> None:
+    run = await world.open()
+    await run.apply("hash", Bounds(at_once=1, per_hour=1_000), "ann")
+    world.mover.gate = asyncio.Event()
+    await world.steps(run, 1)
+    (first,) = world.mover.moves
+    world.mover.fails[first] = 1
+    world.mover.pause_ms = 200
+    world.mover.gate.set()
+    await world.steps(run, 1)
+    world.mover.pause_ms = 10
+    done = await world.steps(run)
+    assert world.mover.moves.count(first) == 2
+    assert (done["pause_ms"]["max"], done["pause_ms"]["median"], done["pause_ms"]["unknown"]) == (200, 10, 0)
 
 
 async def test_a_failed_move_is_tried_again_but_not_for_ever(world: World) -> None:

@@ -8,7 +8,7 @@ import msgpack
 import pytest
 
 from control_plane import registry_codec, registry_keys
-from control_plane.move_record import Burial
+from control_plane.move_record import Burial, Move
 from control_plane.registry_records import IMPORTED, Cell, Change, Key, Origin, Owner, Partner, Rebalance, RebalanceStep
 from stores import tuple_keys
 from stores.contract import Entry, StoreCorruptError
@@ -16,6 +16,7 @@ from stores.contract import Entry, StoreCorruptError
 PARTNER = Partner("acme", "Acmé", "active", "live", "cell-3", 1, 2, 3, "2026-11-22", 4, "2026-11-22T00:00:00.000Z")
 CELL = Cell("cell-3", 3, "draining", 0.0, "127.0.0.1", 8104, 8104, 8204, 8304, "", "2026-11-22T00:00:00.000Z")
 KEY = Key("key_1", "acme", "ab" * 32, "wxyz", "2026-11-22T00:00:00.000Z", "2026-11-23T00:00:00.000Z", None)
+MOVE = Move("move_1", "acme", "cell-0", "cell-1", "t", "sealing", 1, "ann", "now", "", 80, 9, "copy", 1_800_000_000_000)
 CHANGE = Change(
     7, "2026-11-22T00:00:00.000Z", "ann@host", "noted", None, {"a": [1, None, {"b": "\u2028"}], "n": 10**30}
 )
@@ -63,6 +64,11 @@ DECODERS: list[tuple[str, Callable[[bytes], Any], bytes]] = [
         registry_codec.encode_rebalance_step(RebalanceStep("r", "acme", "cell-0", "cell-1", 9, "moving")),
     ),
     (
+        "move",
+        lambda value: registry_codec.decode_move(Entry(registry_keys.move("acme"), value)),
+        registry_codec.encode_move(MOVE),
+    ),
+    (
         "burial",
         lambda value: registry_codec.decode_burial(Entry(registry_keys.burial("cell-0", "acme"), value)),
         registry_codec.encode_burial(Burial("acme", "cell-0", "move_1", "cell-1", "t")),
@@ -106,6 +112,13 @@ def test_a_partner_of_before_currencies_takes_all() -> None:
     old = msgpack.packb([2, *fields[1:14]])
     partner = registry_codec.decode_partner(Entry(registry_keys.partner("acme"), old))
     assert (partner.acquirers, partner.currencies) == (("main",), ())
+
+
+@pytest.mark.parametrize(("pause_ms", "told"), [(-1, None), (0, 0), (80, 80)])
+def test_a_move_of_before_unknown_pauses_is_read(pause_ms: int, told: int | None) -> None:
+    fields = msgpack.unpackb(registry_codec.encode_move(replace(MOVE, pause_ms=pause_ms)))
+    move = registry_codec.decode_move(Entry(registry_keys.move("acme"), msgpack.packb([1, *fields[1:14]])))
+    assert move == replace(MOVE, pause_ms=told, quiesced_at_ms=None)
 
 
 @pytest.mark.parametrize(
