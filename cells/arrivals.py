@@ -13,7 +13,7 @@ import msgpack
 import structlog
 
 from actors import keyspace
-from actors.errors import StoreError
+from actors.errors import StoreError, StoreMissingError
 from actors.store import Clear, Put
 from actors.values import dataclass
 from cells import door_answers, door_metrics, limits
@@ -31,7 +31,7 @@ from stores.shelf import Shelf
 
 log = structlog.get_logger()
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,9 @@ class Expected:
     attempt: int
     token_hash: bytes
     profile: Profile
-    # Where its book is, in another cell's place in the same store; None: it is copied here.
-    place: dict[str, Any] | None = None
+    # Where its book may be, in other cells' places in the same store: the first ones lose it to the later ones and to
+    # us, never the other way. None of them: it is copied here.
+    places: tuple[dict[str, Any], ...] = ()
     # Whether the other cell seals it. A dead one can't.
     is_sealed: bool = True
 
@@ -115,15 +116,15 @@ class Arrivals:
             return copy_lost(f"a later move, {held.move_id}, was begun here")
         if move_id in self.ended.get(partner_id, ()):
             return copy_lost("that move has ended here; this was said before and comes late")
-        place, is_sealed = optional_place(request)
+        places, is_sealed = optional_places(request)
         # What may be erased is what an earlier attempt copied here. The book of a partner that left is erased by the
         # move by which it left: until then it may be the only one.
-        is_ours = held is not None and held.place is None
+        is_ours = held is not None and not held.places
         if not is_ours and partner_id in await self._shelf.names("partners"):
             return copy_lost(f"there is a book of {partner_id} here, and nothing says that it may be erased")
         if is_sealed and not self._ownership.hold_place(profile):
             return not_ready("no worker is ready here to serve it; one is being started")
-        expected = Expected(move_id, attempt, token_hash, profile, place, is_sealed)
+        expected = Expected(move_id, attempt, token_hash, profile, places, is_sealed)
         error = await self._book.write(Put(("arriving", partner_id), encode_expected(expected)))
         if error is not None:
             return _unavailable(error)
@@ -132,7 +133,7 @@ class Arrivals:
         try:
             await self._forget(partner_id)
             await self._shelf.erase("partners", partner_id)
-            if place is None:
+            if not places:
                 await self._shelf.create("partners", partner_id)
         except StoreError as found:
             return _unavailable(found)
@@ -197,7 +198,8 @@ class Arrivals:
         )
         if unwritten is not None:
             return _unavailable(unwritten)
-        self._drop(partner_id, receipt.move_id)
+        self._note_ended(partner_id, receipt.move_id)
+        self._drop(partner_id)
         self._tombstones.pop(partner_id, None)
         seat = self._seats[partner_id] = Seat(profile)
         self._ownership.activate_soon(seat, "arrival")
@@ -219,10 +221,8 @@ class Arrivals:
     ) -> bytes | None:
         """See to it that the book here is the one that was sealed: taken over, or copied to the last row."""
         try:
-            if expected.place is not None:
-                sealed_by = data if expected.is_sealed else None
-                name = ("partners", partner_id)
-                await self._shelf.adopt(expected.place, name, seal=keyspace.MOVED, sealed_by=sealed_by)
+            if expected.places:
+                await self._adopt(partner_id, expected.places, data if expected.is_sealed else None)
                 return None
             arrival = self._complete.get(partner_id) or await read_arrival(self._shelf, partner_id)
         except (StoreError, MessageError) as error:
@@ -232,6 +232,27 @@ class Arrivals:
             return None
         log.error("arrival_differs", partner=partner_id, receipt=str(receipt), arrival=str(arrival))
         return copy_lost("what arrived is not what was sealed")
+
+    async def _adopt(self, partner_id: str, places: tuple[dict[str, Any], ...], sealed_by: bytes | None) -> None:
+        """Take the book over from where it is. It only gets on from one place to a later one, so it is found."""
+        for number, place in enumerate(places, 1):
+            try:
+                await self._shelf.adopt(place, ("partners", partner_id), seal=keyspace.MOVED, sealed_by=sealed_by)
+            except StoreMissingError:
+                if number == len(places):
+                    raise
+            else:
+                return
+
+    async def end_lost(self, partner_id: str, move_id: str) -> bytes | None:
+        """Expect a partner no more whose book another cell took over; give why that could not be written down.
+
+        What is said of that move later is refused, also where this cell never heard of it before.
+        """
+        if not move_id or move_id in self.ended.get(partner_id, ()):
+            return None
+        async with self._locks.setdefault(partner_id, asyncio.Lock()):
+            return await self._drop_for_good(partner_id, move_id)
 
     async def _end(self, request: Request) -> bytes:
         """Remove what arrived of a move that was given up."""
@@ -244,18 +265,27 @@ class Arrivals:
             return door_answers.ok({})
         try:
             await self._forget(partner_id)
-            if expected is not None and expected.place is None:
+            if expected is not None and not expected.places:
                 await self._shelf.erase("partners", partner_id)
         except StoreError as error:
             return _unavailable(error)
-        unwritten = await self._book.write(Clear(("arriving", partner_id)), self._ended_row(partner_id, move_id))
-        if unwritten is not None:
-            return _unavailable(unwritten)
-        self._drop(partner_id, move_id)
-        self._ownership.free_place(partner_id)
-        return door_answers.ok({})
+        return await self._drop_for_good(partner_id, move_id) or door_answers.ok({})
 
     # Inside
+
+    async def _drop_for_good(self, partner_id: str, move_id: str) -> bytes | None:
+        """Write down that a move has ended here, and that nobody is expected by it; give why it can't be written."""
+        expected = self.expected.get(partner_id)
+        is_another = expected is not None and expected.move_id != move_id
+        rows = [] if is_another else [Clear(("arriving", partner_id))]
+        unwritten = await self._book.write(*rows, self._ended_row(partner_id, move_id))
+        if unwritten is not None:
+            return _unavailable(unwritten)
+        self._note_ended(partner_id, move_id)
+        if not is_another:
+            self._drop(partner_id)
+            self._ownership.free_place(partner_id)
+        return None
 
     async def _forget(self, partner_id: str) -> None:
         """Have the worker that wrote the book close it."""
@@ -270,8 +300,10 @@ class Arrivals:
         kept = [known for known in self.ended.get(partner_id, ()) if known != move_id]
         return [*kept, move_id][-limits.ENDED_MOVES_KEPT_MAX :]
 
-    def _drop(self, partner_id: str, move_id: str) -> None:
+    def _note_ended(self, partner_id: str, move_id: str) -> None:
         self.ended[partner_id] = self._ended_with(partner_id, move_id)
+
+    def _drop(self, partner_id: str) -> None:
         self.expected.pop(partner_id, None)
         self._links.pop(partner_id, None)
         self._complete.pop(partner_id, None)
@@ -288,7 +320,7 @@ def encode_expected(expected: Expected) -> bytes:
                 expected.attempt,
                 expected.token_hash,
                 profile,
-                expected.place,
+                expected.places,
                 expected.is_sealed,
             ]
         )
@@ -298,10 +330,12 @@ def encode_expected(expected: Expected) -> bytes:
 def read_expected(partner_id: str, value: bytes) -> Expected | None:
     """Read one that the cell's book keeps. One that can't be read is begun anew by the move's next attempt."""
     try:
-        version, move_id, attempt, token_hash, profile, place, is_sealed = msgpack.unpackb(value)
-        if version == _VERSION:
+        version, move_id, attempt, token_hash, profile, places, is_sealed = msgpack.unpackb(value)
+        if version == 1:  # there was one place, or none
+            places = [] if places is None else [places]
+        if version in {1, _VERSION}:
             known = messages.decode_profile(profile)
-            return Expected(str(move_id), int(attempt), bytes(token_hash), known, place, bool(is_sealed))
+            return Expected(str(move_id), int(attempt), bytes(token_hash), known, tuple(places), bool(is_sealed))
         error = f"version {version!r}"
     except (MessageError, ValueError, TypeError) as found:
         error = str(found)
@@ -319,13 +353,14 @@ def read_ended(partner_id: str, value: bytes) -> list[str] | None:
     return [str(move_id) for move_id in found] if isinstance(found, list) else None
 
 
-def optional_place(request: Request) -> tuple[dict[str, Any] | None, bool]:
-    """Read where the book is that is to be taken over, and whether its cell seals it. Raises MessageError."""
+def optional_places(request: Request) -> tuple[tuple[dict[str, Any], ...], bool]:
+    """Read where the book may be that is to be taken over, and whether its cell seals it. Raises MessageError."""
     said = msgpack.unpackb(request.body)
-    place, is_sealed = said.get("place"), said.get("is_sealed", True)
-    if not isinstance(place, dict | None) or not isinstance(is_sealed, bool):
-        raise MessageError(f"place and is_sealed can't be {place!r:.80} and {is_sealed!r:.20}")
-    return place, is_sealed
+    places, is_sealed = said.get("places", []), said.get("is_sealed", True)
+    is_list = isinstance(places, list) and all(isinstance(place, dict) for place in places)
+    if not is_list or not isinstance(is_sealed, bool):
+        raise MessageError(f"places and is_sealed can't be {places!r:.80} and {is_sealed!r:.20}")
+    return tuple(places), is_sealed
 
 
 async def _ask(link: Link, method: str, partner_id: str, said: dict[str, Any]) -> bytes:

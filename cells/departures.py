@@ -6,6 +6,7 @@ come back for it to be served again. With the seal it is gone; what waits, and w
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,8 @@ class Departures:
         self._departing: dict[str, _Departure] = {}
         self.tombstones: dict[str, Receipt] = {}
         self._not_kept: set[str] = set()  # tombstones that only this door knows of
+        # Expects a partner no more whose book another cell took over (arrivals.py).
+        self.end_arrival: Callable[[str, str], Awaitable[bytes | None]] | None = None
         ownership.on_sealed = self._depart
 
     def tombstone(self, partner_id: str) -> bytes | None:
@@ -232,9 +235,13 @@ class Departures:
 
     async def _bury(self, request: Request) -> bytes:
         """Let go of a partner whose book another cell took over while this one could not be asked."""
-        (data,) = fields(request, receipt=bytes)
+        data, arrival_id = fields(request, receipt=bytes, arrival_id=str)
         receipt = moves.decode_receipt(data)
         partner_id = request.partner_id
+        assert self.end_arrival is not None
+        unwritten = await self.end_arrival(partner_id, arrival_id)
+        if unwritten is not None:
+            return unwritten
         seat = self._seats.get(partner_id)
         if seat is None:
             if partner_id not in self.tombstones:

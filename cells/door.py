@@ -127,6 +127,7 @@ class Door:
         self._ownership = Ownership(self._seats, self._book, acquirers, self.confirm)
         self._departures = Departures(self._seats, self._book, shelf, self._ownership)
         self._arrivals = Arrivals(self._seats, self._book, shelf, self._ownership, self._departures.tombstones)
+        self._departures.end_arrival = self._arrivals.end_lost
         self._erasures = Erasures(self._seats, self._book, shelf, self._ownership)
 
     # Start and end

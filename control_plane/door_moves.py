@@ -1,5 +1,6 @@
 """The steps of a move, as the doors take them: each a request that may be repeated. What to do next is in moves.py."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,14 +72,14 @@ class DoorMoves:
         receipt = bytes.fromhex(str(_json(answer).get("receipt", "")))
         return receipt or None
 
-    async def begin_arrival(self, move: Move, profile: Profile, place: dict[str, Any] | None = None) -> None:
-        """Make an empty book at the target, where what an earlier attempt left is removed; or say where it stands."""
+    async def begin_arrival(self, move: Move, profile: Profile, places: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Make an empty book at the target, where what an earlier attempt left is removed; or say where it may be."""
         said = {
             "move_id": move.id,
             "attempt": move.attempt,
             "token_hash": wire.hash_token(move.token),
             "profile": encode_profile(profile),
-            "place": place,
+            "places": [dict(place) for place in places],
             "is_sealed": move.way != "evacuate",
         }
         await self._ask(move.target, Method.BEGIN_ARRIVAL, move, said)
@@ -114,7 +115,8 @@ class DoorMoves:
 
     async def bury_moved(self, burial: Burial) -> None:
         """Tell a cell that was dead that the partner's book was taken over."""
-        said = msgpack.packb({"receipt": wire.encode_receipt(evacuated(burial.move_id, burial.target, burial.token))})
+        receipt = wire.encode_receipt(evacuated(burial.move_id, burial.target, burial.token))
+        said = msgpack.packb({"receipt": receipt, "arrival_id": burial.arrival_id})
         await self._send(burial.cell, Method.BURY_MOVED, burial.partner_id, said)
 
     async def erase_moved(self, move: Move) -> None:

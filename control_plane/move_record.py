@@ -9,13 +9,19 @@
 Three ways: the book is copied; or taken over from a cell of the same FoundationDB cluster, where nothing is copied; or
 taken over from such a cell that is dead (evacuation), which nobody asks and whose owners the new epoch fences.
 
-A move that ends is a line in the operators' log; its row goes. Of an evacuation a Burial stays until the cell was told.
-`token` is a secret until the seal.
+Where the cell that was to take a partner over dies too, another move to a third cell replaces the first, and keeps in
+`passed_over` who died. The book is then in the place of the first cell or of one that was passed over, and nowhere
+else: each takes it from those before itself only. So the last one looks in that order, and finds it wherever it is.
+
+A move that ends is a line in the operators' log; its row goes. Of an evacuation a Burial stays for each cell until that
+was told. `token` is a secret until the seal.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+Verdict = Literal["begin", "fence", "redirect", "leave"]
 
 WAYS: Final = ("copy", "hand_over", "evacuate")
 STATES: Final = ("copying", "sealing", "clearing", "erasing", "aborting")
@@ -28,6 +34,8 @@ class Move:
     `pause_ms`: how long the partner's commands waited at most, as the control plane saw it, of several attempts in the
     one in which they waited longest; None: not known. `quiesced_at_ms`: since when they wait in this attempt, in
     milliseconds since 1970; None: they don't, or that is not known.
+    `passed_over`: cells that were to take it over and died, each with the id of the move that was to bring it there,
+    the first one first.
     """
 
     id: str
@@ -44,6 +52,17 @@ class Move:
     rows: int = 0
     way: str = "copy"
     quiesced_at_ms: int | None = None
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the partner is known to live in its new cell."""
+        return self.state in {"clearing", "erasing"}
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The cells that the partner's book may be taken over from, in the order in which it can have got on."""
+        return (self.source, *(cell for cell, _ in self.passed_over))
 
     def tried_again(self, why: str) -> "Move":
         """Give the move with its copy begun anew."""
@@ -57,6 +76,10 @@ class Move:
         """Give the move as one that does not ask its source any more, which is dead. Since when, nobody knows."""
         told = self.paused(None)
         return replace(told, way="evacuate", state="copying", attempt=self.attempt + 1, why="its cell is dead")
+
+    def in_place_of(self, held: "Move") -> "Move":
+        """Give this move as the one that replaces `held`, whose target died on the way."""
+        return replace(self, passed_over=(*held.passed_over, (held.target, held.id)))
 
     def described(self) -> dict[str, Any]:
         """Give what operators see: all but the token."""
@@ -73,18 +96,25 @@ class Move:
             "pause_ms": self.pause_ms,
             "rows": self.rows,
             "way": self.way,
+            "passed_over": [cell for cell, _ in self.passed_over],
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Burial:
-    """A partner's book that was taken over from a cell which is dead: when it is back, it is to be told."""
+    """A partner's book that was taken over from a cell which is dead: when it is back, it is to be told.
+
+    `arrival_id`: the move that was to bring the partner to this cell, and is over; "": it was there. `sources`: whose
+    places the cell would take the book from if it heard of that move once more; the partner stays out of these, too.
+    """
 
     partner_id: str
     cell: str
     move_id: str
     target: str
     token: str
+    arrival_id: str = ""
+    sources: tuple[str, ...] = ()
 
 
 def longest_ms(first: int | None, second: int | None) -> int | None:
@@ -99,8 +129,48 @@ def way_between(source: Mapping[str, Any], target: Mapping[str, Any]) -> str:
 
 
 def may_abort(move: Move) -> bool:
-    """Say whether a move can still be taken back; while it is sealing only the source knows."""
-    return move.state == "copying" or (move.state == "sealing" and move.way != "evacuate")
+    """Say whether a move can still be taken back; while it is sealing only the source knows.
+
+    An evacuation can't: its source can't be asked, and where its book is by now only the last cell finds out.
+    """
+    return move.way != "evacuate" and move.state in {"copying", "sealing"}
+
+
+def verdict(held: Move | None, home: str, dead: str) -> Verdict:
+    """Say what the evacuation of a cell makes of a partner that lives in `home` and is on the move `held`, if on any.
+
+        begin     a move takes it over from the dead cell; one that brought it there and has only words to say is over
+        fence     the move that it is on goes on without asking the dead cell any more
+        redirect  the dead cell was to take it over and is not known to have done so: another one does
+        leave     the dead cell has nothing to do with it, or it is under way already, or only that cell can go on
+
+    A partner that is to be handed over to the dead cell and is not sealed yet is left: its own cell takes it back. One
+    that is being sealed either is, and has no cell, or is taken back within the same moment.
+    """
+    if held is None:
+        return "begin" if home == dead else "leave"
+    if held.has_arrived:
+        return "begin" if home == dead and held.way != "copy" else "leave"
+    if held.source == dead:
+        return "fence" if held.way == "hand_over" else "leave"
+    is_lost = held.way == "evacuate" or (held.way == "hand_over" and held.state == "sealing")
+    return "redirect" if held.target == dead and is_lost else "leave"
+
+
+def burials_of(move: Move) -> tuple[Burial, ...]:
+    """Give who is to be told that this move took a partner over: the cell that it was in, and those that died after."""
+    if move.way != "evacuate":
+        return ()
+    arrivals = ("", *(move_id for _, move_id in move.passed_over))
+    return tuple(
+        Burial(move.partner_id, cell, move.id, move.target, move.token, arrival_id, move.left[:before])
+        for before, (cell, arrival_id) in enumerate(zip(move.left, arrivals, strict=True))
+    )
+
+
+def is_untold(burial: Burial, cell: str) -> bool:
+    """Say whether a partner can't go to a cell before this is told: it, or who would take from it, knows old news."""
+    return cell == burial.cell or cell in burial.sources
 
 
 def is_caught_up(*, is_scanned: bool, changed: int, rows_max: int) -> bool:

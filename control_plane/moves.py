@@ -115,6 +115,11 @@ class Moves:
         held = self._registry.move(partner_id)
         if held is None:
             raise NotFoundError(f"{partner_id} is on no way anywhere", hint="see the moves: bulkhead partner moves")
+        if held.way == "evacuate" and not held.has_arrived:
+            raise RefusedError(
+                f"{partner_id} is taken over from {held.source}, which is dead: that can only go forward",
+                hint=f"where {held.target} died too: bulkhead cell evacuate {held.target}",
+            )
         if not may_abort(held):
             raise RefusedError(
                 f"{partner_id} is served by {held.target} already: its move can only go forward",
@@ -215,7 +220,7 @@ class Moves:
         began_as = move.state, move.way
         while True:
             try:
-                if move.partner_id in self._aborting and move.state == "copying":
+                if move.partner_id in self._aborting and move.state == "copying" and may_abort(move):
                     return await self._registry.put_move(replace(move, state="aborting", why="an operator aborted it"))
                 async with self._slots_between(move):
                     return await step(move)
@@ -292,7 +297,8 @@ class Moves:
         profile = self._to_profile(self._registry.partner(move.partner_id))
         if move.way == "evacuate" and move.attempt > 1 and await self._is_open(move, profile):
             return await self._arrived(move)
-        await self._doors.begin_arrival(move, profile, dict(self._places()[move.source]))
+        places = self._places()
+        await self._doors.begin_arrival(move, profile, [places[cell] for cell in move.left])
         if move.way == "evacuate":
             return await self._registry.put_move(replace(move, state="sealing"))
         await self._doors.begin_leaving(move)

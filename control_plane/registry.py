@@ -29,7 +29,7 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
-from control_plane.move_record import Burial, Move
+from control_plane.move_record import Burial, Move, burials_of, is_untold
 from control_plane.registry_draft import Draft, Held
 from control_plane.registry_errors import AGAIN, explain, lost, not_whole, was_deleted
 from control_plane.registry_reading import load, rows
@@ -171,6 +171,10 @@ class Registry:
     def burials(self) -> list[Burial]:
         """Give what cells are still to be told of partners that were taken over, by cell and partner."""
         return [self._held.burials[place] for place in sorted(self._held.burials)]
+
+    def burials_of(self, partner_id: str) -> list[Burial]:
+        """Give what cells are still to be told of one partner."""
+        return [burial for burial in self._held.burials.values() if burial.partner_id == partner_id]
 
     def deletion(self, partner_id: str) -> Deletion | None:
         """Give a partner's deletion, one that has ended too; None where there is none."""
@@ -427,25 +431,32 @@ class Registry:
         async with self.writing() as draft:
             if self.partner(move.partner_id).status == "erasing":
                 raise RefusedError(f"{move.partner_id} is being erased, so it stays where it is")
-            if (move.target, move.partner_id) in self._held.burials:
-                raise RefusedError(
-                    f"{move.target} was not told yet that {move.partner_id} was taken over from it",
-                    hint="that happens by itself within seconds of its being back; then ask again",
-                )
+            for burial in self.burials_of(move.partner_id):
+                if is_untold(burial, move.target):
+                    raise RefusedError(
+                        f"{burial.cell} was not told yet that {move.partner_id} was taken over by another cell",
+                        hint="that happens by itself within seconds of its being back; then ask again",
+                    )
             draft.put_move(move, new=True)
             detail = {"move": move.id, "from": move.source, "to": move.target}
             draft.note(move.who, "partner_move_begun", move.partner_id, detail)
         return move
 
-    async def begin_evacuation(self, cell: str, moves: Sequence[Move], who: str) -> None:
-        """Write down all moves that take a dead cell's partners over, in one commit, over those under way."""
+    async def begin_evacuation(self, cell: str, plan: Callable[[], Sequence[Move]], who: str) -> Sequence[Move]:
+        """Write down all moves that take a dead cell's partners over, in one commit, over those under way; give them.
+
+        `plan` is asked for them when no other write can come between it and the commit.
+        """
         async with self.writing() as draft:
+            moves = plan()
             for move in moves:
                 held = self._held.moves.get(move.partner_id)
-                if held is not None and held.id != move.id and held.way == "evacuate":
-                    draft.put_burial(_burial_of(held))
+                if held is not None and held.has_arrived:
+                    _bury(draft, held)
                 draft.put_move(move)
-            draft.note(who, "cell_evacuation_begun", None, {"cell": cell, "partners": len(moves)})
+            if moves:
+                draft.note(who, "cell_evacuation_begun", None, {"cell": cell, "partners": len(moves)})
+        return moves
 
     async def put_move(self, move: Move) -> Move:
         """Write down how far a move is; one that was replaced meanwhile is not, and what replaced it is given.
@@ -477,8 +488,8 @@ class Registry:
             if held is not move:
                 return held
             draft.forget_move(move.partner_id)
-            if move.way == "evacuate" and what == "partner_moved":
-                draft.put_burial(_burial_of(move))
+            if what == "partner_moved":
+                _bury(draft, move)
             draft.note(move.who, what, move.partner_id, move.described())
         return move
 
@@ -618,8 +629,9 @@ class Registry:
         raise self.lost
 
 
-def _burial_of(move: Move) -> Burial:
-    return Burial(move.partner_id, move.source, move.id, move.target, move.token)
+def _bury(draft: Draft, move: Move) -> None:
+    for burial in burials_of(move):
+        draft.put_burial(burial)
 
 
 def _plain(value: Any) -> Any:

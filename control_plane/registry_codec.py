@@ -5,6 +5,7 @@ reported; it is never guessed at.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import astuple
 from datetime import datetime
 from typing import Any, Final
@@ -45,9 +46,12 @@ _PARTNER_VERSION: Final = 3
 # How many fields a partner has in each version: isolation and acquirers came with 2, currencies with 3.
 _PARTNER_FIELDS: Final = {1: 11, 2: 13, 3: 14}
 _MOVE_VERSION: Final = 2
-# How many fields a move has in each version: with 2 came since when its partner waits, and None for what is not known.
-_MOVE_FIELDS: Final = {1: 13, 2: 14}
+# How many fields they have in each version: with 2 came who was passed over, in moves and burials, since when a moved
+# partner waits, and None for a pause that is not known.
+_MOVE_FIELDS: Final = {1: 13, 2: 15}
 _MOVE_PAUSE: Final = 10
+_MOVE_PASSED_OVER: Final = 14
+_BURIAL_FIELDS: Final = {1: 5, 2: 7}
 # What an index row holds: that it is there.
 PRESENT: Final[bytes] = msgpack.packb([VERSION])
 
@@ -62,9 +66,7 @@ def encode_partner(partner: Partner) -> bytes:
 
 def decode_partner(entry: Entry) -> Partner:
     """Read a partner, also of a version before. Raises StoreCorruptError."""
-    version, fields = _unpack_version(entry.value)
-    if type(version) is not int or _PARTNER_FIELDS.get(version) != len(fields):
-        raise StoreCorruptError("a row is not of a version that is known here")
+    fields = _unpack_one_of(entry.value, _PARTNER_FIELDS)
     fields[12:] = [tuple(names) if isinstance(names, list) else names for names in fields[12:]]
     partner = checked(Partner(*fields))
     known = partner.status in STATUSES and partner.mode in MODES and partner.isolation in ISOLATIONS
@@ -161,11 +163,10 @@ def encode_move(move: Move) -> bytes:
 
 def decode_move(entry: Entry) -> Move:
     """Read a move, also of a version before. Raises StoreCorruptError."""
-    version, fields = _unpack_version(entry.value)
-    if type(version) is not int or _MOVE_FIELDS.get(version) != len(fields):
-        raise StoreCorruptError("a row is not of a version that is known here")
-    if version == 1 and fields[_MOVE_PAUSE] == -1:
-        fields[_MOVE_PAUSE] = None
+    fields = _unpack_one_of(entry.value, _MOVE_FIELDS)
+    if fields[_MOVE_PAUSE] == -1:
+        fields[_MOVE_PAUSE] = None  # as version 1 had it
+    fields[_MOVE_PASSED_OVER:] = [_tuples(passed_over) for passed_over in fields[_MOVE_PASSED_OVER:]]
     move = checked(Move(*fields))
     if move.partner_id != entry.key[1] or move.state not in STATES or move.way not in WAYS:
         raise StoreCorruptError(f"the row of the move of {entry.key[1]!r} is none of it")
@@ -174,12 +175,14 @@ def decode_move(entry: Entry) -> Move:
 
 def encode_burial(burial: Burial) -> bytes:
     """Give the bytes of a burial."""
-    return _pack(*astuple(burial))
+    return bytes(msgpack.packb([_MOVE_VERSION, *astuple(burial)]))
 
 
 def decode_burial(entry: Entry) -> Burial:
-    """Read a burial. Raises StoreCorruptError."""
-    burial = checked(Burial(*_unpack(entry.value, 5)))
+    """Read a burial, also of a version before. Raises StoreCorruptError."""
+    fields = _unpack_one_of(entry.value, _BURIAL_FIELDS)
+    fields[6:] = [_tuples(sources) for sources in fields[6:]]
+    burial = checked(Burial(*fields))
     if (burial.cell, burial.partner_id) != entry.key[1:]:
         raise StoreCorruptError(f"the row of the burial of {entry.key[2]!r} is none of it")
     return burial
@@ -285,6 +288,19 @@ def _is_moment(text: str) -> bool:
 
 def _pack(*fields: Any) -> bytes:
     return bytes(msgpack.packb([VERSION, *fields]))
+
+
+def _tuples(value: Any) -> Any:
+    """Give lists, and those in them, as tuples; what is none is found to be of another type."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _unpack_one_of(value: bytes, lengths: Mapping[int, int]) -> list[Any]:
+    """Read a row that has so many fields in each version."""
+    version, fields = _unpack_version(value)
+    if type(version) is not int or lengths.get(version) != len(fields):
+        raise StoreCorruptError("a row is not of a version that is known here")
+    return fields
 
 
 def _unpack(value: bytes, length: int) -> list[Any]:

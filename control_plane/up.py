@@ -299,7 +299,7 @@ class _Up:
         )
 
         def moving() -> set[str]:
-            return {cell for move in moves.running() for cell in (move.source, move.target)}
+            return {cell for move in moves.running() for cell in (*move.left, move.target)}
 
         return Fleet(ground, self._registry, publisher, doors, supervisor, moving=moving)
 

@@ -43,7 +43,7 @@ class MemoryShelf:
         path = (*self._path, *name)
         if path not in self._books.by_path:
             raise StoreMissingError(f"{'/'.join(path)}: there is no book")
-        return MemoryStore(self._books.by_path[path])
+        return MemoryStore(self._books.by_path[path], path)
 
     async def erase(self, *name: str) -> None:
         """Remove a book for good."""
@@ -67,6 +67,8 @@ class MemoryShelf:
         book.take_row(tuple_keys.encode(seal), sealed_by)
         # Another cell's doors count their own epochs.
         book.ownership = Ownership(book.ownership.epoch + 1, 0)
+        # Who opened it under its old path must not own it again.
+        book.home = new
         books[new] = books.pop(old)
 
     async def wait_answers(self) -> None:

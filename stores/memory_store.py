@@ -60,6 +60,8 @@ class MemoryBook:
 
     def __init__(self) -> None:
         self.ownership = Ownership(0, 0)
+        # The path that it was given last, as a shelf takes books over; None: the one that it was made under.
+        self.home: tuple[str, ...] | None = None
         self.commits = 0
         self.reads = 0
         self._keys: list[bytes] = []
@@ -163,8 +165,9 @@ class MemoryBook:
 class MemoryStore:
     """One owner of a `MemoryBook`; see `actors.store.Store` for the contract."""
 
-    def __init__(self, book: MemoryBook) -> None:
+    def __init__(self, book: MemoryBook, path: tuple[str, ...] = ()) -> None:
         self._book = book
+        self._path = path
         self._epoch: int | None = None
         self._closed = False
 
@@ -173,6 +176,8 @@ class MemoryStore:
         await self._begin()
         self._epoch = None
         self._book._meet_fault("acquire")  # noqa: SLF001 - book and store are one fake
+        if self._book.home not in (None, self._path):
+            raise FencedError(f"{'/'.join(self._path)}: the book is {'/'.join(self._book.home or ())} now")
         ownership = self._book._acquire(door_epoch, above)  # noqa: SLF001
         self._epoch = ownership.epoch
         return ownership

@@ -95,15 +95,17 @@ class Method:
     QUIESCE = "quiesce"  # {move_id, number | None}
     SEAL = "seal"  # {move_id, to, token, batches, stream, directory_version} -> a receipt
     END_LEAVING = "end_leaving"  # {move_id} -> whether it is sealed
-    # `place`: where the book is that is taken over from another cell of the same store; None: it is copied.
-    BEGIN_ARRIVAL = "begin_arrival"  # {move_id, attempt, token_hash, profile, place | None, is_sealed}
+    # `places`: where the book may be that is taken over from another cell of the same store, in the order in which it
+    # can have got on; none: it is copied.
+    BEGIN_ARRIVAL = "begin_arrival"  # {move_id, attempt, token_hash, profile, places, is_sealed}
     TAKE_ROWS = "take_rows"  # a batch -> how far the copy is
     ARRIVAL_STATUS = "arrival_status"  # {} -> how far the copy is
     # {receipt, profile}; {receipt} by a router, which has it of the tombstone -> {was_open}: whether it was so before
     OPEN_ARRIVAL = "open_arrival"
     END_ARRIVAL = "end_arrival"  # {move_id}: remove what has arrived
     SUM_ROWS = "sum_rows"  # {after: key | None} -> [content, rows, key | None]
-    BURY_MOVED = "bury_moved"  # {receipt}: of a partner whose book was taken over while this cell was dead
+    # Of a partner whose book was taken over while this cell was dead. `arrival_id`: the move that was to bring it here.
+    BURY_MOVED = "bury_moved"  # {receipt, arrival_id: move id | ""}
     ERASE_MOVED = "erase_moved"  # {move_id}: the sealed book; its tombstone stays
     # Of a worker, by its door.
     ASSIGN = "assign"  # {profile, door_epoch, acquirers: {name: url}}: own this partner

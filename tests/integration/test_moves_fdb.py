@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from actors.errors import FencedError
+from actors.errors import FencedError, StoreUnavailableError
 from cells import limits as cell_limits
 from cells.api.messages import Answer, Method, RefusalCode
 from control_plane import limits
@@ -29,7 +29,7 @@ pytestmark = needs_cluster
 @pytest.fixture
 def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[StandInCluster]]:
     maker = WorkerMaker(tmp_path_factory.mktemp("maker") / "errors.log")
-    made = [StandInCluster(maker) for _ in range(2)]
+    made = [StandInCluster(maker) for _ in range(3)]
     yield made
     for cluster in made:
         cluster.end()
@@ -43,7 +43,7 @@ async def shared(tmp_path: Path, clusters: list[StandInCluster]) -> AsyncIterato
     root = ("bulkhead-tests", secrets.token_hex(8))
     places: dict[str, dict[str, Any]] = {
         name: {"store": "fdb", "cluster_file": str(file), "path": [*root, "cells", name]}
-        for name in ("cell-0", "cell-1")
+        for name in ("cell-0", "cell-1", "cell-2")
     }
     async with installed_at(tmp_path, clusters, places) as made:
         yield made
@@ -111,7 +111,7 @@ async def evacuate(shared: Installed) -> None:
     await shared.moves.halt([PARTNER])
     held = shared.registry.move(PARTNER)
     move = shared.moves.new_evacuation(PARTNER, "cell-1", "ann") if held is None else held.as_evacuation()
-    await shared.registry.begin_evacuation("cell-0", [move], "ann")
+    await shared.registry.begin_evacuation("cell-0", lambda: [move], "ann")
     await shared.moves.resume()
     await asyncio.gather(*shared.moves._tasks.values())
 
@@ -177,7 +177,7 @@ async def test_a_cell_dies_as_its_partner_leaves_and_is_evacuated(
         await shared.moves.halt([PARTNER])
     held = shared.registry.move(PARTNER)
     assert held is not None
-    await shared.registry.begin_evacuation("cell-0", [held.as_evacuation()], "ann")
+    await shared.registry.begin_evacuation("cell-0", lambda: [held.as_evacuation()], "ann")
     await shared.moves.resume()
     moving = asyncio.gather(*shared.moves._tasks.values())
     for _ in range(500):
@@ -219,3 +219,74 @@ async def test_who_was_taken_over_goes_back_once_its_first_cell_was_told(shared:
     await asyncio.wait_for(shared.moves.move(PARTNER, "cell-0", "ann"), 30)
     assert len(await shared.payments(shared.source)) == 1
     assert isinstance(await shared.write(shared.source, "c2"), Answer)
+
+
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["stopped", "silent"])
+@pytest.mark.parametrize(
+    ("when", "step"),
+    [
+        ("before", Method.BEGIN_ARRIVAL),
+        ("before", Method.OPEN_ARRIVAL),
+        ("after", "adopt"),
+        ("after", Method.OPEN_ARRIVAL),
+    ],
+)
+async def test_the_cell_that_takes_over_dies_too_and_a_third_one_takes_its_place(
+    shared: Installed, monkeypatch: pytest.MonkeyPatch, when: str, step: str, is_stopped: bool
+) -> None:
+    await shared.onboard()
+    await shared.write(shared.source, "c1")
+    first, second, third = (shared.cells[name] for name in ("cell-0", "cell-1", "cell-2"))
+    died = asyncio.Event()
+
+    async def die() -> None:
+        shared.doors.dead.add("cell-1")
+        died.set()
+        raise DoorError("as the test ordered")
+
+    if step == "adopt":
+        adopt = second._shelf.adopt
+
+        async def adopt_and_die(*args: Any, **kwargs: Any) -> None:
+            await adopt(*args, **kwargs)
+            shared.doors.dead.add("cell-1")
+            died.set()
+            raise StoreUnavailableError("as the test ordered")
+
+        monkeypatch.setattr(second._shelf, "adopt", adopt_and_die)
+    else:
+        getattr(shared.doors, when)[step] = die
+    await first.close()
+    shared.doors.dead.add("cell-0")
+    move = shared.moves.new_evacuation(PARTNER, "cell-1", "ann")
+    await shared.registry.begin_evacuation("cell-0", lambda: [move], "ann")
+    await shared.moves.resume()
+    await asyncio.wait_for(died.wait(), 30)
+    await asyncio.sleep(0.5)
+    if is_stopped:
+        await second.close()
+
+    await shared.moves.halt([PARTNER])
+    held = shared.registry.move(PARTNER)
+    assert held is not None
+    replacing = shared.moves.new_evacuation(PARTNER, "cell-2", "ann").in_place_of(held)
+    await shared.registry.begin_evacuation("cell-1", lambda: [replacing], "ann")
+    await shared.moves.resume()
+    await asyncio.wait_for(asyncio.gather(*shared.moves._tasks.values()), 30)
+    assert shared.registry.partner(PARTNER).cell == "cell-2"
+    assert len(await shared.payments(third)) == 1
+    assert isinstance(await shared.write(third, "c2"), Answer)
+    if not is_stopped:
+        assert not isinstance(await shared.write(second, "c3"), Answer)
+
+    await first.open(1)
+    if is_stopped:
+        await second.open(1)
+    shared.doors.dead.clear()
+    await tell(shared)
+    assert not shared.registry.burials()
+    for cell in (first, second):
+        assert code(await shared.write(cell, "c4")) is RefusalCode.PARTNER_MOVED
+    for name in ("cell-0", "cell-1"):
+        await asyncio.wait_for(shared.moves.move(PARTNER, name, "ann"), 30)
+        assert len(await shared.payments(shared.cells[name])) == 2

@@ -5,14 +5,22 @@ may go wrong on the way to a worker is asked of `Network`.
 """
 
 import asyncio
+import contextlib
 import itertools
+import logging
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import structlog
+
+import cells.worker
 from actors.bulkheads import Bulkhead
+from actors.partner import PartnerActor
 from actors.store import Check, Key, Mutation, Ownership, Range, Snapshot, Store
 from cells.api.connection import PeerLostError, PeerTimeoutError, PeerUnavailableError, Request
 from cells.api.log_budget import LogBudget
@@ -27,9 +35,27 @@ from cells.worker import Worker
 from cells.worker_moves import WorkerMoves
 from cells.workforce import Link
 from stores.memory_shelf import MemoryBooks, MemoryShelf
+from tests.unit.actors import virtual_time
 from tests.unit.actors.scripted_acquirer import AcquirerRecord, ScriptedAcquirer, Step
 
 WORKER_START_S = 0.05
+
+
+@contextlib.contextmanager
+def on_virtual_time() -> Iterator[pytest.MonkeyPatch]:
+    """Have doors, workers and actors go by the event loop's clock, and log nothing."""
+    before = structlog.get_config()
+    with pytest.MonkeyPatch.context() as patch:
+        clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time(), time=lambda: 0.0)
+        for module in ("cells.door.time", "cells.ownership.time", "cells.seats.time"):
+            patch.setattr(module, clock)
+        patch.setattr(cells.worker, "HttpAcquirer", acquirer_of)
+        patch.setattr(
+            cells.worker, "PartnerActor", lambda *a, **k: PartnerActor(*a, **k, clock=virtual_time.VirtualClock())
+        )
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        yield patch
+        structlog.configure(**before)
 
 
 class Life:
@@ -329,6 +355,13 @@ class SimulatedCell:
     def kill_door(self, away_s: float) -> None:
         """Kill the door, and start the next one after a while."""
         self.end_door(self._life, away_s)
+
+    def kill(self) -> None:
+        """Kill the door and all workers; nothing is started anew before `open`."""
+        self._life.is_over = True
+        self.is_up = False
+        for worker in list(self.workers):
+            self.end_worker(worker)
 
     def end_door(self, life: Life, away_s: float) -> None:
         """End one door, if it has not ended."""

@@ -6,23 +6,18 @@ every run ends in peace, and then everything is held against what was promised.
 """
 
 import asyncio
-import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import msgpack
 import orjson
 import pytest
-import structlog
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import cells.worker
 from actors import codec, keyspace
-from actors.partner import PartnerActor
 from cells import limits as cell_limits
 from cells.api import messages
 from cells.api.connection import PeerError, PeerUnavailableError, Request
@@ -53,7 +48,7 @@ from tests.unit.cells.simulated_cells import (
     Network,
     SimulatedCell,
     SimulatedWorker,
-    acquirer_of,
+    on_virtual_time,
 )
 
 PARTNER = "alpha"
@@ -545,21 +540,11 @@ class Simulation:
 
 @pytest.fixture(autouse=True, scope="module")
 def _simulated() -> Iterator[None]:
-    before = structlog.get_config()
-    with pytest.MonkeyPatch.context() as patch:
-        clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time(), time=lambda: 0.0)
-        for module in ("cells.door.time", "cells.ownership.time", "cells.seats.time"):
-            patch.setattr(module, clock)
-        patch.setattr(cells.worker, "HttpAcquirer", acquirer_of)
-        patch.setattr(
-            cells.worker, "PartnerActor", lambda *a, **k: PartnerActor(*a, **k, clock=virtual_time.VirtualClock())
-        )
+    with on_virtual_time() as patch:
         # Several batches of a book that is small.
         patch.setattr(cell_limits, "COPY_ROWS_MAX", 10)
         patch.setattr(limits, "MOVE_ROWS_LEFT_MAX", 4)
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         yield
-        structlog.configure(**before)
 
 
 THERE_AND_BACK = [Order(0.1, "move"), Order(0.5, "move")]

@@ -142,6 +142,66 @@ async def test_a_move_that_only_the_dead_cell_could_go_on_with_becomes_an_evacua
     assert registry.move("p0") == arriving
 
 
+async def test_who_was_on_the_way_to_a_cell_that_dies_goes_to_another_with_the_word_of_who_died(
+    registry: Registry,
+) -> None:
+    ground = Ground(registry, "fdb")
+    ground.doors.dead.add("cell-1")
+    await registry.begin_move(Move("move_1", "p0", "cell-0", "cell-1", "t", "sealing", 1, "ann", "", way="evacuate"))
+    await registry.begin_move(Move("move_2", "p3", "cell-0", "cell-1", "t", "copying", 1, "ann", "", way="hand_over"))
+    told = await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
+    assert told["targets"].keys() == {"p0", "p1", "p4", "p7", "p10"}
+    found = registry.move("p0")
+    assert found is not None
+    assert (found.source, found.target, found.way, found.state) == ("cell-0", "cell-2", "evacuate", "copying")
+    assert found.passed_over == (("cell-1", "move_1"),)
+    assert found.token != "t"
+    assert not registry.burials(), "nobody is told before it took place"
+    left = registry.move("p3")
+    assert left is not None
+    assert left.id == "move_2"
+    # Asked again, nothing is begun.
+    again = await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
+    assert (again["partners"], again["begun"]) == (5, 0)
+    assert registry.move("p0") == found
+
+
+async def test_nobody_is_sent_to_a_cell_that_does_not_answer_either(registry: Registry) -> None:
+    ground = Ground(registry, "fdb")
+    ground.doors.dead.update({"cell-1", "cell-2"})
+    told = await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
+    assert set(told["targets"].values()) == {"cell-0"}
+
+
+async def test_a_partner_that_is_erased_or_onboarded_begins_no_evacuation_by_itself(registry: Registry) -> None:
+    ground = Ground(registry, "fdb", after_s=5)
+    ground.doors.dead.add("cell-1")
+    for number in range(1, 12, 3):
+        await registry.begin_move(
+            Move("move_1", f"p{number}", "cell-1", "cell-2", "t", "sealing", 1, "ann", "", way="evacuate")
+        )
+    await registry.begin_onboarding(
+        Partner("new", "p", "onboarding", "test", "cell-1", 1, 1, 1, "2026-11-22", 1, ""), "ann"
+    )
+    for now in (0.0, 4.0, 8.0, 12.0):
+        ground.now = now
+        await ground.evacuation.watch()
+    assert registry.cell("cell-1").weight == 1
+
+
+async def test_by_itself_also_who_was_on_the_way_there(registry: Registry) -> None:
+    ground = Ground(registry, "fdb", after_s=5)
+    for number in range(1, 12, 3):
+        await registry.end_move(await arrive(registry, f"p{number}", "cell-2"), "partner_moved")
+    await registry.forget_burials(registry.burials())
+    await registry.begin_move(Move("move_1", "p0", "cell-0", "cell-1", "t", "copying", 1, "ann", "", way="evacuate"))
+    ground.doors.dead.add("cell-1")
+    for now in (0.0, 4.0, 8.0, 12.0):
+        ground.now = now
+        await ground.evacuation.watch()
+    assert [(move.partner_id, move.target) for move in registry.moves()] == [("p0", "cell-2")]
+
+
 async def test_by_itself_after_it_was_silent_for_so_long(registry: Registry) -> None:
     ground = Ground(registry, "fdb", after_s=30)
     ground.doors.dead.add("cell-1")

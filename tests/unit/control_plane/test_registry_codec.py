@@ -42,6 +42,8 @@ def test_what_is_not_there_is_none() -> None:
     assert registry_codec.decode_directory_version(None) == 0
 
 
+BURIAL = Burial("acme", "cell-0", "move_1", "cell-1", "t", "move_0", ("cell-2",))
+MOVE = Move("move_1", "acme", "cell-0", "cell-1", "t", "copying", 1, "ann", "now", passed_over=(("cell-2", "move_0"),))
 DECODERS: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     (
         "partner",
@@ -71,7 +73,12 @@ DECODERS: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     (
         "burial",
         lambda value: registry_codec.decode_burial(Entry(registry_keys.burial("cell-0", "acme"), value)),
-        registry_codec.encode_burial(Burial("acme", "cell-0", "move_1", "cell-1", "t")),
+        registry_codec.encode_burial(BURIAL),
+    ),
+    (
+        "move",
+        lambda value: registry_codec.decode_move(Entry(registry_keys.move("acme"), value)),
+        registry_codec.encode_move(MOVE),
     ),
     (
         "rebalance",
@@ -107,6 +114,17 @@ def test_a_partner_of_before_isolation_is_dedicated_with_the_acquirer_of_all() -
     assert (partner.isolation, partner.acquirers) == ("dedicated", ())
 
 
+def test_moves_and_burials_of_before_anybody_was_passed_over() -> None:
+    fields = msgpack.unpackb(registry_codec.encode_move(MOVE))
+    move = registry_codec.decode_move(Entry(registry_keys.move("acme"), msgpack.packb([1, *fields[1:14]])))
+    assert move == replace(MOVE, quiesced_at_ms=None, passed_over=())
+    fields = msgpack.unpackb(registry_codec.encode_burial(BURIAL))
+    burial = registry_codec.decode_burial(
+        Entry(registry_keys.burial("cell-0", "acme"), msgpack.packb([1, *fields[1:6]]))
+    )
+    assert burial == replace(BURIAL, arrival_id="", sources=())
+
+
 def test_a_partner_of_before_currencies_takes_all() -> None:
     fields = msgpack.unpackb(registry_codec.encode_partner(replace(PARTNER, acquirers=("main",))))
     old = msgpack.packb([2, *fields[1:14]])
@@ -118,7 +136,7 @@ def test_a_partner_of_before_currencies_takes_all() -> None:
 def test_a_move_of_before_unknown_pauses_is_read(pause_ms: int, told: int | None) -> None:
     fields = msgpack.unpackb(registry_codec.encode_move(replace(MOVE, pause_ms=pause_ms)))
     move = registry_codec.decode_move(Entry(registry_keys.move("acme"), msgpack.packb([1, *fields[1:14]])))
-    assert move == replace(MOVE, pause_ms=told, quiesced_at_ms=None)
+    assert move == replace(MOVE, pause_ms=told, quiesced_at_ms=None, passed_over=())
 
 
 @pytest.mark.parametrize(
