@@ -11,7 +11,7 @@ import typer
 from control_plane import client, limits, screen
 from control_plane.command_line import AsJson, DryRun, Watch, explained, shown, where
 from control_plane.data_folder import DataFolder
-from control_plane.errors import ControlPlaneError, NotRunningError
+from control_plane.errors import EXIT_FAILED, EXIT_OK, ControlPlaneError, NotRunningError
 
 app = typer.Typer(help="Cells: add, weigh, drain, remove.", no_args_is_help=True)
 
@@ -116,6 +116,7 @@ def evacuate_cell(
     """Have the other cells take a dead cell's partners over. Only where they share a FoundationDB cluster.
 
     What still lives of the cell can write nothing more for them. It takes no new partners until `set-weight`.
+    Who was on the way there from another dead cell goes to a third one. Exit code 1: some can't be taken over.
 
     \b
     Examples:
@@ -127,10 +128,8 @@ def evacuate_cell(
     if as_json:
         screen.show_json(found)
     else:
-        would = "would go" if dry_run else "are on their way"
-        screen.say(
-            f"{found['partners']} partners of {cell} {would} to {len(set(found['targets'].values()))} other cells"
-        )
+        screen.show_evacuation(found)
+    raise typer.Exit(EXIT_FAILED if found["staying"] else EXIT_OK)
 
 
 def _watch(folder: DataFolder, name: str, until: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ Partners that the cell was about to take over are its, too: a third cell takes t
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import structlog
 
@@ -16,14 +17,27 @@ from control_plane import limits
 from control_plane.doors import Doors
 from control_plane.errors import ControlPlaneError, RefusedError
 from control_plane.fleet import Fleet
-from control_plane.move_record import Move, burials_of, is_untold, verdict, way_between
+from control_plane.move_record import Move, Verdict, burials_of, is_untold, verdict, way_between
 from control_plane.moves import Moves
 from control_plane.publishing import cells_of_directory
 from control_plane.registry import Registry
-from control_plane.registry_records import Partner
 from router import directory
 
 log = structlog.get_logger()
+
+
+# Of whom only its own cell can do what is next.
+_STAYING: Final = {"onboarding": "it is still being onboarded", "erasing": "it is being erased"}
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Who is on the way to where, once `moves` are written down; who stays, and why; the first that was refused."""
+
+    targets: dict[str, str] = field(default_factory=dict)
+    staying: dict[str, str] = field(default_factory=dict)
+    moves: list[Move] = field(default_factory=list)
+    refused: RefusedError | None = None
 
 
 class Evacuation:
@@ -49,12 +63,14 @@ class Evacuation:
         self._monotonic = monotonic
         self._lock = asyncio.Lock()
         self._silent_since: dict[str, float] = {}
+        self._staying: dict[str, dict[str, str]] = {}  # what was last said of who could not be taken over
         self._looked_at = monotonic()
 
     async def evacuate(self, cell: str, who: str, *, force: bool, dry_run: bool) -> dict[str, Any]:
-        """Begin to take a cell's partners over; give who goes where. Raises NotFoundError, RefusedError.
+        """Begin to take a cell's partners over; give who goes where, and who stays and why.
 
-        `partners` are those of `targets`, also where their moves were begun before; `begun` counts those of now.
+        `partners` are those of `targets`, also where their moves were begun before; `begun` counts those of now. Raises
+        NotFoundError, and RefusedError where nobody can be taken over.
         `force`: also where its door answers. That costs its partners errors until their moves are through.
         """
         async with self._lock:
@@ -68,16 +84,30 @@ class Evacuation:
                 hint=f"move its partners without an error: bulkhead cell drain {cell}; bulkhead rebalance --by drain",
             )
         others = await self._others(cell)
-        targets, moves = self._plan(cell, others, who)
+        plan = self._plan(cell, others, who)
+        if plan.refused is not None and not plan.targets:
+            raise plan.refused
         if not dry_run:
             if self._registry.cell(cell).weight > 0:
                 await self._fleet.drain(cell, who, dry_run=False)
             # Nothing that goes on under the rows of before writes over those that follow.
-            await self._moves.halt(move.partner_id for move in moves)
-            moves = await self._registry.begin_evacuation(cell, lambda: self._plan(cell, others, who)[1], who)
-            targets = self._plan(cell, others, who)[0]
+            await self._moves.halt(move.partner_id for move in plan.moves)
+
+            def plan_again() -> list[Move]:
+                nonlocal plan
+                plan = self._plan(cell, others, who)
+                return plan.moves
+
+            await self._registry.begin_evacuation(cell, plan_again, who)
             await self._moves.resume()
-        return {"cell": cell, "partners": len(targets), "targets": targets, "begun": len(moves), "dry_run": dry_run}
+        return {
+            "cell": cell,
+            "partners": len(plan.targets),
+            "targets": plan.targets,
+            "staying": plan.staying,
+            "begun": len(plan.moves),
+            "dry_run": dry_run,
+        }
 
     async def watch(self) -> None:
         """Look once whether a cell has been silent for so long that it is evacuated."""
@@ -104,16 +134,19 @@ class Evacuation:
         try:
             found = await self.evacuate(cell, "evacuation", force=False, dry_run=False)
         except ControlPlaneError as error:
-            log.warning("cell_not_evacuated", cell=cell, error=error.what)
-        else:
+            found = {"begun": 0, "staying": {"all": error.what}}
+        if found["begun"]:
             log.error("cell_evacuated", cell=cell, partners=found["begun"], after_s=self._after_s)
+        if found["staying"] and found["staying"] != self._staying.get(cell):
+            log.warning("partners_not_evacuated", cell=cell, staying=found["staying"])
+        self._staying[cell] = found["staying"]
 
     def _has_anybody(self, cell: str) -> bool:
         """Say whether an evacuation of the cell would begin anything."""
-        return any(verdict(self._registry.move(one.id), one.cell, cell) != "leave" for one in self._movable())
-
-    def _movable(self) -> list[Partner]:
-        return [one for one in self._registry.partners() if one.status not in {"onboarding", "erasing"}]
+        return any(
+            verdict(self._registry.move(one.id), one.cell, cell) != "leave" and one.status not in _STAYING
+            for one in self._registry.partners()
+        )
 
     async def _answers(self, cell: str) -> bool:
         try:
@@ -137,29 +170,41 @@ class Evacuation:
         answer = await asyncio.gather(*(self._answers(other.name) for other in others))
         return [other for other, answers in zip(others, answer, strict=True) if answers]
 
-    def _plan(self, cell: str, others: Sequence[directory.Cell], who: str) -> tuple[dict[str, str], Sequence[Move]]:
-        """Give who is on the way from the cell to where, once the moves are written down that are given, too."""
-        targets: dict[str, str] = {}
-        moves: list[Move] = []
-        for partner in self._movable():
+    def _plan(self, cell: str, others: Sequence[directory.Cell], who: str) -> _Plan:
+        plan = _Plan()
+        for partner in self._registry.partners():
             held = self._registry.move(partner.id)
-            match verdict(held, partner.cell, cell):
-                case "leave":
-                    if held is not None and held.way == "evacuate" and cell in held.left:
-                        targets[partner.id] = held.target
-                    continue
-                case "fence":
-                    assert held is not None
-                    move = held.as_evacuation()
-                case "redirect":
-                    assert held is not None
-                    move = self._moves.new_evacuation(partner.id, self._target(partner.id, others), who)
-                    move = move.in_place_of(held)
-                case "begin":
-                    move = self._moves.new_evacuation(partner.id, self._target(partner.id, others), who)
-            targets[partner.id] = move.target
-            moves.append(move)
-        return targets, moves
+            what = verdict(held, partner.cell, cell)
+            if what == "leave":
+                if held is not None and held.way == "evacuate" and cell in held.left:
+                    plan.targets[partner.id] = held.target
+                elif partner.cell == cell:
+                    plan.staying[partner.id] = f"its book is being copied, and only {cell} can go on with that"
+            elif partner.status in _STAYING:
+                plan.staying[partner.id] = _STAYING[partner.status]
+            else:
+                try:
+                    move = self._move(partner.id, what, held, others, who)
+                except RefusedError as error:
+                    plan.staying[partner.id] = error.what
+                    plan.refused = plan.refused or error
+                else:
+                    plan.targets[partner.id] = move.target
+                    plan.moves.append(move)
+        return plan
+
+    def _move(
+        self, partner_id: str, what: Verdict, held: Move | None, others: Sequence[directory.Cell], who: str
+    ) -> Move:
+        """Give the move to write down for a partner. Raises RefusedError where no cell can take it over."""
+        if what == "fence":
+            assert held is not None
+            return held.as_evacuation()
+        move = self._moves.new_evacuation(partner_id, self._target(partner_id, others), who)
+        if what == "redirect":
+            assert held is not None
+            return move.in_place_of(held)
+        return move
 
     def _target(self, partner_id: str, others: Sequence[directory.Cell]) -> str:
         """Give where a partner goes: by the hash, but to no cell that knows old news of it, or that is to be told."""

@@ -278,6 +278,19 @@ def show_changed_cell(found: dict[str, Any], what: str) -> None:
     )
 
 
+def show_evacuation(found: dict[str, Any]) -> None:
+    """Show how many of a cell's partners are taken over, and of those that are not who and why."""
+    would = "would go" if found["dry_run"] else "are on their way"
+    cells = len(set(found["targets"].values()))
+    say(f"{found['partners']} partners of {found['cell']} {would} to {cells} other cells")
+    staying: dict[str, str] = found["staying"]
+    out = make_console(stderr=True)
+    for partner_id, why in list(staying.items())[:_MOVES_SHOWN_MAX]:
+        out.print(f"[bold red]stays:[/] {escape(partner_id)}: {escape(why)}", soft_wrap=True)
+    if len(staying) > _MOVES_SHOWN_MAX:
+        out.print(f"and {len(staying) - _MOVES_SHOWN_MAX} more: --json names all", soft_wrap=True)
+
+
 def show_cells(cells: Sequence[dict[str, Any]]) -> None:
     """Show all cells."""
     columns = ("workers", "pools", "spares", "partners", "pooled", "unknowns", "kept apart", "quarantined")

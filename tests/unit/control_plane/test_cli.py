@@ -53,6 +53,21 @@ def test_a_wrong_setting_ends_with_2_and_names_the_file(tmp_path: Path) -> None:
     assert "to do: known settings: acquirer_fees" in result.stderr
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("staying", [{}, {f"p{number}": "nobody can" for number in range(25)}])
+def test_an_evacuation_names_who_stays_and_then_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, staying: dict[str, str], dry_run: bool
+) -> None:
+    told = {"cell": "cell-2", "partners": 3, "targets": {"a": "cell-0", "b": "cell-1", "c": "cell-0"}, "begun": 3}
+    monkeypatch.setattr(client, "ask", lambda *_: {**told, "staying": staying, "dry_run": dry_run})
+    result = run("--data-folder", str(tmp_path), "cell", "evacuate", "cell-2")
+    verb = "would go" if dry_run else "are on their way"
+    assert result.stdout == f"3 partners of cell-2 {verb} to 2 other cells\n"
+    assert result.exit_code == (1 if staying else 0)
+    assert result.stderr.count("stays: p") == min(len(staying), 20)
+    assert ("and 5 more: --json names all" in result.stderr) is bool(staying)
+
+
 def test_wrong_usage_ends_with_2() -> None:
     assert run("partner", "show").exit_code == 2
     assert run("nonsense").exit_code == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from control_plane.burials import Burials
 from control_plane.door_moves import DoorMoves
@@ -126,6 +127,44 @@ async def test_books_in_files_can_be_opened_by_nobody_else(registry: Registry) -
     with pytest.raises(RefusedError, match="no other cell can open the book of p1"):
         await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
     assert registry.cell("cell-1").weight == 1
+
+
+async def test_those_that_can_be_are_taken_over_and_the_others_are_named(registry: Registry) -> None:
+    ground = Ground(registry, "fdb")
+    ground.doors.dead.update({"cell-1", "cell-2"})
+    # p1 was taken over from cell-0, which is the only other one that answers and was not told.
+    await registry.end_move(await arrive(registry, "p0", "cell-1"), "partner_moved")
+    await registry.begin_onboarding(
+        Partner("new", "p", "onboarding", "test", "cell-1", 1, 1, 1, "2026-11-22", 1, ""), "ann"
+    )
+    await registry.begin_move(Move("move_1", "p4", "cell-1", "cell-0", "t", "copying", 1, "ann", ""))
+    for dry_run in (True, False):
+        told = await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=dry_run)
+        assert told["targets"] == {"p1": "cell-0", "p7": "cell-0", "p10": "cell-0"}
+        assert told["staying"] == {
+            "new": "it is still being onboarded",
+            "p0": "no other cell can open the book of p0",
+            "p4": "its book is being copied, and only cell-1 can go on with that",
+        }
+    assert {move.partner_id for move in registry.moves() if move.way == "evacuate"} == {"p1", "p7", "p10"}
+    assert registry.cell("cell-1").weight == 0
+
+
+async def test_by_itself_it_takes_those_that_can_be_and_says_once_who_stays(registry: Registry) -> None:
+    ground = Ground(registry, "fdb", after_s=5)
+    ground.doors.dead.update({"cell-1", "cell-2"})
+    await registry.end_move(await arrive(registry, "p0", "cell-1"), "partner_moved")
+    with structlog.testing.capture_logs() as logs:
+        for now in (0.0, 4.0, 8.0, 12.0, 16.0):
+            ground.now = now
+            await ground.evacuation.watch()
+    said = [(entry["event"], entry["cell"]) for entry in logs if entry["log_level"] in {"warning", "error"}]
+    assert said == [
+        ("cell_evacuated", "cell-1"),
+        ("partners_not_evacuated", "cell-1"),
+        ("cell_evacuated", "cell-2"),
+    ]
+    assert {move.partner_id for move in registry.moves()} == {f"p{number}" for number in (1, 4, 7, 10, 2, 5, 8, 11)}
 
 
 async def test_a_move_that_only_the_dead_cell_could_go_on_with_becomes_an_evacuation(registry: Registry) -> None:
