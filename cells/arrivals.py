@@ -32,6 +32,7 @@ from stores.shelf import Shelf
 log = structlog.get_logger()
 
 _VERSION = 2
+_NONE_READY = "no worker is ready here to serve it; one is being started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class Arrivals:
         match request.method:
             case Method.BEGIN_ARRIVAL:
                 return await self._begin(request)
+            case Method.HOLD_PLACE:
+                return await self._hold(request)
             case Method.TAKE_ROWS:
                 return await self._take(request)
             case Method.ARRIVAL_STATUS:
@@ -122,8 +125,8 @@ class Arrivals:
         is_ours = held is not None and not held.places
         if not is_ours and partner_id in await self._shelf.names("partners"):
             return copy_lost(f"there is a book of {partner_id} here, and nothing says that it may be erased")
-        if is_sealed and not self._ownership.hold_place(profile):
-            return not_ready("no worker is ready here to serve it; one is being started")
+        if is_sealed and not await self._ownership.make_place(profile):
+            return not_ready(_NONE_READY)
         expected = Expected(move_id, attempt, token_hash, profile, places, is_sealed)
         error = await self._book.write(Put(("arriving", partner_id), encode_expected(expected)))
         if error is not None:
@@ -139,10 +142,20 @@ class Arrivals:
             return _unavailable(found)
         return door_answers.ok({})
 
+    async def _hold(self, request: Request) -> bytes:
+        """Hold a place for who comes, also where this is another door than the one that did, or its worker died."""
+        (move_id,) = fields(request, move_id=str)
+        expected = self.expected.get(request.partner_id)
+        if expected is None or expected.move_id != move_id:
+            return copy_lost(f"{request.partner_id} is not expected here by that move")
+        return door_answers.ok({}) if await self._ownership.make_place(expected.profile) else not_ready(_NONE_READY)
+
     async def _take(self, request: Request) -> bytes:
         partner_id = request.partner_id
-        if partner_id not in self.expected:
+        expected = self.expected.get(partner_id)
+        if expected is None:
             return copy_lost(f"{partner_id} is not expected here")
+        self._ownership.hold_place(expected.profile)  # where it is lost, the first worker that is ready is the next one
         link = self._links.get(partner_id)
         if link is None or not link.connection.is_open:
             link = self._ownership.held_place(partner_id) or self._ownership.any_worker()

@@ -62,7 +62,14 @@ _DEPARTURES: Final = frozenset(
     }
 )
 _ARRIVALS: Final = frozenset(
-    {Method.BEGIN_ARRIVAL, Method.TAKE_ROWS, Method.ARRIVAL_STATUS, Method.OPEN_ARRIVAL, Method.END_ARRIVAL}
+    {
+        Method.BEGIN_ARRIVAL,
+        Method.HOLD_PLACE,
+        Method.TAKE_ROWS,
+        Method.ARRIVAL_STATUS,
+        Method.OPEN_ARRIVAL,
+        Method.END_ARRIVAL,
+    }
 )
 _CONTROL_ONLY: Final = (_DEPARTURES | _ARRIVALS) - {Method.OPEN_ARRIVAL} | frozenset(
     {

@@ -407,17 +407,33 @@ class Ownership:
         It would wait for a new worker's start otherwise, once it has left the cell that served it.
         """
         assert self.workforce is not None
-        partner_id, is_pooled = profile.partner_id, profile.isolation == "pooled"
-        if self.held_place(partner_id) is not None:
+        if self.held_place(profile.partner_id) is not None:
             return True
-        name = placement.choose_pool(self._hosts()) if is_pooled else None
+        name = placement.choose_pool(self._hosts()) if profile.isolation == "pooled" else None
         link = self.workforce.take_spare() if name is None else self.workforce.links[name]
-        if link is None:
-            return not self.workforce.keeps_spares
-        link.is_pool = is_pooled
-        link.partners.add(partner_id)
-        self._held[partner_id] = link
+        if link is not None:
+            self._hold_in(link, profile)
+        return link is not None
+
+    async def make_place(self, profile: Profile) -> bool:
+        """Hold a place, and start a worker for it where the cell keeps none ready; say whether there is one."""
+        assert self.workforce is not None
+        if self.hold_place(profile) or self.workforce.keeps_spares:
+            return self.held_place(profile.partner_id) is not None
+        async with self._opening_pool:  # of several that need a new one, one opens it
+            if self.hold_place(profile):
+                return True
+            try:
+                self._hold_in(await self.workforce.take(), profile)
+            except (ClusterError, PeerError, ProcessLookupError) as error:
+                log.warning("no_place_made", partner=profile.partner_id, error=str(error))
+                return False
         return True
+
+    def _hold_in(self, link: Link, profile: Profile) -> None:
+        link.is_pool = profile.isolation == "pooled"
+        link.partners.add(profile.partner_id)
+        self._held[profile.partner_id] = link
 
     def free_place(self, partner_id: str) -> None:
         """Hold no place for a partner any more that does not come."""

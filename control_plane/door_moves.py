@@ -84,6 +84,10 @@ class DoorMoves:
         }
         await self._ask(move.target, Method.BEGIN_ARRIVAL, move, said)
 
+    async def hold_place(self, move: Move) -> None:
+        """See to it that the target holds a place in a ready worker, whatever became of the one of the beginning."""
+        await self._ask(move.target, Method.HOLD_PLACE, move, {"move_id": move.id})
+
     async def take_rows(self, move: Move, data: bytes) -> Arrival:
         """Hand a batch to the target; give how far it is."""
         answer = await self._send(move.target, Method.TAKE_ROWS, move.partner_id, data)

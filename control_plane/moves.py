@@ -279,6 +279,7 @@ class Moves:
                 return await self._registry.put_move(replace(move, state="aborting", why=why))
             # A copy takes half of the time at most; the rest is its cells' partners'.
             await asyncio.sleep(self._monotonic() - began)
+        await self._doors.hold_place(move)  # the copy took a while: its door or worker of then may be gone
         sealing = replace(move, state="sealing", rows=arrival.rows, quiesced_at_ms=self._now_ms())
         move = await self._registry.put_move(sealing)
         began = self._monotonic()

@@ -98,6 +98,7 @@ class Method:
     # `places`: where the book may be that is taken over from another cell of the same store, in the order in which it
     # can have got on; none: it is copied.
     BEGIN_ARRIVAL = "begin_arrival"  # {move_id, attempt, token_hash, profile, places, is_sealed}
+    HOLD_PLACE = "hold_place"  # {move_id}: in a ready worker, anew where the one of BEGIN_ARRIVAL is lost
     TAKE_ROWS = "take_rows"  # a batch -> how far the copy is
     ARRIVAL_STATUS = "arrival_status"  # {} -> how far the copy is
     # {receipt, profile}; {receipt} by a router, which has it of the tombstone -> {was_open}: whether it was so before

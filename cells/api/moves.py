@@ -3,6 +3,7 @@
     source                                          target
     BEGIN_LEAVING {move_id}                         BEGIN_ARRIVAL {move_id, token_hash, profile}
     COPY_ROWS {move_id, number}  -> a batch     ->  TAKE_ROWS (the batch, unread)       while the partner is served
+                                                    HOLD_PLACE {move_id}
     QUIESCE {move_id, number}    -> a batch     ->  TAKE_ROWS (the last one, `is_last`) while its commands wait
     SEAL {move_id, to, token, ...} -> a receipt ->  OPEN_ARRIVAL (the receipt)          from now on only forward
 

@@ -147,9 +147,12 @@ async def installed(tmp_path: Path, clusters: list[StandInCluster]) -> AsyncIter
 
 @contextlib.asynccontextmanager
 async def installed_at(
-    tmp_path: Path, clusters: list[StandInCluster], places: dict[str, dict[str, Any]] | None = None
+    tmp_path: Path,
+    clusters: list[StandInCluster],
+    places: dict[str, dict[str, Any]] | None = None,
+    spares: int = 1,
 ) -> AsyncIterator[Installed]:
-    """Give two cells, whose books stand in folders of their own or at the places given."""
+    """Give a cell for each cluster, whose books stand in folders of their own or at the places given."""
     cells = {}
     for index, cluster in enumerate(clusters):
         folder = tmp_path / f"cell-{index}"
@@ -159,7 +162,7 @@ async def installed_at(
         cells[f"cell-{index}"].bulkheads_off = {Bulkhead.BREAKER}
         if places is not None:
             cells[f"cell-{index}"].place = places[f"cell-{index}"]
-        await cells[f"cell-{index}"].open(1)
+        await cells[f"cell-{index}"].open(spares)
     places = {name: cell.place for name, cell in cells.items()}
     shelf = SqliteShelf(tmp_path)
     await shelf.create("control")

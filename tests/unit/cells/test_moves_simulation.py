@@ -61,6 +61,7 @@ STEPS = (
     Method.BEGIN_LEAVING,
     Method.COPY_ROWS,
     Method.TAKE_ROWS,
+    Method.HOLD_PLACE,
     Method.QUIESCE,
     Method.SEAL,
     Method.OPEN_ARRIVAL,
