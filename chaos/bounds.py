@@ -26,21 +26,28 @@ class Bound(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One figure. `who`: a worker, a partner or a cell. `room`: how much there may be, `value`: how much there is."""
+    """One figure. `who`: a worker, a partner or a cell. `room`: how much there may be, `value`: how much there is.
+
+    `partners`: whose requests it is of; none where it is a cell, whose partners the reader does not know.
+    """
 
     at_s: float
     bound: Bound
     who: str
     value: float
     room: float
+    partners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Exceeded:
-    """A bound that was not kept."""
+    """A bound that was not kept. It was first seen so at `until_s`, and still kept at `from_s`."""
 
     who: str
     detail: str
+    partners: tuple[str, ...]
+    from_s: float
+    until_s: float
 
 
 # A worker that took too much is found by its heartbeat; a share is decided before it is taken.
@@ -69,7 +76,8 @@ def judge(readings: Iterable[Reading], patience: float = 1.0) -> list[Exceeded]:
         of_each[reading.bound, reading.who].append(reading)
     found = []
     for (bound, who), rows in sorted(of_each.items()):
-        above = _longest_above(sorted(rows, key=lambda row: row.at_s))
+        rows.sort(key=lambda row: row.at_s)
+        above = _longest_above(rows)
         if not above:
             continue
         lasted_ms = (above[-1].at_s - above[0].at_s) * 1_000
@@ -77,7 +85,10 @@ def judge(readings: Iterable[Reading], patience: float = 1.0) -> list[Exceeded]:
             continue
         most = max(above, key=lambda row: row.value - row.room)
         told = f"{most.value:.0f} {bound} where {most.room:.0f} are its room"
-        found.append(Exceeded(who, f"{told}, for {lasted_ms / 1_000:.1f} s" if lasted_ms else told))
+        told += f", for {lasted_ms / 1_000:.1f} s" if lasted_ms else ""
+        until_s = above[0].at_s
+        from_s = max((row.at_s for row in rows if row.at_s < until_s), default=until_s)
+        found.append(Exceeded(who, told, most.partners, from_s, until_s))
     return found
 
 

@@ -7,6 +7,7 @@ Changes nothing.
 import contextlib
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -71,17 +72,21 @@ def of_status(status: dict[str, Any], partners: Collection[str], at_s: float) ->
     """Give what a status tells of partners' shares, and what the kernel tells of the workers that it names."""
     room = room_of(Bound.PARTNER_COMMANDS, 1)
     found = [
-        Reading(at_s, Bound.PARTNER_COMMANDS, row["partner"], row["commands"], room)
+        Reading(at_s, Bound.PARTNER_COMMANDS, row["partner"], row["commands"], room, (row["partner"],))
         for row in status["partners"]
         if row["partner"] in partners and "commands" in row
     ]
+    served: dict[str, list[str]] = defaultdict(list)
+    for row in status["partners"]:
+        served[row.get("worker") or ""].append(row["partner"])
     room = room_of(Bound.WORKER_MEMORY, 1)
     for row in status["processes"]:
         if row["role"] in _WORKERS and row["pid"]:
             with contextlib.suppress(psutil.Error):
                 mebibytes = psutil.Process(row["pid"]).memory_info().rss / 2**20
                 who = f"{row['process']} ({row['partner'] or row['role']}, pid {row['pid']})"
-                found.append(Reading(at_s, Bound.WORKER_MEMORY, who, mebibytes, room))
+                theirs = tuple(served.get(row["process"], ()))
+                found.append(Reading(at_s, Bound.WORKER_MEMORY, who, mebibytes, room, theirs))
     return found
 
 

@@ -7,25 +7,35 @@ the acquirer is not asked by everybody as it comes back. Only what the history p
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
 from actors import limits as actor_limits
 from chaos import limits
 from chaos.history import Call
+from chaos.offenders import Offender, offenders_of
 
 
-def judge(calls: Iterable[Call], begin_ms: float, end_ms: float, fails_after_ms: int) -> str | None:
+@dataclass(frozen=True, slots=True)
+class TooMany:
+    """More was let in than probes. `offenders`: the payments past those that were allowed."""
+
+    detail: str
+    offenders: tuple[Offender, ...]
+
+
+def judge(calls: Iterable[Call], begin_ms: float, end_ms: float, fails_after_ms: int) -> TooMany | None:
     """Say in what way too many payments were let in while the acquirer failed; None where they weren't.
 
     `calls` of one partner, repeats included; the acquirer failed whatever it was asked from `begin_ms` to `end_ms`
     (Unix time), each time after `fails_after_ms`.
     """
-    let_in = [at_ms for at_ms in let_in_ms(calls) if begin_ms <= at_ms <= end_ms]
-    if len(let_in) < actor_limits.BREAKER_FAILURES_TO_OPEN:
+    admitted = [(at_ms, call) for at_ms, call in let_in(calls) if begin_ms <= at_ms <= end_ms]
+    if len(admitted) < actor_limits.BREAKER_FAILURES_TO_OPEN:
         return None
-    last_ms = let_in[actor_limits.BREAKER_FAILURES_TO_OPEN - 1]
+    last_ms, _ = admitted[actor_limits.BREAKER_FAILURES_TO_OPEN - 1]
     opened_ms = last_ms + fails_after_ms + limits.CHAOS_BREAKER_LATE_MS
-    probes = [at_ms for at_ms in let_in if at_ms > opened_ms]
+    probes = [call for at_ms, call in admitted if at_ms > opened_ms]
     if not probes:
         return None
     # One round more: what the breaker was at when it had to be open is not known.
@@ -33,15 +43,16 @@ def judge(calls: Iterable[Call], begin_ms: float, end_ms: float, fails_after_ms:
     allowed = rounds * actor_limits.BREAKER_PROBES
     if len(probes) <= allowed:
         return None
-    return (
+    detail = (
         f"{len(probes)} new payments were let in within {(end_ms - opened_ms) / 1_000:.1f} s in which the breaker had "
         f"to be open, after {actor_limits.BREAKER_FAILURES_TO_OPEN} had failed; {allowed} probes are allowed"
     )
+    return TooMany(detail, tuple(offenders_of(probes[allowed:])))
 
 
-def let_in_ms(calls: Iterable[Call]) -> list[float]:
-    """Give when each new payment was let in, in Unix time, in order; answers to repeats tell the same."""
-    found: dict[str, float] = {}
+def let_in(calls: Iterable[Call]) -> list[tuple[float, Call]]:
+    """Give when each new payment was let in, in Unix time (ms), in order; answers to repeats tell the same."""
+    found: dict[str, tuple[float, Call]] = {}
     for call in calls:
         if call.step != "create_payment" or not call.acknowledged:
             continue
@@ -49,5 +60,5 @@ def let_in_ms(calls: Iterable[Call]) -> list[float]:
         operations = content.get("operations") or []
         if operations and operations[0].get("created_at"):
             created = datetime.fromisoformat(str(operations[0]["created_at"])).timestamp() * 1_000
-            found[str(content.get("id"))] = created
-    return sorted(found.values())
+            found.setdefault(str(content.get("id")), (created, call))
+    return sorted(found.values(), key=lambda one: one[0])

@@ -5,13 +5,14 @@ of its own, so a charge at the acquirer is laid to a request without believing t
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
 from chaos import limits
 from chaos.history import Call, Outcome
+from chaos.offenders import Offender, Requests, offender_json, offenders_of
 from router.endpoints import ENDPOINTS, codes
 from router.problems import KINDS
 
@@ -72,14 +73,31 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong."""
+    """One thing that is wrong, and the first of the requests that it is about; `offenders_count`: of all of them."""
 
     fault: Fault
     partner: str
     detail: str
+    offenders: tuple[Offender, ...] = ()
+    offenders_count: int = 0
 
     def __str__(self) -> str:
-        return f"{self.partner}: {self.fault}: {self.detail}"
+        told = f"{self.partner}: {self.fault}: {self.detail}"
+        if not self.offenders:
+            return told
+        more = f" and {self.offenders_count - 1} more" if self.offenders_count > 1 else ""
+        return f"{told}; {self.offenders[0].what}{more}"
+
+
+def finding_json(finding: Finding, begin_s: float) -> dict[str, Any]:
+    """Give one finding as it stands in a report, times in seconds after the load's begin."""
+    return {
+        "fault": str(finding.fault),
+        "partner": finding.partner,
+        "detail": finding.detail,
+        "requests": [offender_json(one, begin_s) for one in finding.offenders],
+        "requests_count": finding.offenders_count,
+    }
 
 
 @dataclass(slots=True)
@@ -94,9 +112,10 @@ class Judgement:
         """`wrong`, `unknown` or `right`."""
         return "wrong" if self.findings else "unknown" if self.unknowns else "right"
 
-    def accuse(self, fault: Fault, partner: str, detail: str) -> None:
-        """Take note of something wrong."""
-        self.findings.append(Finding(fault, partner, detail))
+    def accuse(self, fault: Fault, partner: str, detail: str, offenders: Sequence[Offender]) -> None:
+        """Take note of something wrong, and of the first requests that it is about."""
+        kept = tuple(offenders[: limits.FINDING_OFFENDERS_MAX])
+        self.findings.append(Finding(fault, partner, detail, kept, len(offenders)))
 
 
 def judge_money(
@@ -115,13 +134,16 @@ def judge_money(
     for row in record:
         rows[str(row["partner"])].append(row)
     assert by_partner.keys() <= books.keys(), "a partner without a book can't be judged"
+    requests: dict[str, Requests] = {}
     for partner in sorted(books):
-        _judge_requests(judgement, partner, by_partner[partner], books[partner])
-        _judge_answers(judgement, partner, by_partner[partner], books[partner])
-        _judge_charges(judgement, partner, by_partner[partner], rows[partner])
-        _judge_books(judgement, partner, books[partner], rows[partner])
+        own, book = by_partner[partner], books[partner]
+        requests[partner] = Requests(partner, own, book)
+        _judge_requests(judgement, partner, own, book)
+        _judge_answers(judgement, requests[partner], partner, own, book)
+        _judge_charges(judgement, partner, own, rows[partner])
+        _judge_books(judgement, requests[partner], partner, book, rows[partner])
     if audit is not None:
-        _judge_audit(judgement, audit)
+        _judge_audit(judgement, requests, audit)
     return judgement
 
 
@@ -133,7 +155,7 @@ def judge_ordered(judgement: Judgement, attempts: Sequence[Call]) -> None:
     ends = {call.outcome.word for call in attempts if call.outcome is not None}
     if not any(call.acknowledged for call in attempts) and "command_quarantined" not in ends:
         told = f"{len(attempts)} attempts under {key} were answered {sorted(ends)}"
-        judgement.accuse(Fault.NEVER_SET_ASIDE, partner, told)
+        judgement.accuse(Fault.NEVER_SET_ASIDE, partner, told, offenders_of(attempts))
 
 
 def _judge_requests(judgement: Judgement, partner: str, calls: list[Call], book: Book) -> None:
@@ -154,13 +176,17 @@ def _judge_requests(judgement: Judgement, partner: str, calls: list[Call], book:
         reference = str(attempts[0].request()["reference"])
         count = by_reference[reference]
         if count > 1:
-            judgement.accuse(Fault.TWICE_THERE, partner, f"{count} payments of {reference}, key {key}")
+            judgement.accuse(
+                Fault.TWICE_THERE, partner, f"{count} payments of {reference}, key {key}", offenders_of(attempts)
+            )
         acknowledged = any(call.acknowledged for call in attempts)
         if acknowledged and not count:
-            judgement.accuse(Fault.LOST, partner, f"no payment of {reference}, acknowledged under key {key}")
+            detail = f"no payment of {reference}, acknowledged under key {key}"
+            judgement.accuse(Fault.LOST, partner, detail, offenders_of(attempts))
         refused = [_is_refused(call) for call in attempts]
         if all(refused) and count:
-            judgement.accuse(Fault.REFUSED_YET_DONE, partner, f"{reference}, refused with {attempts[-1].outcome}")
+            detail = f"{reference}, refused with {attempts[-1].outcome} under key {key}"
+            judgement.accuse(Fault.REFUSED_YET_DONE, partner, detail, offenders_of(attempts))
         if not acknowledged and not any(refused):
             judgement.unknowns.append(f"{partner}: a payment under {key} was never answered")
 
@@ -178,50 +204,51 @@ def _judge_replays(judgement: Judgement, partner: str, key: str, attempts: list[
     for call in answered:
         if call is first:
             continue
+        both = offenders_of((first, call))
         if call.body != first.body or call.path != first.path:
-            judgement.accuse(Fault.KEY_REUSED, partner, f"key {key}: {call.outcome} for another request")
+            judgement.accuse(Fault.KEY_REUSED, partner, f"key {key}: {call.outcome} for another request", both)
         elif (call.status, call.answer) != (first.status, first.answer):
-            judgement.accuse(Fault.REPLAY_DIFFERS, partner, f"key {key}: {first.outcome}, then {call.outcome}")
+            judgement.accuse(Fault.REPLAY_DIFFERS, partner, f"key {key}: {first.outcome}, then {call.outcome}", both)
         elif call.sent_s > (first.answered_s or 0) and not call.replayed:
-            judgement.accuse(Fault.REPLAY_DIFFERS, partner, f"key {key}: a replay is not marked as one")
+            judgement.accuse(Fault.REPLAY_DIFFERS, partner, f"key {key}: a replay is not marked as one", both)
 
 
-def _judge_answers(judgement: Judgement, partner: str, calls: list[Call], book: Book) -> None:
+def _judge_answers(judgement: Judgement, requests: Requests, partner: str, calls: list[Call], book: Book) -> None:
     """Each acknowledged answer: what it says is in the books, and what it says is final has stayed so."""
     payments: dict[str, dict[str, Any]] = {}
     for payment in book:
         if payment["id"] in payments:
-            judgement.accuse(Fault.TWICE_THERE, partner, f"{payment['id']} is listed twice")
+            detail = f"{payment['id']} is listed twice"
+            judgement.accuse(Fault.TWICE_THERE, partner, detail, requests.of_payment(payment["id"]))
         payments[payment["id"]] = payment
-        _judge_state(judgement, partner, payment)
+        _judge_state(judgement, partner, payment, requests.of_payment(payment["id"]))
     for call in calls:
         content = call.content() if call.acknowledged else {}
         if content.get("object") == "payment":
-            _judge_payment(judgement, partner, call, content, payments.get(content["id"]))
+            _judge_payment(judgement, call, content, payments.get(content["id"]))
         elif content.get("object") == "refund":
             payment = payments.get(content["payment_id"], {"operations": []})
             told = {**content, "type": "refund"}
-            _judge_operation(judgement, partner, told, _operation(payment, content["id"]))
+            _judge_operation(judgement, call, told, _operation(payment, content["id"]))
 
 
-def _judge_payment(
-    judgement: Judgement, partner: str, call: Call, told: dict[str, Any], kept: dict[str, Any] | None
-) -> None:
-    _judge_state(judgement, partner, told)
+def _judge_payment(judgement: Judgement, call: Call, told: dict[str, Any], kept: dict[str, Any] | None) -> None:
+    partner, offenders = call.partner, offenders_of([call])
+    _judge_state(judgement, partner, told, offenders)
     if kept is None:
-        judgement.accuse(Fault.LOST, partner, f"{told['id']}, told by {call.step}")
+        judgement.accuse(Fault.LOST, partner, f"{told['id']}, told by {call.step}", offenders)
         return
     names = ("amount", "currency", "payment_method", "reference")
     asked = call.request() if call.step == "create_payment" else {}
     for name in names:
         if told[name] != kept[name] or asked.get(name, told[name]) != told[name]:
             detail = f"{told['id']}: {name} was {asked.get(name)}, told {told[name]}, is {kept[name]}"
-            judgement.accuse(Fault.ALTERED, partner, detail)
+            judgement.accuse(Fault.ALTERED, partner, detail, offenders)
     for operation in told["operations"]:
-        _judge_operation(judgement, partner, operation, _operation(kept, operation["id"]))
+        _judge_operation(judgement, call, operation, _operation(kept, operation["id"]))
 
 
-def _judge_state(judgement: Judgement, partner: str, payment: dict[str, Any]) -> None:
+def _judge_state(judgement: Judgement, partner: str, payment: dict[str, Any], offenders: Sequence[Offender]) -> None:
     """Hold status and amounts against the operations, as docs/payments.md says, without the gateway's own rules."""
     operations = payment["operations"]
     if "amount_captured" not in payment or any(operation["type"] not in _MONEY_MOVES for operation in operations):
@@ -238,9 +265,9 @@ def _judge_state(judgement: Judgement, partner: str, payment: dict[str, Any]) ->
     allowed = _STATUSES_OF_FIRST.get(first["status"], _statuses_of_success(authorized, captured, refunded))
     told = f"{payment['id']} is {payment['status']} with {said} and {[(o['type'], o['status']) for o in operations]}"
     if said != [authorized, captured, refunded] or not refunded <= captured <= authorized <= payment["amount"]:
-        judgement.accuse(Fault.IMPOSSIBLE, partner, told)
+        judgement.accuse(Fault.IMPOSSIBLE, partner, told, offenders)
     elif payment["status"] not in allowed:
-        judgement.accuse(Fault.IMPOSSIBLE, partner, f"{told}, only {sorted(allowed)} can be")
+        judgement.accuse(Fault.IMPOSSIBLE, partner, f"{told}, only {sorted(allowed)} can be", offenders)
 
 
 def _statuses_of_success(authorized: int, captured: int, refunded: int) -> frozenset[str]:
@@ -253,13 +280,15 @@ def _statuses_of_success(authorized: int, captured: int, refunded: int) -> froze
     return frozenset({"captured" if captured == authorized else "partially_captured", "disputed"})
 
 
-def _judge_operation(judgement: Judgement, partner: str, told: dict[str, Any], kept: dict[str, Any] | None) -> None:
+def _judge_operation(judgement: Judgement, call: Call, told: dict[str, Any], kept: dict[str, Any] | None) -> None:
+    partner, offenders = call.partner, offenders_of([call])
     if kept is None:
-        judgement.accuse(Fault.LOST, partner, f"{told['type']} {told['id']}")
+        judgement.accuse(Fault.LOST, partner, f"{told['type']} {told['id']}", offenders)
     elif (told["type"], told["amount"]) != (kept["type"], kept["amount"]):
-        judgement.accuse(Fault.ALTERED, partner, f"{told['type']} {told['id']}")
+        judgement.accuse(Fault.ALTERED, partner, f"{told['type']} {told['id']}", offenders)
     elif told["status"] in _FINAL and told["status"] != kept["status"]:
-        judgement.accuse(Fault.REVERSED, partner, f"{told['id']} was {told['status']}, is {kept['status']}")
+        detail = f"{told['id']} was {told['status']}, is {kept['status']}"
+        judgement.accuse(Fault.REVERSED, partner, detail, offenders)
 
 
 def _operation(payment: dict[str, Any], operation_id: str) -> dict[str, Any] | None:
@@ -268,27 +297,28 @@ def _operation(payment: dict[str, Any], operation_id: str) -> dict[str, Any] | N
 
 def _judge_charges(judgement: Judgement, partner: str, calls: list[Call], rows: Record) -> None:
     """Hold what the acquirer charged against what clients asked for; the gateway's own books are not looked at."""
-    asked: dict[int, set[str]] = defaultdict(set)  # amount -> keys of requests for a new payment
-    changes: dict[tuple[str, str], set[str]] = defaultdict(set)  # (payment, kind) -> keys
+    asked: dict[int, list[Call]] = defaultdict(list)  # amount -> requests for a new payment
+    changes: dict[tuple[str, str], list[Call]] = defaultdict(list)  # (payment, kind) -> requests
     known: set[str] = set()
     for call in calls:
         if call.key is None or call.key in known:
             continue  # a read, or a repeat: another body under a used key asks for nothing
         known.add(call.key)
         if call.step == "create_payment":
-            asked[call.request()["amount"]].add(call.key)
+            asked[call.request()["amount"]].append(call)
         elif call.step in _CHANGES:  # a confirmation goes on with what was asked for
-            changes[call.path.split("/")[3], _CHANGES[call.step]].add(call.key)
+            changes[call.path.split("/")[3], _CHANGES[call.step]].append(call)
     charged = [row for row in rows if row["charged"]]
-    openings: dict[int, list[str]] = defaultdict(list)
+    openings: dict[int, Record] = defaultdict(list)
     for row in charged:
         if row["kind"] in _OPENING:
-            openings[row["amount"]].append(row["key"])
-    for amount, keys in openings.items():
-        if amount not in asked:
-            judgement.accuse(Fault.CHARGED_UNASKED, partner, f"{keys} over {amount}")
-        elif len(keys) > len(asked[amount]):
-            judgement.accuse(Fault.CHARGED_TWICE, partner, f"{keys} over {amount}, asked by {sorted(asked[amount])}")
+            openings[row["amount"]].append(row)
+    for amount, its in openings.items():
+        requests = asked.get(amount, [])
+        if len(its) > len(requests):
+            detail = f"{len(its)} charges over {amount}, {len(requests)} were asked for"
+            fault = Fault.CHARGED_TWICE if requests else Fault.CHARGED_UNASKED
+            judgement.accuse(fault, partner, detail, [*offenders_of(requests), *_charges(partner, its)])
     _judge_changes(judgement, partner, calls, charged, changes)
 
 
@@ -297,7 +327,7 @@ def _judge_changes(
     partner: str,
     calls: list[Call],
     charged: Record,
-    changes: dict[tuple[str, str], set[str]],
+    changes: dict[tuple[str, str], list[Call]],
 ) -> None:
     """See that there are no more captures, voids and refunds than requests, over no more money than was paid."""
     payment_of: dict[str, str] = {}  # the opening operation's key -> payment, as clients were told
@@ -312,30 +342,37 @@ def _judge_changes(
             later[str(row["original_key"]), row["kind"]].append(row)
     for (original, kind), rows in later.items():
         payment = payment_of.get(original)
-        requests = changes[payment, kind] if payment is not None else set()
+        requests = changes.get((payment, kind), []) if payment is not None else []
+        offenders = [*offenders_of(requests), *_charges(partner, rows)]
         if len(rows) > len(requests):
             detail = f"{len(rows)} of kind {kind} on {payment or original}, {len(requests)} were asked for"
-            judgement.accuse(Fault.CHARGED_TWICE if requests else Fault.CHARGED_UNASKED, partner, detail)
+            judgement.accuse(Fault.CHARGED_TWICE if requests else Fault.CHARGED_UNASKED, partner, detail, offenders)
         moved = sum(row["amount"] for row in rows)
         if original not in openings or moved > openings[original]["amount"]:
-            judgement.accuse(Fault.CHARGED_TOO_MUCH, partner, f"{moved} by {kind} on {payment or original}")
+            judgement.accuse(Fault.CHARGED_TOO_MUCH, partner, f"{moved} by {kind} on {payment or original}", offenders)
 
 
-def _by_key(judgement: Judgement, partner: str, rows: Record) -> dict[str, dict[str, Any]]:
+def _charges(partner: str, rows: Record) -> list[Offender]:
+    """Name what the acquirer did; it tells no time."""
+    return [Offender(None, partner, f"{row['kind']} {row['key']} at the acquirer") for row in rows]
+
+
+def _by_key(judgement: Judgement, requests: Requests, rows: Record) -> dict[str, dict[str, Any]]:
     """Give the acquirers' rows by key; one key may be charged at one acquirer only."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         other = found.get(row["key"])
         if other is not None and other["charged"] and row["charged"]:
-            judgement.accuse(Fault.CHARGED_TWICE, partner, f"{row['key']} at two acquirers")
+            detail = f"{row['key']} at two acquirers"
+            _accuse_operation(judgement, requests, row["key"], Fault.CHARGED_TWICE, detail)
         if other is None or row["charged"]:
             found[row["key"]] = row
     return found
 
 
-def _judge_books(judgement: Judgement, partner: str, book: Book, rows: Record) -> None:
+def _judge_books(judgement: Judgement, requests: Requests, partner: str, book: Book, rows: Record) -> None:
     """Each operation in the books against the acquirer's row of the same key."""
-    at_acquirer = _by_key(judgement, partner, rows)
+    at_acquirer = _by_key(judgement, requests, rows)
     booked: set[str] = set()
     for payment in book:
         for operation in payment["operations"]:
@@ -344,7 +381,8 @@ def _judge_books(judgement: Judgement, partner: str, book: Book, rows: Record) -
             booked.add(operation["id"])
             if operation["status"] in _RESTING:
                 if charged:
-                    judgement.accuse(Fault.CHARGED_UNBOOKED, partner, f"{operation['id']} waits for its customer")
+                    detail = f"{operation['id']} waits for its customer"
+                    _accuse_operation(judgement, requests, operation["id"], Fault.CHARGED_UNBOOKED, detail)
             elif operation["status"] not in _FINAL:
                 judgement.unknowns.append(f"{partner}: {operation['id']} is {operation['status']}")
             elif operation["status"] == "succeeded":
@@ -354,24 +392,32 @@ def _judge_books(judgement: Judgement, partner: str, book: Book, rows: Record) -
                     payment["currency"],
                 )
                 if not charged or not same:
-                    judgement.accuse(Fault.NOT_CHARGED, partner, f"{operation['type']} {operation['id']}")
+                    detail = f"{operation['type']} {operation['id']}"
+                    _accuse_operation(judgement, requests, operation["id"], Fault.NOT_CHARGED, detail)
             elif charged:
-                judgement.accuse(Fault.CHARGED_UNBOOKED, partner, f"{operation['id']} is failed in the books")
+                detail = f"{operation['id']} is failed in the books"
+                _accuse_operation(judgement, requests, operation["id"], Fault.CHARGED_UNBOOKED, detail)
     for key, row in at_acquirer.items():
         if row["charged"] and key not in booked:
-            judgement.accuse(Fault.CHARGED_UNBOOKED, partner, f"{key} is not in the books")
+            _accuse_operation(judgement, requests, key, Fault.CHARGED_UNBOOKED, f"{key} is not in the books")
 
 
-def _judge_audit(judgement: Judgement, audit: dict[str, Any]) -> None:
+def _accuse_operation(judgement: Judgement, requests: Requests, operation_id: str, fault: Fault, detail: str) -> None:
+    judgement.accuse(fault, requests.partner, detail, requests.of_operation(operation_id))
+
+
+def _judge_audit(judgement: Judgement, requests: Mapping[str, Requests], audit: dict[str, Any]) -> None:
     for row in audit["partners"]:
         for difference in row["differences"]:
-            judgement.accuse(Fault.AUDIT, row["partner"], str(difference))
+            own = requests.get(row["partner"])
+            offenders = [] if own is None else own.named_in(str(difference))
+            judgement.accuse(Fault.AUDIT, row["partner"], str(difference), offenders)
         if row["in_doubt"]:
             judgement.unknowns.append(f"{row['partner']}: {row['in_doubt']} operations are in doubt")
     for extra in audit.get("extra_at_acquirer", []):
-        judgement.accuse(Fault.AUDIT, str(extra), "the acquirer has it, no cell does")
+        judgement.accuse(Fault.AUDIT, str(extra), "the acquirer has it, no cell does", [])
     if not audit["ok"] and not any(finding.fault is Fault.AUDIT for finding in judgement.findings):
-        judgement.accuse(Fault.AUDIT, "-", "it is not ok and does not say why")
+        judgement.accuse(Fault.AUDIT, "-", "it is not ok and does not say why", [])
 
 
 # Answers, one by one.

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from chaos import limits
@@ -11,6 +12,7 @@ from chaos.checker import NO_LATENCY, Judgement, Latency, calm_range_ms, error_o
 from chaos.faults import NO_ERROR
 from chaos.history import Call
 from chaos.impact import error_under, is_disturbed
+from chaos.offenders import Offender, name_of, offender_json
 from chaos.report import Verdict
 from chaos.signs import Seen
 
@@ -50,24 +52,20 @@ class Moments:
         return self.calm_s is None or call.due_s <= self.calm_s
 
 
-@dataclass(frozen=True, slots=True)
-class Offence:
-    """A call that got what it should not have got."""
-
-    at_s: float
-    partner: str
-    what: str
-
-
 @dataclass(slots=True)
 class GroupFigures:
-    """One group of partners while the fault lasted. `hit`: who noticed anything; `last_s`: the last disturbed call."""
+    """One group of partners while the fault lasted. `hit`: who noticed anything; `last_s`: the last disturbed call.
+
+    `slow`: what a tail outside its range is made of, the slowest first. `late`: what was disturbed past the goal.
+    """
 
     group: Group
     partners: list[str]
     sent: int = 0
     excused: Counter[str] = field(default_factory=Counter)
-    errors: list[Offence] = field(default_factory=list)
+    errors: list[Offender] = field(default_factory=list)
+    slow: list[Offender] = field(default_factory=list)
+    late: list[Offender] = field(default_factory=list)
     hit: dict[str, int] = field(default_factory=dict)
     last_s: float | None = None
     calm: Latency = NO_LATENCY
@@ -84,7 +82,7 @@ class Impact:
     """All that the fault did, by group; and what went wrong while all was calm."""
 
     figures: dict[Group, GroupFigures]
-    in_calm: list[Offence]
+    in_calm: list[Offender]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +114,11 @@ def impact_of(
         group: GroupFigures(group, sorted(partner for partner, its in groups.items() if its is group))
         for group in Group
     }
-    in_calm: list[Offence] = []
+    in_calm: list[Offender] = []
     calm: dict[Group, list[Call]] = defaultdict(list)
     fault: dict[Group, list[Call]] = defaultdict(list)
+    since_s = _recovers_since_s(experiment, moments)
+    goal_s = inf if since_s is None or not experiment.goal_ms else since_s + experiment.goal_ms * patience / 1_000
     for call in calls:
         if call.repeat or call.ended_s is None or call.partner not in groups:
             continue
@@ -131,13 +131,16 @@ def impact_of(
                 in_calm.append(_offence(call, error))
             continue
         fault[group].append(call)
-        _count(figures[group], call, error_under(call, experiment.excuses(group)), patience)
+        _count(figures[group], call, error_under(call, experiment.excuses(group)), patience, goal_s)
     for group, found in figures.items():
         found.calm, found.fault = latency(calm[group]), latency(fault[group])
+        bound_ms = calm_range_ms(found.calm)
+        if found.undisturbed is False and experiment.excuses(group) == NO_ERROR and bound_ms is not None:
+            found.slow = _slower_than(bound_ms, fault[group])
     return Impact(figures, in_calm)
 
 
-def _count(found: GroupFigures, call: Call, error: str | None, patience: float) -> None:
+def _count(found: GroupFigures, call: Call, error: str | None, patience: float, goal_s: float) -> None:
     found.sent += 1
     if error is not None:
         found.errors.append(_offence(call, error))
@@ -148,16 +151,31 @@ def _count(found: GroupFigures, call: Call, error: str | None, patience: float) 
         # One that was cut off shows that all was not well when it was sent, one that waited, when it was answered.
         at_s = call.sent_s if call.answered_s is None else call.answered_s
         found.last_s = at_s if found.last_s is None else max(found.last_s, at_s)
+        if found.group is Group.TARGET and at_s > goal_s:
+            found.late.append(_offence(call, _told(call)))
 
 
-def _offence(call: Call, error: str) -> Offence:
-    key = f" under key {call.key}" if call.key else ""
-    return Offence(call.due_s, call.partner, f"{call.method} {call.path}{key} ({call.scenario} {call.step}): {error}")
+def _offence(call: Call, why: str) -> Offender:
+    return Offender(call.due_s, call.partner, f"{name_of(call)}: {why}")
+
+
+def _told(call: Call) -> str:
+    after = "" if call.latency_ms is None else f" after {call.latency_ms:.0f} ms"
+    return f"{call.outcome or 'no answer'}{after}"
+
+
+def _slower_than(bound_ms: float, calls: Iterable[Call]) -> list[Offender]:
+    slow = [call for call in calls if call.usual and call.latency_ms is not None and call.latency_ms > bound_ms]
+    return [_offence(call, _told(call)) for call in sorted(slow, key=lambda call: -(call.latency_ms or 0))]
+
+
+def _recovers_since_s(experiment: Experiment, moments: Moments) -> float | None:
+    return moments.ended_s if experiment.goal_from_end else moments.struck_s
 
 
 def recovery_ms(experiment: Experiment, impact: Impact, moments: Moments) -> float | None:
     """Give how long the target was disturbed: from the fault's begin, or its end; None where nothing was struck."""
-    since_s = moments.ended_s if experiment.goal_from_end else moments.struck_s
+    since_s = _recovers_since_s(experiment, moments)
     if since_s is None:
         return None
     last_s = impact.figures[Group.TARGET].last_s
@@ -199,7 +217,8 @@ def _judge_group(verdict: Verdict, experiment: Experiment, found: GroupFigures, 
     if within is False and around.is_noisy:
         within = None
         bound += f"; other programs used {dict(around.others_cores)} cores of this machine"
-    verdict.require(within, f"{found.group}: {tail} while the fault lasted, {bound}")
+    slowest = f"; slowest: {_first(found.slow)}" if found.slow else ""
+    verdict.require(within, f"{found.group}: {tail} while the fault lasted, {bound}{slowest}")
 
 
 def _judge_recovery(
@@ -218,10 +237,12 @@ def _judge_recovery(
     goal_ms = experiment.goal_ms * around.patience
     if took_ms is not None and goal_ms and took_ms > goal_ms:
         kept = None if around.is_noisy else False
-        verdict.require(kept, f"the target was disturbed for {took_ms:.0f} ms, {goal_ms:.0f} ms are promised")
+        late = impact.figures[Group.TARGET].late
+        told = f"the target was disturbed for {took_ms:.0f} ms, {goal_ms:.0f} ms are promised"
+        verdict.require(kept, f"{told}; last: {_first(late[-1:])}")
 
 
-def _first(offences: Sequence[Offence]) -> str:
+def _first(offences: Sequence[Offender]) -> str:
     return f"{offences[0].partner}: {offences[0].what}" if offences else ""
 
 
@@ -236,7 +257,11 @@ def group_json(found: GroupFigures, begin_s: float) -> dict[str, Any]:
         "hit": found.hit,
         "sent": found.sent,
         "errors": len(found.errors),
-        "errors_shown": [offence_json(one, begin_s) for one in found.errors[: limits.CHAOS_FINDINGS_SHOWN_MAX]],
+        "errors_shown": _shown(found.errors, begin_s),
+        "slow": len(found.slow),
+        "slow_shown": _shown(found.slow, begin_s),
+        "late": len(found.late),
+        "late_shown": _shown(found.late, begin_s),
         "excused": dict(found.excused),
         "calm_p99_ms": _rounded(found.calm.p99_ms),
         "calm_calls": found.calm.count,
@@ -247,9 +272,8 @@ def group_json(found: GroupFigures, begin_s: float) -> dict[str, Any]:
     }
 
 
-def offence_json(offence: Offence, begin_s: float) -> dict[str, Any]:
-    """Give one call that went wrong as it stands in the report."""
-    return {"at_s": round(offence.at_s - begin_s, 2), "partner": offence.partner, "what": offence.what}
+def _shown(offenders: Sequence[Offender], begin_s: float) -> list[dict[str, Any]]:
+    return [offender_json(one, begin_s) for one in offenders[: limits.CHAOS_FINDINGS_SHOWN_MAX]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from actors.errors import StoreError
 from chaos import drama, limits, machine, report, screen
-from chaos.checker import Judgement, Role
+from chaos.checker import Judgement, Role, finding_json
 from chaos.command_line import Parser, add_store_options, store_chosen
 from chaos.drama import Cast, Timeline
 from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
@@ -260,7 +260,7 @@ class Demo:
             "audit": {name: audit[name] for name in ("ok", "payments", "operations", "in_doubt")},
             "money": {
                 "verdict": money.verdict,
-                "findings": [str(finding) for finding in money.findings],
+                "findings": [finding_json(finding, seen.moments.begin_s) for finding in money.findings],
                 "unknowns": money.unknowns,
                 "calls": len(seen.calls),
                 "repeats": len(repeats),

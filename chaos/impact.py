@@ -9,6 +9,7 @@ from chaos import limits
 from chaos.checker import Judgement, error_of, is_documented
 from chaos.faults import EXCUSED_OUTCOMES, NO_ERROR, Excuse, Excuses, Fault
 from chaos.history import Call
+from chaos.offenders import name_of
 
 _SHOWN_MAX: Final = 5
 
@@ -113,7 +114,7 @@ def impacts_of(
         met = [number for number, happened in enumerate(faults) if _met(call, happened)]
         excuses = NO_ERROR.union(*(faults[number].fault.excuses(call.partner, cells[call.partner]) for number in met))
         error = error_under(call, excuses)
-        told = None if error is None else f"{call.partner} {call.scenario} {call.step}: {error}"
+        told = None if error is None else f"{call.partner}: {name_of(call)}: {error}"
         if met:
             # What only an earlier one allows is that one's doing.
             excusing = [

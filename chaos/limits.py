@@ -232,6 +232,8 @@ GOAL_DISK_MS: Final = 4_000
 GOAL_NETWORK_MS: Final = 2_000
 GOAL_CLOCK_MS: Final = GOAL_WORKER_KILLED_MS
 CHAOS_FINDINGS_SHOWN_MAX: Final = 50
+# Of the requests that a finding is about so many are named; how many there are is said, too.
+FINDING_OFFENDERS_MAX: Final = 10
 CHAOS_CHART_STEP_S: Final = 1.0
 
 assert POLL_INTERVAL_MS * 10 < START_TIMEOUT_MS

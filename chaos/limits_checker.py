@@ -17,6 +17,7 @@ from typing import Any
 
 from chaos import limits
 from chaos.history import Call
+from chaos.offenders import Offender, offenders_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Exceeded:
-    """A limit that was exceeded."""
+    """A limit that was exceeded. `offenders`: what was let in past it."""
 
     partner: str
     detail: str
+    offenders: tuple[Offender, ...]
 
     def __str__(self) -> str:
         return f"{self.partner}: {self.detail}"
@@ -69,7 +71,8 @@ def judge(calls: Iterable[Call], limits_of: Mapping[str, Limits]) -> Judgement:
 
 
 def _judge_rate(judgement: Judgement, partner: str, calls: list[Call], allowed: Limits) -> None:
-    intervals = admissions(calls)
+    admitted = admissions(calls)
+    intervals = [(from_s, until_s) for from_s, until_s, _ in admitted]
     judgement.payments += len(intervals)
     # The gateway counts whole microseconds; its clock may run a little faster than ours.
     interval_us = max(1_000_000 // allowed.rate_per_second, 1)
@@ -81,26 +84,31 @@ def _judge_rate(judgement: Judgement, partner: str, calls: list[Call], allowed: 
     room = burst + per_second * (until_s - from_s)
     judgement.rate_share_max = max(judgement.rate_share_max, count / room)
     if excess > burst:
-        judgement.findings.append(
-            Exceeded(
-                partner,
-                f"{count} new payments were let in from {from_s:.3f} to {until_s:.3f} s; "
-                f"{allowed.rate_per_second} a second and a burst of {burst} allow {room:.1f}",
-            )
+        detail = (
+            f"{count} new payments were let in from {from_s:.3f} to {until_s:.3f} s; "
+            f"{allowed.rate_per_second} a second and a burst of {burst} allow {room:.1f}"
         )
+        within = [one for one in admitted if from_s <= one[0] and one[1] <= until_s]
+        past = [call for _, _, call in sorted(within, key=lambda one: one[1])[int(room) :]]
+        judgement.findings.append(Exceeded(partner, detail, tuple(offenders_of(past))))
 
 
-def admissions(calls: Iterable[Call]) -> list[tuple[float, float]]:
-    """Give between which times each new payment was let in: one a key, from its first sending to its first answer."""
+def admissions(calls: Iterable[Call]) -> list[tuple[float, float, Call]]:
+    """Give between which times each new payment was let in: one a key, from its first sending to its first answer.
+
+    With each stands the call that was answered so.
+    """
     sent: dict[str, float] = {}
-    answered: dict[str, float] = {}
+    answered: dict[str, tuple[float, Call]] = {}
     for call in calls:
         if call.step != "create_payment" or call.key is None:
             continue
         sent[call.key] = min(sent.get(call.key, inf), call.sent_s)
         if call.acknowledged and call.answered_s is not None:
-            answered[call.key] = min(answered.get(call.key, inf), call.answered_s)
-    return [(sent[key], until_s) for key, until_s in answered.items()]
+            known = answered.get(call.key)
+            if known is None or call.answered_s < known[0]:
+                answered[call.key] = call.answered_s, call
+    return [(sent[key], until_s, call) for key, (until_s, call) in answered.items()]
 
 
 def densest(intervals: Iterable[tuple[float, float]], per_second: float) -> tuple[float, float, float, int]:
@@ -180,8 +188,9 @@ class _Tree:
 
 
 def _judge_in_flight(judgement: Judgement, partner: str, calls: list[Call], allowed: Limits) -> None:
+    open_ = open_times(calls)
     moments: list[tuple[float, int]] = []
-    for began_ms, ended_ms in open_times(calls):
+    for began_ms, ended_ms, _ in open_:
         moments += [(began_ms, 1), (ended_ms, -1)]
     count = most = 0
     at_ms = 0.0
@@ -192,17 +201,20 @@ def _judge_in_flight(judgement: Judgement, partner: str, calls: list[Call], allo
     judgement.in_flight_share_max = max(judgement.in_flight_share_max, most / allowed.in_flight_max)
     if most > allowed.in_flight_max:
         at = datetime.fromtimestamp(at_ms / 1_000).astimezone().isoformat(timespec="milliseconds")
-        judgement.findings.append(
-            Exceeded(partner, f"{most} operations were in flight at {at}; {allowed.in_flight_max} are allowed")
-        )
+        there = sorted((one for one in open_ if one[0] <= at_ms < one[1]), key=lambda one: one[0])
+        past = [call for _, _, call in there[allowed.in_flight_max :]]
+        detail = f"{most} operations were in flight at {at}; {allowed.in_flight_max} are allowed"
+        judgement.findings.append(Exceeded(partner, detail, tuple(offenders_of(past))))
 
 
-def open_times(calls: Iterable[Call]) -> list[tuple[float, float]]:
+def open_times(calls: Iterable[Call]) -> list[tuple[float, float, Call]]:
     """Give since when and until when, in ms, each settled opening operation was certainly open, as answers tell.
 
-    Times are told in whole milliseconds, so each is narrowed by one at both ends.
+    Times are told in whole milliseconds, so each is narrowed by one at both ends. With each stands the call that
+    asked for it, or one that told of it.
     """
     told: dict[str, tuple[float, float]] = {}
+    asked: dict[str, Call] = {}
     challenged: set[str] = set()
     for call in calls:
         content = call.content() if call.acknowledged else {}
@@ -210,11 +222,15 @@ def open_times(calls: Iterable[Call]) -> list[tuple[float, float]]:
         for row in rows:
             if isinstance(row, dict) and row.get("object") == "payment" and row.get("operations"):
                 operation = row["operations"][0]
+                if operation["id"] not in asked or call.step == "create_payment":
+                    asked[operation["id"]] = call
                 if operation["status"] == "requires_action" or "challenge" in str(row.get("payment_method")):
                     challenged.add(operation["id"])
                 elif operation.get("created_at") and operation.get("settled_at"):
                     told[operation["id"]] = (_ms(operation["created_at"]) + 1, _ms(operation["settled_at"]) - 1)
-    return [(began, ended) for one, (began, ended) in told.items() if ended > began and one not in challenged]
+    return [
+        (began, ended, asked[one]) for one, (began, ended) in told.items() if ended > began and one not in challenged
+    ]
 
 
 def _ms(time: Any) -> float:

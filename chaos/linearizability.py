@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from chaos import limits
 from chaos.history import Call
+from chaos.offenders import Offender, offenders_of
 
 _OPENING: Final = frozenset({"authorization", "purchase", "verification"})
 _KINDS: Final = {"capture_payment": "capture", "void_payment": "void", "refund_payment": "refund"}
@@ -73,7 +74,7 @@ class Observation:
     operations: tuple[Operation, ...]
     is_whole: bool
     write: int | None
-    told_by: str
+    told_by: Call
     wrong: str = ""  # what no payment can be, whatever came before
 
 
@@ -85,15 +86,17 @@ class PaymentHistory:
     payment_id: str
     writes: list[Write] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
+    requests: list[Call] = field(default_factory=list)  # the first attempt of each write
 
 
 @dataclass(frozen=True, slots=True)
 class Impossible:
-    """A payment of which no order explains all answers."""
+    """A payment of which no order explains all answers. `offenders`: those that don't fit, then its writes."""
 
     partner: str
     payment_id: str
     detail: str
+    offenders: tuple[Offender, ...]
 
     def __str__(self) -> str:
         return f"{self.partner}: {self.payment_id}: {self.detail}"
@@ -127,7 +130,8 @@ def judge(calls: Iterable[Call], *, steps_max: int = limits.LINEARIZABILITY_STEP
         if found is None:
             judgement.unknowns.append(f"{payment.partner}: {payment.payment_id}: more than {steps_max} steps")
         elif not found:
-            judgement.findings.append(Impossible(payment.partner, payment.payment_id, search.why()))
+            offenders = tuple(offenders_of([*search.misfits(), *payment.requests]))
+            judgement.findings.append(Impossible(payment.partner, payment.payment_id, search.why(), offenders))
     return judgement
 
 
@@ -163,7 +167,7 @@ def _of_partner(partner: str, calls: Sequence[Call]) -> Iterator[PaymentHistory]
     for call, row in shown:
         payment_id = row.get("payment_id", row.get("id"))
         history = history_of(str(payment_id))
-        history.observations.append(_observation(call.sent_s, call.answered_s, row, None, call.step))
+        history.observations.append(_observation(call.sent_s, call.answered_s, row, None, call))
         reference = row.get("reference")
         if not any(write.kind == "create" for write in history.writes) and reference in creates:
             history.writes.append(Write("create", None, creates[reference]))
@@ -193,13 +197,14 @@ def _read_write(attempts: list[Call], history_of: Any, creates: dict[str, float]
         kind = _KINDS.get(first.step, "")
         asked = first.request().get("amount")
         amount = None if asked is None else int(asked)
+    history.requests.append(first)
     number = None
     if kind:
         number = len(history.writes)
         history.writes.append(Write(kind, amount, first.sent_s))
     for one in _rows(row):
         # A repeat's answer is the first one again: it was true once since the first attempt, not of late.
-        history.observations.append(_observation(first.sent_s, answered[0].answered_s, one, number, first.step))
+        history.observations.append(_observation(first.sent_s, answered[0].answered_s, one, number, first))
 
 
 def _rows(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -213,7 +218,7 @@ def _rows(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _observation(
-    from_s: float, until_s: float | None, row: dict[str, Any], write: int | None, told_by: str
+    from_s: float, until_s: float | None, row: dict[str, Any], write: int | None, told_by: Call
 ) -> Observation:
     is_whole = row["object"] == "payment"
     told = row["operations"] if is_whole else [{**row, "type": "refund"}]
@@ -294,15 +299,22 @@ class _Search:
 
     def why(self) -> str:
         """Say what could not be put into any order, once `run` found none."""
-        wrong = [one for one in self._observations if one.wrong]
+        wrong = self._wrong()
         if wrong:
-            return f"{wrong[0].told_by}: {wrong[0].wrong}"
+            return f"{wrong[0].told_by.step}: {wrong[0].wrong}"
         told = "; ".join(
-            f"{one.told_by} from {one.from_s:.3f} to {one.until_s:.3f} s shows "
+            f"{one.told_by.step} from {one.from_s:.3f} to {one.until_s:.3f} s shows "
             + ", ".join(f"{operation.kind} {operation.id} {operation.status}" for operation in one.operations)
             for one in self._stuck[:3]
         )
         return f"after {self._furthest} of {len(self._observations)} answers none of these can be next: {told}"
+
+    def misfits(self) -> list[Call]:
+        """Give the calls whose answers could not be put into any order, once `run` found none."""
+        return [one.told_by for one in self._wrong() or self._stuck]
+
+    def _wrong(self) -> list[Observation]:
+        return [one for one in self._observations if one.wrong]
 
     def _candidates(self, done: int) -> Iterator[int]:
         """Give what may come next: what was asked before any other of those left had ended."""

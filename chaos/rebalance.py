@@ -18,13 +18,14 @@ from typing import Any, Final
 
 from cells.api import limits as api_limits
 from chaos import machine
-from chaos.checker import error_of, latency
+from chaos.checker import error_of, finding_json, latency
 from chaos.command_line import Parser, add_store_options, store_chosen
 from chaos.experiment import bring_to_rest, judge_at_rest, plan_for
 from chaos.gateway import Gateway
 from chaos.history import Call
 from chaos.installation import GatewayError
 from chaos.load_process import LoadProcess
+from chaos.offenders import name_of
 from chaos.screen import make_console
 from chaos.store_choice import StoreChoice
 from control_plane import client
@@ -257,7 +258,7 @@ async def _judge(
     killed: int,
     console: Any,
 ) -> bool:
-    errors = [f"{call.partner} {call.scenario} {call.step}: {error}" for call in calls if (error := error_of(call))]
+    errors = [f"{call.partner}: {name_of(call)}: {error}" for call in calls if (error := error_of(call))]
     pauses, unknown = await asyncio.to_thread(moving.pauses_ms, list(keys))
     calls += await bring_to_rest(gateway, keys, calls)
     judgement, audit = await judge_at_rest(gateway, keys, calls)
@@ -284,7 +285,7 @@ async def _judge(
         "tail_ms": {"calm": calm.tail_ms, "during": during.tail_ms},
         "control_plane_killed": killed,
         "judgement": judgement.verdict,
-        "findings": [str(finding) for finding in judgement.findings[:10]],
+        "findings": [finding_json(finding, calls[0].due_s) for finding in judgement.findings[:10]],
         "audit_ok": audit["ok"],
         "seconds": round(span_s[1] - span_s[0], 1),
         **machine.describe(),

@@ -18,6 +18,7 @@ from chaos.checker import (
 )
 from chaos.drama import Cast, Timeline
 from chaos.history import Call
+from chaos.offenders import name_of
 
 _ERRORS_SHOWN_MAX = 20
 
@@ -111,7 +112,7 @@ def _count(row: Row, call: Call, moments: Moments) -> None:
     row.sent += 1
     error = error_of(call, row.role, in_trouble=_is_excused(row.role, call, moments))
     if error is not None:
-        row.errors.append(f"{call.due_s - moments.begin_s:.1f} s {call.scenario} {call.step}: {error}")
+        row.errors.append(f"{call.due_s - moments.begin_s:.1f} s {name_of(call)}: {error}")
     elif call.acknowledged:
         row.acknowledged += 1
     elif call.outcome in call.expected:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from chaoslib.types import Journal
 
 from chaos import history, limits, machine
+from chaos.checker import finding_json
 from chaos.containment import (
     EXIT_CODES,
     EXIT_INTERRUPTED,
@@ -14,11 +15,11 @@ from chaos.containment import (
     Series,
     group_json,
     impact_of,
-    offence_json,
     recovery_ms,
     series_of,
     verdict_of,
 )
+from chaos.offenders import offender_json
 from chaos.session import Session
 
 JOURNAL: Final = "journal.json"
@@ -62,7 +63,7 @@ def conclude(run: Session, journal: Journal) -> None:
         "recovered_since": "the fault's end" if run.experiment.goal_from_end else "the fault's begin",
         "goal_ms": run.experiment.goal_ms,
         "groups": [group_json(group, begin_s) for group in impact.figures.values() if group.partners],
-        "in_calm": [offence_json(one, begin_s) for one in impact.in_calm[: limits.CHAOS_FINDINGS_SHOWN_MAX]],
+        "in_calm": [offender_json(one, begin_s) for one in impact.in_calm[: limits.CHAOS_FINDINGS_SHOWN_MAX]],
         "aborted": around.aborted,
         "not_undone": list(around.not_undone),
         "leftovers": list(around.leftovers),
@@ -71,10 +72,7 @@ def conclude(run: Session, journal: Journal) -> None:
         "audit": {name: audit[name] for name in ("ok", "payments", "operations", "in_doubt")},
         "checkers": {
             "verdict": money.verdict,
-            "findings": [
-                {"fault": str(one.fault), "partner": one.partner, "detail": one.detail}
-                for one in money.findings[: limits.CHAOS_FINDINGS_SHOWN_MAX]
-            ],
+            "findings": [finding_json(one, begin_s) for one in money.findings[: limits.CHAOS_FINDINGS_SHOWN_MAX]],
             "unknowns": money.unknowns[: limits.CHAOS_FINDINGS_SHOWN_MAX],
             "calls": len(run.calls),
             "flood_calls": len(run.flood_calls),

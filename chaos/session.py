@@ -6,7 +6,6 @@ of its own. What is judged stands in `chaos/containment.py`, what is written in 
 
 import asyncio
 import contextlib
-import dataclasses
 import random
 import secrets
 import threading
@@ -21,10 +20,10 @@ import orjson
 import psutil
 
 from cells.fault_injection import METADATA_KEY
-from chaos import bounds, breaker_checker, limits, limits_checker, linearizability, machine, needs, partners, safeguards
+from chaos import limits, limits_checker, machine, needs, partners, run_checkers, safeguards
 from chaos.bounds_reader import BoundsReader
 from chaos.catalogue import Experiment, Scope, Sign
-from chaos.checker import Fault, Judgement, judge_money, judge_ordered
+from chaos.checker import Judgement, judge_money, judge_ordered
 from chaos.clocks import Clock
 from chaos.containment import Circumstances, Moments, Target
 from chaos.door_proxies import DoorProxies
@@ -308,54 +307,19 @@ class Session:
         rows = [row if row["partner"] in self.keys else {**row, "in_doubt": 0} for row in audit["partners"]]
         everything = [*calls, *repeats]
         judgement = judge_money(everything, books, record, {**audit, "partners": rows})
-        self._judge_order_and_limits(judgement, everything)
-        self._judge_bulkheads(judgement, everything)
+        run_checkers.judge_order(judgement, everything)
+        run_checkers.judge_limits(judgement, everything, self.keys, self.flood_calls, self.flood_limits)
+        readings = () if self._bounds is None else self._bounds.readings
+        run_checkers.judge_bounds(judgement, everything, readings, self.target.cells, self.settings.patience)
+        moments, fails_after_ms = self.moments, self.experiment.fails_after_ms
+        if fails_after_ms is not None and moments.struck_s is not None and moments.ended_s is not None:
+            offset_s = time.time() - time.monotonic()
+            begin_ms, end_ms = ((at_s + offset_s) * 1_000 for at_s in (moments.struck_s, moments.ended_s))
+            run_checkers.judge_breaker(judgement, everything, self.target.partner, begin_ms, end_ms, fails_after_ms)
         ordered = [call for call in everything if call.key == f"{self.name}-ordered"]
         if ordered:
             judge_ordered(judgement, ordered)
         return judgement, audit, repeats
-
-    def _judge_order_and_limits(self, judgement: Judgement, calls: list[Call]) -> None:
-        """Add what no order of events explains, and which limits were exceeded."""
-        # A list also shows payments of earlier runs, whose writes this history does not have.
-        ours = {call.content().get("id") for call in calls if call.step == "create_payment" and call.acknowledged}
-        order = linearizability.judge(calls)
-        for impossible in order.findings:
-            if impossible.payment_id in ours:
-                judgement.accuse(Fault.NOT_LINEARIZABLE, impossible.partner, str(impossible))
-        judgement.unknowns += order.unknowns
-        # A flood has its partner's limits changed and changed back, and is judged by those that it had; all calls
-        # together by what nobody may exceed, and again after a flood, which then finds its bucket full.
-        usual, flood = partners.USUAL_LIMITS, self.flood_limits
-        allowed = dataclasses.replace(usual, refills=2 if self.flood_calls else 0)
-        if flood is not None:
-            allowed = limits_checker.Limits(
-                max(usual.rate_per_second, flood.rate_per_second),
-                max(usual.rate_burst, flood.rate_burst),
-                max(usual.in_flight_max, flood.in_flight_max),
-                allowed.refills,
-            )
-        exceeded = limits_checker.judge(calls, dict.fromkeys(self.keys, allowed)).findings
-        if flood is not None:
-            # One refill: what its bucket held when the limits were changed.
-            during = dict.fromkeys(self.keys, dataclasses.replace(flood, refills=1))
-            exceeded += limits_checker.judge(self.flood_calls, during).findings
-        for one in exceeded:
-            judgement.accuse(Fault.LIMIT_EXCEEDED, one.partner, one.detail)
-
-    def _judge_bulkheads(self, judgement: Judgement, calls: list[Call]) -> None:
-        """Add what of the gateway's own bounds was not kept, whether anybody was harmed by it or not."""
-        for one in bounds.judge(self._bounds.readings if self._bounds is not None else (), self.settings.patience):
-            judgement.accuse(Fault.BOUND_EXCEEDED, one.who, one.detail)
-        moments, fails_after_ms = self.moments, self.experiment.fails_after_ms
-        if fails_after_ms is None or moments.struck_s is None or moments.ended_s is None:
-            return
-        offset_s = time.time() - time.monotonic()
-        begin_ms, end_ms = ((at_s + offset_s) * 1_000 for at_s in (moments.struck_s, moments.ended_s))
-        own = [call for call in calls if call.partner == self.target.partner]
-        told = breaker_checker.judge(own, begin_ms, end_ms, fails_after_ms)
-        if told is not None:
-            judgement.accuse(Fault.BREAKER_CLOSED, self.target.partner, told)
 
     def circumstances(self, *, interrupted: bool) -> Circumstances:
         """Sum up what else counts for the verdict."""

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from actors.errors import StoreError
 from chaos import faults, limits, machine, victims
+from chaos.checker import finding_json
 from chaos.command_line import Parser, add_store_options, store_chosen
 from chaos.experiment import bring_to_rest, judge_at_rest, onboard, plan_for
 from chaos.faults import Blow, Blows, Fault, Target
@@ -160,7 +161,7 @@ class Soak:
                 "calls": len(calls),
                 "answers": dict(Counter(str(call.outcome or "no answer") for call in first).most_common()),
                 "audit": {name: audit[name] for name in ("ok", "payments", "operations", "in_doubt")},
-                "money": {"verdict": money.verdict, "findings": [str(one) for one in money.findings]},
+                "money": {"verdict": money.verdict, "findings": [finding_json(one, begin_s) for one in money.findings]},
                 "faults": [impact_json(impact, begin_s) for impact in impacts],
             }
             options.report_file.write_bytes(orjson.dumps(whole, option=orjson.OPT_INDENT_2))

@@ -37,6 +37,8 @@ log = structlog.get_logger()
 
 # A file or pipe has no width of its own; tables must not be cut there.
 _WIDTH_ELSEWHERE: Final = 220
+# Of what is long, so much is shown; --json has all.
+_PARTNERS_SHOWN_MAX: Final = 20
 _GOOD: Final = frozenset({"ready", "active", "ok"})
 
 
@@ -285,10 +287,10 @@ def show_evacuation(found: dict[str, Any]) -> None:
     say(f"{found['partners']} partners of {found['cell']} {would} to {cells} other cells")
     staying: dict[str, str] = found["staying"]
     out = make_console(stderr=True)
-    for partner_id, why in list(staying.items())[:_MOVES_SHOWN_MAX]:
+    for partner_id, why in list(staying.items())[:_PARTNERS_SHOWN_MAX]:
         out.print(f"[bold red]stays:[/] {escape(partner_id)}: {escape(why)}", soft_wrap=True)
-    if len(staying) > _MOVES_SHOWN_MAX:
-        out.print(f"and {len(staying) - _MOVES_SHOWN_MAX} more: --json names all", soft_wrap=True)
+    if len(staying) > _PARTNERS_SHOWN_MAX:
+        out.print(f"and {len(staying) - _PARTNERS_SHOWN_MAX} more: --json names all", soft_wrap=True)
 
 
 def show_cells(cells: Sequence[dict[str, Any]]) -> None:

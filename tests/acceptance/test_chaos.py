@@ -75,6 +75,8 @@ def test_a_killed_worker_is_contained_and_told(gateway: Gateway) -> None:
     page = (folder / "report.html").read_text()
     assert found["verdict"].capitalize() in page
     assert "http://" not in page.replace("http://www.w3.org", ""), "the page needs no network"
+    for file in folder.iterdir():
+        assert "sk_test_" not in file.read_text(), "no API key stands in a report"
     journal = json.loads((folder / "journal.json").read_text())
     assert journal["status"] == "completed"
     assert journal["bulkhead"]["verdict"] == found["verdict"]

@@ -26,6 +26,7 @@ def test_a_worker_that_takes_too_much_may_live_until_it_is_found() -> None:
     (found,) = judge(memory(100, 700, 700, 900, 700, 700, 700))
     assert found.who == "worker-1"
     assert found.detail == "900 MiB in a worker where 512 are its room, for 2.5 s"
+    assert (found.from_s, found.until_s) == (10, 10.5), "it grew between these two looks"
     assert judge(memory(100, 700, 700, 900, 700, 700, 700), patience=2) == []
 
 
@@ -44,13 +45,15 @@ def test_a_share_is_never_exceeded(bound: Bound) -> None:
 
 def test_a_status_tells_shares_of_these_partners_and_which_workers_to_look_at() -> None:
     rows = [("worker-1", "worker", os.getpid()), ("router-0", "router", os.getpid()), ("spare-1", "spare", None)]
+    shares = [{"partner": "ann", "commands": 7, "worker": "worker-1"}, {"partner": "bob", "commands": 9}]
     status = {
-        "partners": [{"partner": "ann", "commands": 7}, {"partner": "bob", "commands": 9}, {"partner": "eve"}],
+        "partners": [*shares, {"partner": "eve"}],
         "processes": [{"process": name, "role": role, "pid": pid, "partner": "ann"} for name, role, pid in rows],
     }
     share, worker = of_status(status, {"ann", "eve"}, 5.0)
     assert (share.bound, share.who, share.value) == (Bound.PARTNER_COMMANDS, "ann", 7)
     assert worker.who == f"worker-1 (ann, pid {os.getpid()})"
+    assert share.partners == worker.partners == ("ann",)
     assert 10 < worker.value < 10_000, "the memory of this test, in MiB"
 
 

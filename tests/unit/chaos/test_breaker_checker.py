@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import orjson
 
 from actors import limits as actor_limits
-from chaos.breaker_checker import judge, let_in_ms
+from chaos.breaker_checker import TooMany, judge, let_in
 from chaos.history import Call
 
 BEGIN_S, END_S = 100.0, 112.0
@@ -35,7 +35,7 @@ def paid(at_s: float, status: int = 202, number: str | None = None) -> Call:
     )
 
 
-def judged(calls: list[Call], fails_after_ms: int = 2_500) -> str | None:
+def judged(calls: list[Call], fails_after_ms: int = 2_500) -> TooMany | None:
     return judge(calls, BEGIN_S * 1_000, END_S * 1_000, fails_after_ms)
 
 
@@ -49,7 +49,11 @@ FIRST = every(0.1, end_s=BEGIN_S + 0.1 * (TO_OPEN - 1) + 0.05)
 def test_payments_that_go_on_all_the_time_are_found() -> None:
     told = judged(every(0.25))
     assert told is not None
-    assert "new payments were let in within" in told
+    assert "new payments were let in within" in told.detail
+    count, allowed = (int(word) for word in (told.detail.split()[0], told.detail.split()[-4]))
+    assert len(told.offenders) == count - allowed, "who was let in as a probe did nothing wrong"
+    assert told.offenders[-1].what == "POST /v1/payments under key pay_112.0 (automatic create_payment)"
+    assert told.offenders[-1].at_s == 112
     assert judged(every(0.25), fails_after_ms=0) is not None
 
 
@@ -72,7 +76,8 @@ def test_without_enough_failures_nothing_is_proven() -> None:
 
 
 def test_a_payment_counts_once_whoever_asked_for_it_how_often() -> None:
-    assert let_in_ms([paid(7, number="pay_1"), paid(7, 201, number="pay_1"), paid(5)]) == [5_000, 7_000]
+    admitted = let_in([paid(7, number="pay_1"), paid(7, 201, number="pay_1"), paid(5)])
+    assert [at_ms for at_ms, _ in admitted] == [5_000, 7_000]
     other = paid(6)
     other.step = "refund_payment"
-    assert let_in_ms([other]) == []
+    assert let_in([other]) == []

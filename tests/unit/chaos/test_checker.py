@@ -7,8 +7,9 @@ import orjson
 import pytest
 
 from chaos import checker, limits
-from chaos.checker import Fault, Judgement, Role, error_of, judge_money
+from chaos.checker import Fault, Judgement, Role, error_of, finding_json, judge_money
 from chaos.history import Call, Outcome
+from chaos.offenders import name_of
 
 ACME = "acme"
 
@@ -35,7 +36,11 @@ class World:
         }
 
     def judge(self) -> Judgement:
-        return judge_money(self.calls, {ACME: self.book}, self.record, self.audit)
+        judgement = judge_money(self.calls, {ACME: self.book}, self.record, self.audit)
+        for finding in judgement.findings:
+            assert finding.offenders or finding.fault is Fault.AUDIT, f"{finding} names no request"
+            assert {one.partner for one in finding.offenders} <= {ACME}
+        return judgement
 
     def faults(self) -> set[Fault]:
         return {finding.fault for finding in self.judge().findings}
@@ -219,6 +224,29 @@ def test_a_difference_in_the_audit_is_found(world: World) -> None:
     world.audit["partners"][0]["differences"] = ["balance EUR: 600 in the journal, 601 kept"]
     world.audit["ok"] = False
     assert world.faults() == {Fault.AUDIT}
+
+
+def test_an_audits_difference_has_the_requests_of_the_payment_or_operation_that_it_names(world: World) -> None:
+    world.audit["partners"][0]["differences"] = [
+        "payment pay_1: stored is x, the journal gives y",
+        "re_1: settled twice",
+        "balances: stored 1, the journal gives 2",
+    ]
+    world.audit["ok"] = False
+    named = [[one.what for one in finding.offenders] for finding in world.judge().findings]
+    assert named == [[name_of(world.create), name_of(world.give_back)]] * 2 + [[]]
+
+
+def test_a_finding_names_its_first_requests_and_says_how_many_there_are(world: World) -> None:
+    world.record += [row(f"op_{number}", "purchase", 1_000) for number in range(10, 40)]
+    (finding,) = [one for one in world.judge().findings if one.fault is Fault.CHARGED_TWICE]
+    assert len(finding.offenders) == limits.FINDING_OFFENDERS_MAX
+    assert finding.offenders_count == 1 + 31, "the one that was asked for, and all charges"
+    assert str(finding).endswith("; POST /v1/payments under key k-1 (test create_payment) and 31 more")
+    told = finding_json(finding, begin_s=-2.0)
+    assert told["requests"][0] == {"at_s": 2.0, "partner": ACME, "what": name_of(world.create)}
+    assert told["requests"][1] == {"at_s": None, "partner": ACME, "what": "purchase op_1 at the acquirer"}
+    assert told["requests_count"] == 32
 
 
 def test_an_audit_that_is_not_ok_without_a_reason_is_found(world: World) -> None:
@@ -405,7 +433,7 @@ REFUND = operation("re_1", "refund", 600)
 )
 def test_a_state_that_follows_from_its_operations_is_right(possible: dict[str, Any]) -> None:
     judgement = Judgement()
-    checker._judge_state(judgement, ACME, possible)
+    checker._judge_state(judgement, ACME, possible, [])
     assert judgement.findings == []
 
 
@@ -442,6 +470,7 @@ def test_a_command_that_orders_a_fault_is_to_be_set_aside_at_last(ends: list[str
     judgement = Judgement(unknowns=["acme: a payment under k-ordered was never answered", "another"])
     checker.judge_ordered(judgement, attempts)
     assert [finding.fault for finding in judgement.findings] == [Fault.NEVER_SET_ASIDE] * is_wrong
+    assert all("k-ordered" in one.what for finding in judgement.findings for one in finding.offenders)
     assert judgement.unknowns == ["another"]
 
 

@@ -97,8 +97,12 @@ def test_a_delay_of_the_target_within_the_goal_is_contained_and_measured() -> No
 
 def test_the_target_s_delay_past_the_goal_is_not_contained_unless_there_is_patience_or_noise() -> None:
     late = call("ann", STRUCK_S, took_s=2.0)
-    verdict, _ = judged(late)
-    assert verdict.broken == ["the target was disturbed for 2000 ms, 500 ms are promised"]
+    verdict, impact = judged(late)
+    name = f"POST /v1/payments under key k-{STRUCK_S} (automatic create_payment)"
+    told = "the target was disturbed for 2000 ms, 500 ms are promised"
+    assert verdict.broken == [f"{told}; last: ann: {name}: 201 captured after 2000 ms"]
+    (shown,) = group_json(impact.figures[Group.TARGET], 0.0)["late_shown"]
+    assert shown == {"at_s": STRUCK_S, "partner": "ann", "what": f"{name}: 201 captured after 2000 ms"}
     assert judged(late, patience=5.0)[0].word == "contained"
     assert judged(late, others_cores={"calm": 0.1, "fault": 1.2})[0].word == "unknown"
 
@@ -138,9 +142,13 @@ def test_an_error_while_all_was_calm_is_nobody_s_excuse() -> None:
 
 def test_a_bystander_s_tail_outside_the_calm_range_is_not_contained_and_unknown_where_there_is_noise() -> None:
     slow = [call("eve", STRUCK_S + tenth / 10, took_s=0.39) for tenth in range(50)]
-    verdict, _ = judged(*slow)
+    verdict, impact = judged(*slow)
     assert verdict.word == "not contained"
     assert "other cells: tail 390 ms while the fault lasted" in verdict.broken[0]
+    assert "slowest: eve: POST /v1/payments under key k-" in verdict.broken[0]
+    found = group_json(impact.figures[Group.OTHERS], 0.0)
+    assert (found["slow"], len(found["slow_shown"])) == (50, 50)
+    assert not impact.figures[Group.CELL].slow
     noisy, _ = judged(*slow, others_cores={"calm": 0.1, "fault": 0.9})
     assert noisy.word == "unknown"
     assert judged(*slow, others_cores={"calm": 1.7, "fault": 1.6}, cores=2)[0].word == "unknown"

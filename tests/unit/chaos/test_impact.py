@@ -116,7 +116,7 @@ def test_the_table_excuses_what_it_names_and_nothing_else(name: str, partner: st
 def test_an_error_that_met_no_fault_is_one_of_calm() -> None:
     ((impact,), calm) = impacts_of([happened("router killed")], [cut_off("ann", 90), call("ann", 91)], CELLS, 1)
     assert impact.struck.sent == 0
-    assert calm == ["ann automatic create_payment: no answer (it broke)"]
+    assert calm == ["ann: POST /v1/payments under key k (automatic create_payment): no answer (it broke)"]
 
 
 def test_a_call_that_met_two_faults_is_laid_to_the_last_that_excuses_it() -> None:

@@ -39,7 +39,10 @@ def test_a_burst_is_taken_and_one_more_is_not() -> None:
     assert judge(burst, LIMITS).verdict == "right"
     judgement = judge([*burst, call("more", 0, 0.01)], LIMITS)
     assert judgement.verdict == "wrong"
-    assert "6 new payments" in str(judgement.findings[0])
+    (found,) = judgement.findings
+    assert "6 new payments" in str(found)
+    (past,) = found.offenders
+    assert (past.partner, past.what, past.at_s) == ("acme", "POST /v1/payments under key more (s create_payment)", 0)
 
 
 def test_what_a_client_can_t_know_is_no_finding() -> None:
@@ -97,6 +100,10 @@ def test_in_flight_is_proven_by_what_answers_tell() -> None:
     assert judge(two, LIMITS).verdict == "right"
     assert judge([*two, paid(2, 500, 700)], LIMITS).verdict == "right", "one ended as it began"
     assert judge([*two, paid(2, 200, 700, "tok_challenge")], LIMITS).verdict == "right", "it waited for its customer"
-    judgement = judge([*two, paid(2, 200, 700)], LIMITS)
+    listed = call("-", 5, 6, object="list", data=[paid(2, 200, 700).content()])
+    listed.step, listed.key = "list_payments", None
+    judgement = judge([listed, *two, paid(2, 200, 700)], LIMITS)
     assert judgement.verdict == "wrong"
-    assert "3 operations" in str(judgement.findings[0])
+    (found,) = judgement.findings
+    assert "3 operations" in str(found)
+    assert [(one.what.split()[4], one.at_s) for one in found.offenders] == [("k2", 2)], "the last one was too many"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from chaos.history import Call
 from chaos.linearizability import judge
+from chaos.offenders import name_of
 
 PAY = "/v1/payments/pay_1"
 
@@ -185,7 +186,12 @@ def test_what_is_right_is_taken(name: str) -> None:
 def test_planted_faults_are_found(name: str) -> None:
     judgement = judge(WRONG[name])
     assert judgement.verdict == "wrong", name
-    assert "pay_1" in str(judgement.findings[0])
+    (found,) = judgement.findings
+    assert "pay_1" in str(found)
+    named = [one.what for one in found.offenders]
+    assert {one.partner for one in found.offenders} == {"acme"}
+    assert set(named) >= {name_of(one) for one in WRONG[name] if one.key is not None}, "all writes to the payment"
+    assert len(set(named)) == len(named)
 
 
 def test_past_its_bound_it_says_unknown() -> None:
