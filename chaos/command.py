@@ -145,9 +145,14 @@ def run(  # noqa: PLR0913 - one for each option
         experiments = [(catalogue.read(found), found) for found in map(catalogue.load, names)]
         experiments = [(one, found) for one, found in experiments if not all_ or _can_run(one, own=own)]
         if dry_run:
-            for one, found in experiments:
+            for _, found in experiments:
                 ensure_experiment_is_valid(found)
-                _show_plan(one, settings)
+            plans = [_plan_of(one, settings) for one, _ in experiments]
+            if as_json:
+                sys.stdout.write(json.dumps({"plans": plans}, indent=2) + "\n")
+            else:
+                for plan in plans:
+                    _show_plan(plan)
             return
         _require_possible(experiments, own=own)
         codes = _run_all(experiments, Wanted(configuration, own, as_json))
@@ -291,19 +296,43 @@ def _progress(out: Console, began_s: float) -> Iterator[None]:
             session.tell_with(None)
 
 
-def _show_plan(experiment: Experiment, settings: RunSettings) -> None:
+def _plan_of(experiment: Experiment, settings: RunSettings) -> dict[str, Any]:
+    """Say what a run would do, as `--json` prints it. `cell`, `partner`: empty where the seed chooses."""
+    return {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "own": settings.own,
+        "data_folder": None if settings.own else str(settings.data_folder),
+        "scope": experiment.scope.value,
+        "cell": settings.cell,
+        "partner": settings.partner,
+        "seed": settings.seed,
+        "partners_per_cell": limits.CHAOS_PARTNERS_PER_CELL,
+        "pooled_per_cell": limits.CHAOS_POOLED_PER_CELL,
+        "load_per_second": settings.load_per_second,
+        "calm_s": settings.calm_s,
+        "duration_s": settings.duration_s,
+        "allows": {group.value: in_words(experiment.excuses(group)) for group in Group},
+        "goal_ms": experiment.goal_ms,
+        "errors_outside_max": limits.CHAOS_ERRORS_OUTSIDE_MAX,
+        "needs": needs.in_words(experiment.needs),
+        "bulkheads_off": settings.bulkheads_off,
+        "runs_folder": str(settings.runs_folder),
+    }
+
+
+def _show_plan(plan: Mapping[str, Any]) -> None:
     out = _console()
-    where = "a gateway of its own in ./.chaos" if settings.own else f"the gateway on {settings.data_folder}"
-    target = settings.partner or settings.cell or f"chosen by seed {settings.seed}"
-    out.print(f"{experiment.name}: {experiment.title}", style="bold", markup=False)
-    allowed = {group.value: in_words(experiment.excuses(group)) for group in Group}
+    where = "a gateway of its own in ./.chaos" if plan["own"] else f"the gateway on {plan['data_folder']}"
+    target = plan["partner"] or plan["cell"] or f"chosen by seed {plan['seed']}"
+    out.print(f"{plan['experiment']}: {plan['title']}", style="bold", markup=False)
     lines = [
-        f"on {where}; {experiment.scope} is struck: {target}",
-        f"in each cell {limits.CHAOS_PARTNERS_PER_CELL} test partners, and {limits.CHAOS_POOLED_PER_CELL} in a pool",
-        f"{settings.load_per_second:g} requests a second, all together",
-        f"calm for {settings.calm_s:g} s, the fault for {settings.duration_s:g} s, then until all is as ever",
-        *(f"allowed for {group}: {words}" for group, words in allowed.items()),
-        f"ended at once where others meet more than {limits.CHAOS_ERRORS_OUTSIDE_MAX} errors",
+        f"on {where}; {plan['scope']} is struck: {target}",
+        f"in each cell {plan['partners_per_cell']} test partners, and {plan['pooled_per_cell']} in a pool",
+        f"{plan['load_per_second']:g} requests a second, all together",
+        f"calm for {plan['calm_s']:g} s, the fault for {plan['duration_s']:g} s, then until all is as ever",
+        *(f"allowed for {group}: {words}" for group, words in plan["allows"].items()),
+        f"ended at once where others meet more than {plan['errors_outside_max']} errors",
         "then rest, checkers, audit, report. Nothing was done.",
     ]
     for line in lines:

@@ -32,6 +32,19 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> N
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_for_programs_is_json_alone(tmp_path: Path) -> None:
+    options = ("--dry-run", "--json", "--runs", str(tmp_path / "runs"), "--duration", "7")
+    done = run("run", "door-killed", "--cell", "cell-1", *options)
+    (plan,) = json.loads(done.stdout)["plans"]
+    assert (plan["experiment"], plan["scope"], plan["cell"], plan["duration_s"]) == ("door-killed", "cell", "cell-1", 7)
+    assert plan["allows"]["other cells"] == "at most a delay"
+    assert not plan["own"]
+    assert plan["data_folder"].endswith("/nowhere")
+    everything = json.loads(run("run", "--all", "--own", *options).stdout)["plans"]
+    assert len(everything) > 20
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
