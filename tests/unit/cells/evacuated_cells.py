@@ -118,7 +118,9 @@ class Installation:
 
         doors = DoorMoves(self.doors)
         monotonic = asyncio.get_running_loop().time
-        self.moves = Moves(self.registry, doors, publish, to_profile, lambda: self.places, monotonic=monotonic)
+        self.moves = Moves(
+            self.registry, doors, publish, lambda: 1, to_profile, lambda: self.places, monotonic=monotonic
+        )
         self.burials = Burials(self.registry, doors)
         self.evacuation = Evacuation(
             self.registry,

@@ -228,6 +228,7 @@ def test_every_method_of_a_partner_either_reads_or_writes() -> None:
         "seal",
         "end_leaving",
         "begin_arrival",
+        "hold_place",
         "take_rows",
         "arrival_status",
         "open_arrival",
