@@ -8,7 +8,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -41,15 +41,26 @@ class AuditError(Exception):
     """The audit could not be made: the acquirer does not tell, or a book never stands still."""
 
 
-async def audit_cell(shelf: Shelf, acquirer_url: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Audit every partner's book of the cell; give one report. `others`: further acquirers' addresses by name."""
+async def audit_cell(
+    shelf: Shelf,
+    acquirer_url: str,
+    others: Mapping[str, str] | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Audit every partner's book of the cell; give one report. `others`: further acquirers' addresses by name.
+
+    `told` is called with each partner that was audited. Raises AuditError.
+    """
     timeout = aiohttp.ClientTimeout(total=_ACQUIRER_TIMEOUT_SECONDS)
     # Whose book is gone is known by the cell's own; what stands there unknown to it is audited, too.
     names = await _known_partners(shelf)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         urls = {MAIN_ACQUIRER: acquirer_url, **(others or {})}
         acquirers = {name: _AcquirerRecords(session, url) for name, url in urls.items()}
-        reports = [await _audit_partner(shelf, name, acquirers) for name in sorted(names)]
+        reports = []
+        for name in sorted(names):
+            reports.append(await _audit_partner(shelf, name, acquirers))
+            told(name)
     return {"partners": reports, "ok": all(report["ok"] for report in reports)}
 
 
@@ -253,9 +264,11 @@ def main() -> None:
     parser.add_argument("--acquirer-url", required=True, help="where the acquirer tells its own record")
     parser.add_argument("--acquirers", type=json.loads, default={}, help="further acquirers by name, as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--progress", action="store_true", help="tell of each partner on stderr: audited PARTNER")
     options = parser.parse_args()
+    told = _tell if options.progress else lambda _: None
     try:
-        report = asyncio.run(audit_cell(open_shelf(options.place), options.acquirer_url, options.acquirers))
+        report = asyncio.run(audit_cell(open_shelf(options.place), options.acquirer_url, options.acquirers, told))
     except AuditError as error:
         sys.stderr.write(f"The audit could not be made: {error}\n")
         sys.exit(2)
@@ -268,6 +281,10 @@ def main() -> None:
             sys.stdout.write(f"{partner['partner']}: {verdict} ({figures}, {partner['in_doubt']} in doubt)\n")
             sys.stdout.writelines(f"  {difference}\n" for difference in partner["differences"])
     sys.exit(0 if report["ok"] else 1)
+
+
+def _tell(partner_id: str) -> None:
+    sys.stderr.write(f"audited {partner_id}\n")
 
 
 if __name__ == "__main__":

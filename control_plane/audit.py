@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,15 +44,25 @@ class CellAudit(BaseModel):
     extra_at_acquirer: list[Any] = []
 
 
-async def run(settings: Settings, folder: DataFolder) -> dict[str, Any]:
-    """Audit all cells; give the merged report with `ok`. Raises ControlPlaneError where a cell can't be audited."""
+async def run(settings: Settings, folder: DataFolder, told: Callable[[int, int], None]) -> dict[str, Any]:
+    """Audit all cells; give the merged report with `ok`. Raises ControlPlaneError where a cell can't be audited.
+
+    `told` is called with how many partners were audited, and how many there are.
+    """
     registered = await read_registered(settings, folder)
     cells = [cell for cell in await read_registered_cells(settings, folder) if cell.is_running]
     slots = asyncio.Semaphore(limits.AUDITS_AT_ONCE_MAX)
 
+    audited = 0
+
+    def count() -> None:
+        nonlocal audited
+        audited += 1
+        told(audited, len(registered))
+
     async def one(cell: Cell) -> CellAudit:
         async with slots:
-            return await _audit_cell(settings, folder, cell)
+            return await _audit_cell(settings, folder, cell, count)
 
     audits = await asyncio.gather(*(one(cell) for cell in cells))
     return merge(dict(zip([cell.name for cell in cells], audits, strict=True)), registered)
@@ -90,11 +100,11 @@ def merge(audits: dict[str, CellAudit], registered: Sequence[Partner]) -> dict[s
     }
 
 
-async def _audit_cell(settings: Settings, folder: DataFolder, cell: Cell) -> CellAudit:
+async def _audit_cell(settings: Settings, folder: DataFolder, cell: Cell, told: Callable[[], None]) -> CellAudit:
     place = place_of_cell(settings, folder, require_instance(folder), cell)
     others = {name: url for name, url in settings.acquirer_urls.items() if name != MAIN_ACQUIRER}
     acquirers = ("--acquirer-url", settings.acquirer, "--acquirers", json.dumps(others))
-    arguments = ("--place", json.dumps(place), *acquirers, "--json")
+    arguments = ("--place", json.dumps(place), *acquirers, "--json", "--progress")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",
@@ -104,10 +114,14 @@ async def _audit_cell(settings: Settings, folder: DataFolder, cell: Cell) -> Cel
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        limit=limits.AUDIT_LINE_BYTES_MAX,
     )
+    assert process.stdout is not None
+    assert process.stderr is not None
     try:
         async with asyncio.timeout(limits.AUDIT_TIMEOUT_MS / 1000):
-            output, errors = await process.communicate()
+            output, said = await asyncio.gather(process.stdout.read(), read_errors(process.stderr, told))
+            await process.wait()
     except TimeoutError as error:
         raise ControlPlaneError(
             f"{cell.name}'s audit took longer than {limits.AUDIT_TIMEOUT_MS // 1000} s",
@@ -122,12 +136,23 @@ async def _audit_cell(settings: Settings, folder: DataFolder, cell: Cell) -> Cel
     audit = _read_report(process.returncode, output)
     if audit is not None:
         return audit
-    said = errors.decode(errors="replace").strip().splitlines()
     raise ControlPlaneError(
-        f"{cell.name}'s books can't be audited (exit code {process.returncode})" + (f": {said[-1]}" if said else ""),
+        f"{cell.name}'s books can't be audited (exit code {process.returncode})" + (f": {said}" if said else ""),
         where=str(folder.cell_folder(cell.name)),
         hint=f"are all acquirers up? It compares with their records: {', '.join(settings.acquirer_urls.values())}",
     )
+
+
+async def read_errors(errors: asyncio.StreamReader, told: Callable[[], None]) -> str:
+    """Call `told` for each line that tells of a partner; give the last of the other lines."""
+    said = ""
+    async for line in errors:
+        text = line.decode(errors="replace").strip()
+        if text.startswith("audited "):
+            told()
+        else:
+            said = text or said
+    return said
 
 
 def _read_report(exit_code: int | None, output: bytes) -> CellAudit | None:

@@ -2,10 +2,10 @@
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -15,6 +15,8 @@ from control_plane.command_line import AsJson, explained, where
 from control_plane.data_folder import DataFolder
 from control_plane.errors import EXIT_FAILED, EXIT_OK, InputFileError
 from control_plane.registry_records import Change
+
+T = TypeVar("T")
 
 app = typer.Typer(help="The audit log: every change, by whom, and whether it is whole.", no_args_is_help=True)
 
@@ -35,7 +37,8 @@ def list_entries(
     bulkhead audit-log list --partner acme
     bulkhead audit-log list --limit 500 --json | jq '.entries[] | select(.who | startswith("ann"))'
     """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
-    told = (line["entry"] for line in _stream(where(context).folder()) if "entry" in line)
+    folder = where(context).folder()
+    told = (line["entry"] for line in _counted(_stream(folder), _length(folder)) if "entry" in line)
     newest = deque((entry for entry in told if partner in {None, entry["partner_id"]}), maxlen=limit)
     if as_json:
         screen.show_json({"entries": list(reversed(newest))})
@@ -92,9 +95,9 @@ def verify_entries(
     if kept is not None:
         heads.append((folder.audit_head_file.name, kept))
     if file is not None:
-        verdict = audit_chain.verify(_read_file(file), heads)
+        verdict = audit_chain.verify(_counted(_read_file(file), None), heads)
     else:
-        lines = list(_stream(folder))
+        lines = list(_counted(_stream(folder), _length(folder)))
         (told,) = (line["head"] for line in lines if "head" in line)
         if told is not None:
             heads.append(("the store", Head(**told)))
@@ -108,6 +111,21 @@ def verify_entries(
 
 def _stream(folder: DataFolder, after: int = 0) -> Iterator[dict[str, Any]]:
     return client.stream(folder, "GET", f"/audit-log?after={after}")
+
+
+def _length(folder: DataFolder) -> int | None:
+    """Give how long the log is by the head that is kept here, for who watches; None where none is."""
+    kept = None if client.is_elsewhere() else audit_head.read(folder.audit_head_file)
+    return None if kept is None else kept.sequence
+
+
+def _counted(lines: Iterable[T], of: int | None) -> Iterator[T]:
+    """Give what is read, and show how far it is."""
+    with screen.counting("reading the audit log") as told:
+        for number, line in enumerate(lines, start=1):
+            if number % limits.AUDIT_PROGRESS_ENTRIES == 0:
+                told(number, of)
+            yield line
 
 
 def _read_file(path: Path) -> Iterator[Change]:

@@ -110,6 +110,7 @@ def evacuate_cell(
     cell: Name,
     *,
     force: Annotated[bool, typer.Option("--force", help="Also where its door answers: costs errors.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes on, until all are served.")] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -121,15 +122,36 @@ def evacuate_cell(
     \b
     Examples:
     bulkhead cell evacuate cell-2 --dry-run
-    bulkhead cell evacuate cell-2 && bulkhead partner moves
+    bulkhead cell evacuate cell-2 --watch
     """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
     body = {"force": force, "dry_run": dry_run}
-    found = client.ask(where(context).folder(), "POST", f"{_path(cell)}/evacuate", body)
+    folder = where(context).folder()
+    found = client.ask(folder, "POST", f"{_path(cell)}/evacuate", body)
+    is_watched = watch and not dry_run
+    if is_watched:
+        _watch_evacuation(folder, cell, found["partners"])
     if as_json:
         screen.show_json(found)
     else:
-        screen.show_evacuation(found)
+        screen.show_evacuation(found, is_watched=is_watched)
     raise typer.Exit(EXIT_FAILED if found["staying"] else EXIT_OK)
+
+
+def _watch_evacuation(folder: DataFolder, cell: str, partners: int) -> None:
+    """Watch until a cell's partners are served elsewhere; a control plane that is away meanwhile is waited for."""
+    with screen.counting(f"taking partners of {cell} over") as told:
+        while True:
+            try:
+                moves = client.ask(folder, "GET", "/moves")["moves"]
+            except NotRunningError:
+                moves = None  # they go on with the next `up`
+            if moves is not None:
+                evacuations = [move for move in moves if move["way"] == "evacuate"]
+                left = sum(cell in (move["source"], *move["passed_over"]) for move in evacuations)
+                if not left:
+                    return
+                told(max(partners - left, 0), partners)
+            time.sleep(limits.CELL_WATCH_INTERVAL_MS / 1000)
 
 
 def _watch(folder: DataFolder, name: str, until: str) -> dict[str, Any]:

@@ -503,7 +503,8 @@ def resolve_unknown(
 def audit(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Recompute every partner's books and compare them with balances and the acquirer's record."""
     installation, folder = _where(context).of_last_up()
-    report = asyncio.run(audits.run(installation, folder))
+    with screen.counting("auditing partners") as told:
+        report = asyncio.run(audits.run(installation, folder, told))
     if as_json:
         screen.show_json(report)
     else:

@@ -186,6 +186,9 @@ CONTROL_TIMEOUT_MS: Final = 60_000
 WATCH_INTERVAL_MS: Final = 2_000
 AUDIT_TIMEOUT_MS: Final = 600_000
 AUDITS_AT_ONCE_MAX: Final = 2
+AUDIT_LINE_BYTES_MAX: Final = 1_048_576
+# Of the audit log, so many entries are read between two looks of who watches.
+AUDIT_PROGRESS_ENTRIES: Final = 256
 
 # Settlement files: what one may hold, and how it is read.
 SETTLEMENT_FILE_ROWS_MAX: Final = 100_000_000

@@ -73,7 +73,8 @@ def rebalance(  # noqa: PLR0913 - one for each option
     folder = where(context).folder()
     body: dict[str, Any] = {"by": by, **bounds}
     if plan:
-        found = client.ask(folder, "POST", "/rebalance/plan", body)
+        with screen.waiting(f"planning by {by}"):
+            found = client.ask(folder, "POST", "/rebalance/plan", body)
         _show(found, as_json=as_json, show=rebalance_screen.show_plan)
         if found["moves"] and not as_json:
             screen.say(f"to carry out just this: bulkhead rebalance --apply --by {by} --plan-id {found['id']}")
@@ -81,7 +82,8 @@ def rebalance(  # noqa: PLR0913 - one for each option
     begun: dict[str, Any] = {}
     if apply:
         body |= {} if plan_id is None else {"plan_id": plan_id}
-        found = client.ask(folder, "POST", "/rebalance/apply", body, dry_run=dry_run)
+        with screen.waiting(f"planning by {by}"):
+            found = client.ask(folder, "POST", "/rebalance/apply", body, dry_run=dry_run)
         begun = {"plan": found.get("plan")}  # none where a run goes on
         if begun["plan"] is not None and not as_json:
             rebalance_screen.show_plan(begun["plan"])

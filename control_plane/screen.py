@@ -137,6 +137,16 @@ def waiting(text: str) -> Iterator[Callable[[str], None]]:
         yield lambda told: shown.update(escape(told))
 
 
+@contextlib.contextmanager
+def counting(text: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show on a terminal how many of how many are done (None: nobody knows how many there are); elsewhere nothing."""
+    console = make_console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(escape(text), total=None)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
+
+
 def show_move(found: dict[str, Any]) -> None:
     """Show one move and how it went."""
     if found.get("ended"):
@@ -280,9 +290,12 @@ def show_changed_cell(found: dict[str, Any], what: str) -> None:
     )
 
 
-def show_evacuation(found: dict[str, Any]) -> None:
-    """Show how many of a cell's partners are taken over, and of those that are not who and why."""
-    would = "would go" if found["dry_run"] else "are on their way"
+def show_evacuation(found: dict[str, Any], *, is_watched: bool) -> None:
+    """Show how many of a cell's partners are taken over, and of those that are not who and why.
+
+    `is_watched`: they have arrived by now.
+    """
+    would = "would go" if found["dry_run"] else "have gone" if is_watched else "are on their way"
     cells = len(set(found["targets"].values()))
     say(f"{found['partners']} partners of {found['cell']} {would} to {cells} other cells")
     staying: dict[str, str] = found["staying"]

@@ -149,6 +149,12 @@ async def test_books_that_agree(folder: Path, acquirer: AcquirerProcess) -> None
     assert alpha["balances"]["USD"]["acquirer_holds"] == 500
 
 
+async def test_each_partner_is_told_of_where_that_is_asked_for(folder: Path, acquirer: AcquirerProcess) -> None:
+    code, printed = await audit(folder, acquirer.url, "--progress")
+    assert code == 0
+    assert [line for line in printed.splitlines() if line.startswith("audited ")] == [f"audited {n}" for n in PARTNERS]
+
+
 async def first_payment(store: SqliteStore) -> Any:
     rows = (await store.read((), [Range(("payment",), ("payment", keyspace.LAST), 1)])).ranges[0]
     return codec.decode_payment(rows[0].value)

@@ -1,3 +1,4 @@
+import asyncio
 import copy
 import io
 import json
@@ -7,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from control_plane import audit, cli, client, command_line, screen
 from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder
-from control_plane.errors import DoorError, RefusedError, SettingsError
+from control_plane.errors import DoorError, NotRunningError, RefusedError, SettingsError
 from control_plane.registry_records import Partner
 from control_plane.settings import Settings
 
@@ -284,6 +286,15 @@ def test_a_report_counts_only_where_its_exit_code_agrees(exit_code: int, output:
     assert (audit._read_report(exit_code, output) is not None) is readable
 
 
+async def test_a_cell_s_audit_tells_of_each_partner_and_why_it_could_not_be_made() -> None:
+    errors = asyncio.StreamReader()
+    errors.feed_data(b"audited a\nsomething\naudited b\nThe audit could not be made\n\naudited c\n")
+    errors.feed_eof()
+    told: list[None] = []
+    assert await audit.read_errors(errors, lambda: told.append(None)) == "The audit could not be made"
+    assert len(told) == 3
+
+
 @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
 def test_audit_ends_with_1_on_any_disagreement(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ok: bool, code: int
@@ -300,6 +311,57 @@ def test_audit_ends_with_1_on_any_disagreement(
     assert result.exit_code == code
     assert ("captured 5, posted 4" in result.stdout) is not ok
     assert json.loads(run("audit", "--json").stdout)["ok"] is ok
+
+
+ENTRY = {"sequence": 1, "at": "now", "who": "ann", "what": "noted", "partner_id": None, "detail": {}, "previous": ""}
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("verify",)])
+def test_reading_the_audit_log_leaves_standard_output_to_programs(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(command_line.limits, "AUDIT_PROGRESS_ENTRIES", 1)
+    monkeypatch.setattr(client, "stream", lambda *_: iter([{"entry": ENTRY}, {"head": None}]))
+    result = run("audit-log", *arguments, "--json")
+    assert json.loads(result.stdout)
+    assert result.stderr == ""
+
+
+def test_an_evacuation_is_watched_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    move = {"source": "cell-2", "way": "evacuate", "passed_over": []}
+    again = {"source": "cell-3", "way": "evacuate", "passed_over": ["cell-2"]}  # to cell-2 it was on its way
+    others = [{**move, "source": "cell-1"}, {**move, "way": "copy"}]
+    looks: Iterator[Any] = iter([[move, again], NotRunningError("it ended"), [again, *others], others])
+    asked: list[str] = []
+
+    def ask(_folder: object, _method: str, path: str, *_: Any) -> dict[str, Any]:
+        asked.append(path)
+        if path != "/moves":
+            targets = {"a": "cell-0", "b": "cell-1"}
+            return {"cell": "cell-2", "partners": 2, "targets": targets, "staying": {}, "dry_run": False}
+        found = next(looks)
+        if isinstance(found, Exception):
+            raise found
+        return {"moves": found}
+
+    monkeypatch.setattr(client, "ask", ask)
+    monkeypatch.setattr("control_plane.cell_commands.time.sleep", lambda _: None)
+    result = run("cell", "evacuate", "cell-2", "--watch")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "2 partners of cell-2 have gone to 2 other cells" in result.stdout
+    assert asked.count("/moves") == 4
+    assert json.loads(run("cell", "evacuate", "cell-2", "--json").stdout)["partners"] == 2
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        screen, "make_console", lambda **_: Console(file=shown, force_terminal=is_terminal, width=100, highlight=False)
+    )
+    with screen.counting("auditing partners") as told:
+        told(3, 8)
+    assert ("auditing partners" in shown.getvalue() and "3/8" in shown.getvalue()) is is_terminal
 
 
 def test_up_goes_on_where_nobody_reads_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
