@@ -303,7 +303,7 @@ def _move_routes(moves: Moves) -> APIRouter:
         task = await moves.start(partner_id, body.to, operator)
         if body.wait_s:
             await asyncio.wait([task], timeout=body.wait_s)
-        if task.done():
+        if task.done() and not task.cancelled():  # an evacuation takes a move off its hands: it goes on as another
             return {**task.result().described(), "ended": True}
         running = next((move for move in moves.running() if move.partner_id == partner_id), None)
         return {**({} if running is None else running.described()), "ended": False}

@@ -23,7 +23,10 @@ from control_plane.doors import Doors
 from control_plane.errors import DoorError
 from control_plane.evacuation import Evacuation
 from control_plane.moves import Moves
+from control_plane.moves_mover import MovesMover
 from control_plane.partners import to_profile
+from control_plane.rebalancer import Answers, Rebalancer
+from control_plane.rebalancing import Resident
 from control_plane.registry import Registry
 from control_plane.registry_records import Cell, Partner
 from stores.memory_shelf import MemoryBooks, MemoryShelf
@@ -83,6 +86,19 @@ class DrainingFleet:
         await self._registry.write_cells([cell], who, "cell_draining", cell=name)
 
 
+class Unloaded:
+    """What a rebalancing sees of the load: that all partners weigh the same, and nobody had an error."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def answers(self) -> Answers:
+        return Answers(0, 0)
+
+    async def residents(self) -> list[Resident]:
+        return [Resident(partner.id, partner.cell, 1.0, 1_000) for partner in self._registry.partners()]
+
+
 class Installation:
     """The cells and their control plane."""
 
@@ -99,6 +115,7 @@ class Installation:
         self.moves: Moves
         self.burials: Burials
         self.evacuation: Evacuation
+        self.rebalancer: Rebalancer
 
     async def open(self) -> None:
         shelf = MemoryShelf(self.books)
@@ -131,8 +148,16 @@ class Installation:
             after_s=0,
             monotonic=monotonic,
         )
+        self.rebalancer = Rebalancer(
+            self.registry,
+            MovesMover(self.moves),
+            Unloaded(self.registry),
+            now_ms=lambda: int(monotonic() * 1_000),
+            monotonic_ms=lambda: int(monotonic() * 1_000),
+        )
 
     async def stop(self) -> None:
+        await self.rebalancer.aclose()
         await self.moves.stop()
         await self.burials.stop()
 

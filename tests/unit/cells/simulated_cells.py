@@ -53,9 +53,14 @@ def on_virtual_time() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(
             cells.worker, "PartnerActor", lambda *a, **k: PartnerActor(*a, **k, clock=virtual_time.VirtualClock())
         )
+        patch.setattr(asyncio, "to_thread", _at_once)  # a thread takes real time
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         yield patch
         structlog.configure(**before)
+
+
+async def _at_once(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return work(*arguments, **options)
 
 
 class Life:

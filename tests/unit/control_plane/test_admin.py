@@ -258,3 +258,17 @@ async def test_status_tells_a_door_that_does_not_answer_from_one_that_does(
     installation.doors["cell-1"].profiles.clear()
     found = (await client.get("/status")).json()
     assert {row["state"] for row in found["partners"] if row["cell"] == "cell-1"} == {"absent"}
+
+
+async def test_who_waits_for_a_move_that_an_evacuation_replaces_is_told_that_it_has_not_ended(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(*_: object) -> asyncio.Task[None]:
+        halted = asyncio.create_task(asyncio.sleep(3_600))
+        halted.cancel()
+        return halted
+
+    await client.post("/partners", json=ACME)
+    monkeypatch.setattr(Moves, "start", start)
+    answer = await client.post("/partners/acme/move", json={"to": "cell-1", "wait_s": 5})
+    assert (answer.status_code, answer.json()) == (200, {"ended": False})
