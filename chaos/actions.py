@@ -236,9 +236,10 @@ def hold(seconds: float) -> None:
 @_ending
 def restore() -> None:
     """Take away what is left of the fault; nothing where nothing is left."""
-    run = session.current()
-    run.undo.all()
-    run.end_fault()
+    run = session.held()
+    if run is not None:
+        run.undo.all()
+        run.end_fault()
 
 
 @_ending

@@ -518,12 +518,16 @@ def read(found: Mapping[str, Any], where: str = "the experiment") -> Experiment:
 
 def load(name: str) -> dict[str, Any]:
     """Give an experiment's file. Raises CatalogueError."""
-    file = FOLDER / f"{name}.json"
     if name not in names():
         raise CatalogueError(f"there is no experiment {name!r}; there are {', '.join(names())}")
-    found = orjson.loads(file.read_bytes())
+    found = orjson.loads(file_of(name).read_bytes())
     assert isinstance(found, dict)
     return found
+
+
+def file_of(name: str) -> Path:
+    """Say where an experiment's file is."""
+    return FOLDER / f"{name}.json"
 
 
 def names() -> list[str]:
@@ -537,7 +541,7 @@ def files() -> Iterator[tuple[Path, bytes]]:
     """Give each row's file and what is to stand in it."""
     for experiment in EXPERIMENTS:
         yield (
-            FOLDER / f"{experiment.name}.json",
+            file_of(experiment.name),
             orjson.dumps(document(experiment), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE),
         )
 

@@ -6,7 +6,6 @@ Exit codes: 0 contained, 1 not contained, 2 it could not be run, 3 unknown, 130 
 import contextlib
 import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from chaoslib.exceptions import ChaosException, InterruptExecution
+from chaoslib.exceptions import ChaosException
 from chaoslib.experiment import ensure_experiment_is_valid
 from chaoslib.run import Runner
 from chaoslib.types import Schedule, Strategy
@@ -67,6 +66,7 @@ def list_experiments(*, as_json: AsJson = False) -> None:
         rows = [
             {
                 "name": one.name,
+                "file": str(catalogue.file_of(one.name)),
                 "title": one.title,
                 "scope": one.scope.value,
                 "allows": {group.value: in_words(one.excuses(group)) for group in Group},
@@ -245,10 +245,7 @@ def run_one(experiment: Experiment, document: dict[str, Any], wanted: Wanted) ->
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Keep what Chaos Toolkit logs from the screen; give its complaints.
-
-    SIGHUP ends a run as Ctrl-C does; and Ctrl-C does also where whoever started us had it ignored (`… &` in a script).
-    """
+    """Keep what Chaos Toolkit logs from the screen; give its complaints."""
     logger = logging.getLogger("chaostoolkit")
     lines: list[str] = []
 
@@ -260,18 +257,9 @@ def _quiet() -> Iterator[list[str]]:
     logger.addHandler(handler)
     logger.propagate = False
 
-    def hang_up(*_: object) -> None:
-        raise InterruptExecution("SIGHUP")
-
-    before = {
-        number: signal.signal(number, handler)
-        for number, handler in ((signal.SIGHUP, hang_up), (signal.SIGINT, signal.default_int_handler))
-    }
     try:
         yield lines
     finally:
-        for number, handler_before in before.items():
-            signal.signal(number, handler_before)
         logger.removeHandler(handler)
         logger.propagate = True
 

@@ -214,6 +214,8 @@ def _judge_group(verdict: Verdict, experiment: Experiment, found: GroupFigures, 
     bound = "too few calls to tell its range" if bound_ms is None else f"{bound_ms:.0f} ms is its range"
     tail = "no tail" if found.fault.tail_ms is None else f"tail {found.fault.tail_ms:.0f} ms"
     within = found.undisturbed
+    if within is None and bound_ms is not None:
+        bound += "; too few calls to compare them"
     if within is False and around.is_noisy:
         within = None
         bound += f"; other programs used {dict(around.others_cores)} cores of this machine"

@@ -90,11 +90,13 @@ def conclude(run: Session, journal: Journal) -> None:
 
 
 def write(run: Session, journal: Journal) -> None:
-    """Write the journal, also of a run that failed; `exit_code` in it is what a command ends with."""
+    """Write the journal, also of a run that failed; `exit_code` in it is what `bulkhead chaos run` ends with."""
     found = journal.setdefault("bulkhead", {})
     found["failure"] = run.failure
     found["folder"] = str(run.folder)
     found["exit_code"] = exit_code(journal, aborted=run.aborted is not None)
+    if found["exit_code"] and journal["status"] == "completed" and not journal.get("deviated"):
+        journal["status"] = "failed"  # Chaos Toolkit's own program would end with 0, as if it were contained
     if run.folder.is_dir():
         (run.folder / JOURNAL).write_text(json.dumps(journal, indent=2, default=str))
 

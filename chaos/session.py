@@ -516,6 +516,11 @@ def hold(session: Session | None) -> None:
     _Held.session = session
 
 
+def held() -> Session | None:
+    """Give the run; None where none has begun."""
+    return _Held.session
+
+
 def current() -> Session:
     """Give the run. Raises GatewayError where there is none."""
     if _Held.session is None:

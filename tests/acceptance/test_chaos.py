@@ -18,7 +18,7 @@ import pytest
 
 from chaos import limits
 from chaos.gateway import Gateway
-from chaos.installation import wait_for
+from chaos.installation import environment, wait_for
 
 CELLS = 2
 OPTIONS = ("--duration", "4", "--patience", "6", "--seed", "3", "--load", "30")
@@ -78,7 +78,7 @@ def test_a_killed_worker_is_contained_and_told(gateway: Gateway) -> None:
     for file in folder.iterdir():
         assert "sk_test_" not in file.read_text(), "no API key stands in a report"
     journal = json.loads((folder / "journal.json").read_text())
-    assert journal["status"] == "completed"
+    assert journal["status"] == ("completed" if found["verdict"] == "contained" else "failed")
     assert journal["bulkhead"]["verdict"] == found["verdict"]
     ours = [row for row in gateway.status()["partners"] if row["partner"].startswith("chaos_")]
     assert len(ours) == CELLS * (limits.CHAOS_PARTNERS_PER_CELL + limits.CHAOS_POOLED_PER_CELL)
@@ -122,6 +122,34 @@ def test_an_interrupted_run_takes_its_fault_away(gateway: Gateway, number: signa
         assert "checkers and audit" in out, "it ends calm and with the audit"
     finally:
         process.kill()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["no-fault", "worker-killed"])
+def test_chaos_toolkits_own_program_takes_the_experiments(gateway: Gateway, name: str, tmp_path: Path) -> None:
+    told = json.loads(gateway.run("chaos", "list", "--json").stdout)["experiments"]
+    (file,) = [row["file"] for row in told if row["name"] == name]
+    variables = {"DATA_FOLDER": gateway.folder.root, "DURATION_S": 4, "LOAD_PER_SECOND": 30, "PATIENCE": 6}
+    command = [BULKHEAD.with_name("chaos"), "--no-version-check", "run", "--var", "seed:int=3", file]
+    done = subprocess.run(
+        command,
+        check=False,
+        cwd=tmp_path,
+        env={**environment(), **{f"BULKHEAD_CHAOS_{key}": str(value) for key, value in variables.items()}},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    journal = json.loads((tmp_path / "journal.json").read_text())
+    found = journal["bulkhead"]
+    require_contained(found)
+    assert found["seed"] == 3
+    assert done.returncode == (0 if found["verdict"] == "contained" else 1), done.stdout
+    assert f"verdict: {found['verdict']}; report: {found['folder']}" in done.stdout
+    assert Path(found["folder"]).parent == tmp_path / "chaos-runs"
+    assert {file.name for file in Path(found["folder"]).iterdir()} == {"journal.json", "history.jsonl", "report.html"}
 
 
 def faults(gateway: Gateway) -> dict[str, Any]:

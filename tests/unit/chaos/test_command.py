@@ -21,6 +21,7 @@ def test_list() -> None:
     found = json.loads(run("list", "--json").stdout)["experiments"]
     assert [row["name"] for row in found] == catalogue.names()
     assert found[1]["allows"]["other cells"] == "at most a delay"
+    assert all(Path(row["file"]).is_file() for row in found)
     assert "worker-killed" in run("list").stdout
 
 
