@@ -45,6 +45,25 @@ def test_every_row_of_the_protocol_names_its_test() -> None:
     assert not [row for row in rows if "`tests/" not in row]
 
 
+def test_every_row_of_the_protocol_has_a_number_of_its_own_and_each_reference_finds_it() -> None:
+    page = (ROOT / "docs/protocol.md").read_text()
+    numbers = [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)]
+    assert numbers == sorted(set(numbers)), "each number once, and rising"
+    rows = re.findall(r"^\| \d+ \|.*$", page, re.MULTILINE)
+    named = {
+        int(number)
+        for row in rows
+        for found in re.findall(r"\b[Aa]s (\d+)(?: or (\d+))?", row)
+        for number in found
+        if number
+    }
+    for file in [*PAGES, "CHANGELOG.md"]:
+        for first, last in re.findall(r"\brows? (\d+)(?:\s+to\s+(\d+))?", (ROOT / file).read_text()):
+            named |= {int(first), int(last or first)}
+    assert len(named) > 10
+    assert named <= set(numbers)
+
+
 def test_whatever_reads_the_wall_clock_stands_in_the_table_of_clocks() -> None:
     """A new reader of the wall clock needs a row that says what a wrong clock does to it."""
     reads_it = re.compile(
