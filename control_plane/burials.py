@@ -8,6 +8,7 @@ import asyncio
 
 import structlog
 
+from control_plane import registry_moves
 from control_plane.door_moves import CopyLostError, DoorMoves
 from control_plane.errors import ControlPlaneError, DoorError
 from control_plane.move_record import Burial
@@ -56,7 +57,7 @@ class Burials:
                         log.warning("cell_not_told", cell=cell, partner=burial.partner_id, error=error.what)
             finally:
                 if told:
-                    await self._registry.forget_burials(told)
+                    await registry_moves.forget_burials(self._registry, told)
                     log.info("cell_told", cell=cell, partners=len(told))
         except DoorError as error:
             log.debug("cell_not_told", cell=cell, error=error.what)  # it is still dead

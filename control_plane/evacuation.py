@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import structlog
 
-from control_plane import limits
+from control_plane import limits, registry_moves
 from control_plane.doors import Doors
 from control_plane.errors import ControlPlaneError, RefusedError
 from control_plane.fleet import Fleet
@@ -98,7 +98,7 @@ class Evacuation:
                 plan = self._plan(cell, others, who)
                 return plan.moves
 
-            await self._registry.begin_evacuation(cell, plan_again, who)
+            await registry_moves.begin_evacuation(self._registry, cell, plan_again, who)
             await self._moves.resume()
         return {
             "cell": cell,

@@ -18,7 +18,7 @@ import structlog
 from cells.api.ids import new_ulid
 from cells.api.messages import MessageError, Profile
 from cells.api.moves import Arrival, decode_receipt, encode_receipt
-from control_plane import dry_run, limits
+from control_plane import dry_run, limits, registry_moves
 from control_plane.data_folder import timestamp
 from control_plane.door_moves import Copied, CopyLostError, DoorMoves, NotReadyError, evacuated
 from control_plane.dry_run import DryRunDone
@@ -86,7 +86,7 @@ class Moves:
         async with self._locks.setdefault(partner_id, asyncio.Lock()):
             held = self._registry.move(partner_id)
             if held is None:
-                held = await self._registry.begin_move(self._new(partner_id, to_cell, who))
+                held = await registry_moves.begin_move(self._registry, self._new(partner_id, to_cell, who))
             elif held.target != to_cell:
                 raise RefusedError(
                     f"{partner_id} is on its way to {held.target} already",
@@ -221,7 +221,9 @@ class Moves:
         while True:
             try:
                 if move.partner_id in self._aborting and move.state == "copying" and may_abort(move):
-                    return await self._registry.put_move(replace(move, state="aborting", why="an operator aborted it"))
+                    return await registry_moves.put_move(
+                        self._registry, replace(move, state="aborting", why="an operator aborted it")
+                    )
                 async with self._slots_between(move):
                     return await step(move)
             except NotReadyError as error:
@@ -230,7 +232,7 @@ class Moves:
                 found = self._registry.move(move.partner_id) or move
                 move = replace(found, state="aborting", why=error.what) if is_over else replace(found, why=error.what)
                 if move != found:
-                    move = await self._registry.put_move(move)
+                    move = await registry_moves.put_move(self._registry, move)
             except (DoorError, CopyLostError, MessageError) as error:
                 why = error.what if isinstance(error, ControlPlaneError) else str(error)
                 log.warning("move_step_failed", partner=move.partner_id, state=move.state, error=why)
@@ -250,10 +252,10 @@ class Moves:
     async def _failed(self, move: Move, why: str) -> Move:
         current = self._registry.move(move.partner_id) or move
         if current.state != "copying":
-            return await self._registry.put_move(replace(current, why=why))
+            return await registry_moves.put_move(self._registry, replace(current, why=why))
         if current.attempt >= limits.MOVE_ATTEMPTS_MAX and current.way != "evacuate":
-            return await self._registry.put_move(replace(current, state="aborting", why=why))
-        return await self._registry.put_move(current.tried_again(why))
+            return await registry_moves.put_move(self._registry, replace(current, state="aborting", why=why))
+        return await registry_moves.put_move(self._registry, current.tried_again(why))
 
     # Steps
 
@@ -276,12 +278,12 @@ class Moves:
             scanned_at = scanned_at or (number if batch.is_scanned else 0)
             if scanned_at and number - scanned_at >= limits.MOVE_CATCH_UP_BATCHES_MAX:
                 why = f"the book changes faster than it is copied: {batch.changed} rows are left after {number} batches"
-                return await self._registry.put_move(replace(move, state="aborting", why=why))
+                return await registry_moves.put_move(self._registry, replace(move, state="aborting", why=why))
             # A copy takes half of the time at most; the rest is its cells' partners'.
             await asyncio.sleep(self._monotonic() - began)
         await self._doors.hold_place(move)  # the copy took a while: its door or worker of then may be gone
         sealing = replace(move, state="sealing", rows=arrival.rows, quiesced_at_ms=self._now_ms())
-        move = await self._registry.put_move(sealing)
+        move = await registry_moves.put_move(self._registry, sealing)
         began = self._monotonic()
         left: Copied | None = await self._doors.quiesce(move, number)
         while left is not None:
@@ -301,9 +303,11 @@ class Moves:
         places = self._places()
         await self._doors.begin_arrival(move, profile, [places[cell] for cell in move.left])
         if move.way == "evacuate":
-            return await self._registry.put_move(replace(move, state="sealing"))
+            return await registry_moves.put_move(self._registry, replace(move, state="sealing"))
         await self._doors.begin_leaving(move)
-        move = await self._registry.put_move(replace(move, state="sealing", quiesced_at_ms=self._now_ms()))
+        move = await registry_moves.put_move(
+            self._registry, replace(move, state="sealing", quiesced_at_ms=self._now_ms())
+        )
         began = self._monotonic()
         await self._doors.quiesce(move, None)
         receipt = await self._doors.seal(move, Arrival(move.id, 0), self._directory_version())
@@ -333,7 +337,7 @@ class Moves:
         if receipt is None:
             waited_ms = self._waited_ms(move)
             told = move.paused(None if waited_ms is None else min(waited_ms, limits.QUIESCE_LEASE_MS))
-            return await self._registry.put_move(told.tried_again(move.why or "it was not sealed"))
+            return await registry_moves.put_move(self._registry, told.tried_again(move.why or "it was not sealed"))
         decode_receipt(receipt)
         profile = self._to_profile(self._registry.partner(move.partner_id))
         was_open = await self._doors.open_arrival(move, receipt, profile)
@@ -345,7 +349,7 @@ class Moves:
         return None if waited_ms < 0 else waited_ms
 
     async def _arrived(self, move: Move) -> Move:
-        moved = await self._registry.partner_moved(replace(move, state="clearing", why=""))
+        moved = await registry_moves.partner_moved(self._registry, replace(move, state="clearing", why=""))
         log.info("partner_moved", partner=move.partner_id, to=move.target, pause_ms=move.pause_ms, rows=move.rows)
         return moved
 
@@ -353,7 +357,7 @@ class Moves:
         """Publish where the partner is; then hold what came there against what was sealed."""
         await self._publish()
         if move.way != "copy":
-            return await self._registry.put_move(replace(move, state="erasing", why=""))
+            return await registry_moves.put_move(self._registry, replace(move, state="erasing", why=""))
         arrival: Arrival = await self._doors.arrival_status(move)
         content, rows = await self._doors.sum_rows(move)
         if (content, rows) != (arrival.content, arrival.rows):
@@ -363,22 +367,22 @@ class Moves:
                 where=f"{move.partner_id}'s books",
                 hint="the old book is kept; ask for help before anything is removed",
             )
-        return await self._registry.put_move(replace(move, state="erasing", why=""))
+        return await registry_moves.put_move(self._registry, replace(move, state="erasing", why=""))
 
     async def _erase(self, move: Move) -> Move:
         """Erase the old book; the new one has all of it."""
         if move.way == "copy":
             await self._doors.erase_moved(move)
-        return await self._registry.end_move(move, "partner_moved")
+        return await registry_moves.end_move(self._registry, move, "partner_moved")
 
     async def _take_back(self, move: Move) -> Move:
         """Serve the partner where it was, and remove what arrived; where it is sealed, go forward all the same."""
         receipt = await self._doors.end_leaving(move)
         if receipt is not None:
             self._aborting.discard(move.partner_id)
-            return await self._registry.put_move(replace(move, state="sealing"))
+            return await registry_moves.put_move(self._registry, replace(move, state="sealing"))
         await self._doors.end_arrival(move)
-        ended = await self._registry.end_move(move, "partner_not_moved")
+        ended = await registry_moves.end_move(self._registry, move, "partner_not_moved")
         self._aborting.discard(move.partner_id)
         raise MoveAbortedError(
             f"{ended.partner_id} stays in {ended.source}: {ended.why}",

@@ -29,7 +29,7 @@ from control_plane.errors import (
     RegistryLostError,
     RegistryUnknownError,
 )
-from control_plane.move_record import Burial, Move, burials_of, is_untold
+from control_plane.move_record import Burial, Move
 from control_plane.registry_draft import Draft, Held
 from control_plane.registry_errors import AGAIN, explain, lost, not_whole, was_deleted
 from control_plane.registry_reading import load, rows
@@ -426,80 +426,6 @@ class Registry:
             if what:
                 draft.note(who, what, None, detail)
 
-    async def begin_move(self, move: Move) -> Move:
-        """Write down that a partner is to go to another cell, before anything is done."""
-        async with self.writing() as draft:
-            if self.partner(move.partner_id).status == "erasing":
-                raise RefusedError(f"{move.partner_id} is being erased, so it stays where it is")
-            for burial in self.burials_of(move.partner_id):
-                if is_untold(burial, move.target):
-                    raise RefusedError(
-                        f"{burial.cell} was not told yet that {move.partner_id} was taken over by another cell",
-                        hint="that happens by itself within seconds of its being back; then ask again",
-                    )
-            draft.put_move(move, new=True)
-            detail = {"move": move.id, "from": move.source, "to": move.target}
-            draft.note(move.who, "partner_move_begun", move.partner_id, detail)
-        return move
-
-    async def begin_evacuation(self, cell: str, plan: Callable[[], Sequence[Move]], who: str) -> Sequence[Move]:
-        """Write down all moves that take a dead cell's partners over, in one commit, over those under way; give them.
-
-        `plan` is asked for them when no other write can come between it and the commit.
-        """
-        async with self.writing() as draft:
-            moves = plan()
-            for move in moves:
-                held = self._held.moves.get(move.partner_id)
-                if held is not None and held.has_arrived:
-                    _bury(draft, held)
-                draft.put_move(move)
-            if moves:
-                draft.note(who, "cell_evacuation_begun", None, {"cell": cell, "partners": len(moves)})
-        return moves
-
-    async def put_move(self, move: Move) -> Move:
-        """Write down how far a move is; one that was replaced meanwhile is not, and what replaced it is given.
-
-        Raises RefusedError where it has ended.
-        """
-        async with self.writing() as draft:
-            held = self._held_move(move)
-            if held is not move:
-                return held
-            draft.put_move(move)
-        return move
-
-    async def partner_moved(self, move: Move) -> Move:
-        """Write down, in one commit, that a partner lives in its new cell and that its old book is to be cleared."""
-        async with self.writing() as draft:
-            held = self._held_move(move)
-            if held is not move:
-                return held
-            draft.put_partner(replace(self.partner(move.partner_id), cell=move.target))
-            draft.put_move(move)
-            draft.note(move.who, "partner_arrived", move.partner_id, {"cell": [move.source, move.target]})
-        return move
-
-    async def end_move(self, move: Move, what: str) -> Move:
-        """Write down that a move has ended, and how; and, after an evacuation, that its source is to be told."""
-        async with self.writing() as draft:
-            held = self._held_move(move)
-            if held is not move:
-                return held
-            draft.forget_move(move.partner_id)
-            if what == "partner_moved":
-                _bury(draft, move)
-            draft.note(move.who, what, move.partner_id, move.described())
-        return move
-
-    async def forget_burials(self, burials: Sequence[Burial]) -> None:
-        """Write down that a cell was told of these, or that it is never to be told any more."""
-        async with self.writing() as draft:
-            for burial in burials:
-                if self._held.burials.get((burial.cell, burial.partner_id)) == burial:
-                    draft.forget_burial(burial)
-
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
         async with self.writing() as draft:
@@ -558,13 +484,6 @@ class Registry:
                 detail = {name: [_plain(getattr(found, name)), _plain(value)] for name, value in changed.items()}
                 draft.note(who, what, partner_id, detail)
         return self.partner(partner_id)
-
-    def _held_move(self, move: Move) -> Move:
-        """Give a move itself where it is still the partner's, else the one that is. Raises RefusedError."""
-        held = self._held.moves.get(move.partner_id)
-        if held is None:
-            raise RefusedError(f"the move {move.id} of {move.partner_id} has ended")
-        return move if (held.id, held.way) == (move.id, move.way) else held
 
     def _require_never_deleted(self, partner_id: str) -> None:
         deletion = self._held.deletions.get(partner_id)
@@ -627,11 +546,6 @@ class Registry:
         self.lost = lost(found, self._where)
         log.error("registry_lost", to="nobody" if found is None else found.name)
         raise self.lost
-
-
-def _bury(draft: Draft, move: Move) -> None:
-    for burial in burials_of(move):
-        draft.put_burial(burial)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from actors.errors import FencedError, StoreUnavailableError
 from cells import limits as cell_limits
 from cells.api.messages import Answer, Method, RefusalCode
-from control_plane import limits
+from control_plane import limits, registry_moves
 from control_plane.burials import Burials
 from control_plane.errors import DoorError, RefusedError
 from stores.fdb_store import Cluster
@@ -111,7 +111,7 @@ async def evacuate(shared: Installed) -> None:
     await shared.moves.halt([PARTNER])
     held = shared.registry.move(PARTNER)
     move = shared.moves.new_evacuation(PARTNER, "cell-1", "ann") if held is None else held.as_evacuation()
-    await shared.registry.begin_evacuation("cell-0", lambda: [move], "ann")
+    await registry_moves.begin_evacuation(shared.registry, "cell-0", lambda: [move], "ann")
     await shared.moves.resume()
     await asyncio.gather(*shared.moves._tasks.values())
 
@@ -177,7 +177,7 @@ async def test_a_cell_dies_as_its_partner_leaves_and_is_evacuated(
         await shared.moves.halt([PARTNER])
     held = shared.registry.move(PARTNER)
     assert held is not None
-    await shared.registry.begin_evacuation("cell-0", lambda: [held.as_evacuation()], "ann")
+    await registry_moves.begin_evacuation(shared.registry, "cell-0", lambda: [held.as_evacuation()], "ann")
     await shared.moves.resume()
     moving = asyncio.gather(*shared.moves._tasks.values())
     for _ in range(500):
@@ -261,7 +261,7 @@ async def test_the_cell_that_takes_over_dies_too_and_a_third_one_takes_its_place
     await first.close()
     shared.doors.dead.add("cell-0")
     move = shared.moves.new_evacuation(PARTNER, "cell-1", "ann")
-    await shared.registry.begin_evacuation("cell-0", lambda: [move], "ann")
+    await registry_moves.begin_evacuation(shared.registry, "cell-0", lambda: [move], "ann")
     await shared.moves.resume()
     await asyncio.wait_for(died.wait(), 30)
     await asyncio.sleep(0.5)
@@ -272,7 +272,7 @@ async def test_the_cell_that_takes_over_dies_too_and_a_third_one_takes_its_place
     held = shared.registry.move(PARTNER)
     assert held is not None
     replacing = shared.moves.new_evacuation(PARTNER, "cell-2", "ann").in_place_of(held)
-    await shared.registry.begin_evacuation("cell-1", lambda: [replacing], "ann")
+    await registry_moves.begin_evacuation(shared.registry, "cell-1", lambda: [replacing], "ann")
     await shared.moves.resume()
     await asyncio.wait_for(asyncio.gather(*shared.moves._tasks.values()), 30)
     assert shared.registry.partner(PARTNER).cell == "cell-2"

@@ -22,7 +22,7 @@ from cells import limits as cell_limits
 from cells.api import messages
 from cells.api.connection import PeerError, PeerUnavailableError, Request
 from cells.api.messages import Answer, Command, Method, Refused
-from control_plane import limits
+from control_plane import limits, registry_moves
 from control_plane.burials import Burials
 from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors
@@ -438,7 +438,7 @@ class Simulation:
     async def _evacuate(self, target: str) -> Move:
         """Take the partner over from its cell, though that may be alive."""
         if self.registry.move(PARTNER) is None:
-            await self.registry.begin_move(self.moves.new_evacuation(PARTNER, target, "ann"))
+            await registry_moves.begin_move(self.registry, self.moves.new_evacuation(PARTNER, target, "ann"))
         return await self.moves.move(PARTNER, target, "ann")
 
     async def wish(self, wishes: list[Wish]) -> None:

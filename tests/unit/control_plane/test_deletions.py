@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cells.api.messages import Method, RefusalCode
-from control_plane import registry_deletions
+from control_plane import registry_deletions, registry_moves
 from control_plane.data_folder import timestamp
 from control_plane.doors import Doors
 from control_plane.errors import NotFoundError, RefusedError
@@ -34,18 +34,20 @@ async def test_a_partner_on_a_move_or_still_onboarding_is_not_deleted(installati
     control, registry, _, _ = await installation.control_plane()
     created = (await control.create(wanted(), "ann")).partner
     move = Move("move_1", "acme", created.cell, "cell-9", "token", "copying", 1, "ann", timestamp())
-    await registry.begin_move(move)
+    await registry_moves.begin_move(registry, move)
     with pytest.raises(RefusedError, match="on its way to cell-9"):
         await control.delete("acme", 0, "ann")
-    await registry.end_move(move, "partner_not_moved")
+    await registry_moves.end_move(registry, move, "partner_not_moved")
     await control.delete("acme", MONTH_S, "ann")
-    await registry.begin_move(move)  # one that is closing may move: a cell that is drained does not wait for its grace
+    await registry_moves.begin_move(
+        registry, move
+    )  # one that is closing may move: a cell that is drained does not wait for its grace
     with pytest.raises(RefusedError, match="on its way"):
         await registry_deletions.begin_erasing(registry, "acme", "ann")
-    await registry.end_move(move, "partner_not_moved")
+    await registry_moves.end_move(registry, move, "partner_not_moved")
     await registry_deletions.begin_erasing(registry, "acme", "ann")
     with pytest.raises(RefusedError, match="being erased"):
-        await registry.begin_move(move)
+        await registry_moves.begin_move(registry, move)
     await registry.begin_onboarding(replace(created, id="beta", status="onboarding"), "ann")
     with pytest.raises(RefusedError, match="still being onboarded"):
         await control.delete("beta", 0, "ann")

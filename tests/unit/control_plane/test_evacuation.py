@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
+from control_plane import registry_moves
 from control_plane.burials import Burials
 from control_plane.door_moves import DoorMoves
 from control_plane.errors import DoorError, RefusedError
@@ -133,11 +134,11 @@ async def test_those_that_can_be_are_taken_over_and_the_others_are_named(registr
     ground = Ground(registry, "fdb")
     ground.doors.dead.update({"cell-1", "cell-2"})
     # p1 was taken over from cell-0, which is the only other one that answers and was not told.
-    await registry.end_move(await arrive(registry, "p0", "cell-1"), "partner_moved")
+    await registry_moves.end_move(registry, await arrive(registry, "p0", "cell-1"), "partner_moved")
     await registry.begin_onboarding(
         Partner("new", "p", "onboarding", "test", "cell-1", 1, 1, 1, "2026-11-22", 1, ""), "ann"
     )
-    await registry.begin_move(Move("move_1", "p4", "cell-1", "cell-0", "t", "copying", 1, "ann", ""))
+    await registry_moves.begin_move(registry, Move("move_1", "p4", "cell-1", "cell-0", "t", "copying", 1, "ann", ""))
     for dry_run in (True, False):
         told = await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=dry_run)
         assert told["targets"] == {"p1": "cell-0", "p7": "cell-0", "p10": "cell-0"}
@@ -153,7 +154,7 @@ async def test_those_that_can_be_are_taken_over_and_the_others_are_named(registr
 async def test_by_itself_it_takes_those_that_can_be_and_says_once_who_stays(registry: Registry) -> None:
     ground = Ground(registry, "fdb", after_s=5)
     ground.doors.dead.update({"cell-1", "cell-2"})
-    await registry.end_move(await arrive(registry, "p0", "cell-1"), "partner_moved")
+    await registry_moves.end_move(registry, await arrive(registry, "p0", "cell-1"), "partner_moved")
     with structlog.testing.capture_logs() as logs:
         for now in (0.0, 4.0, 8.0, 12.0, 16.0):
             ground.now = now
@@ -172,8 +173,8 @@ async def test_a_move_that_only_the_dead_cell_could_go_on_with_becomes_an_evacua
     ground.doors.dead.add("cell-1")
     leaving = Move("move_1", "p1", "cell-1", "cell-2", "t", "sealing", 3, "ann", "", way="hand_over")
     arriving = Move("move_2", "p0", "cell-0", "cell-1", "t", "copying", 1, "ann", "", way="hand_over")
-    await registry.begin_move(leaving)
-    await registry.begin_move(arriving)
+    await registry_moves.begin_move(registry, leaving)
+    await registry_moves.begin_move(registry, arriving)
     await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
     found = registry.move("p1")
     assert found is not None
@@ -186,8 +187,12 @@ async def test_who_was_on_the_way_to_a_cell_that_dies_goes_to_another_with_the_w
 ) -> None:
     ground = Ground(registry, "fdb")
     ground.doors.dead.add("cell-1")
-    await registry.begin_move(Move("move_1", "p0", "cell-0", "cell-1", "t", "sealing", 1, "ann", "", way="evacuate"))
-    await registry.begin_move(Move("move_2", "p3", "cell-0", "cell-1", "t", "copying", 1, "ann", "", way="hand_over"))
+    await registry_moves.begin_move(
+        registry, Move("move_1", "p0", "cell-0", "cell-1", "t", "sealing", 1, "ann", "", way="evacuate")
+    )
+    await registry_moves.begin_move(
+        registry, Move("move_2", "p3", "cell-0", "cell-1", "t", "copying", 1, "ann", "", way="hand_over")
+    )
     told = await ground.evacuation.evacuate("cell-1", "ann", force=False, dry_run=False)
     assert told["targets"].keys() == {"p0", "p1", "p4", "p7", "p10"}
     found = registry.move("p0")
@@ -216,8 +221,8 @@ async def test_a_partner_that_is_erased_or_onboarded_begins_no_evacuation_by_its
     ground = Ground(registry, "fdb", after_s=5)
     ground.doors.dead.add("cell-1")
     for number in range(1, 12, 3):
-        await registry.begin_move(
-            Move("move_1", f"p{number}", "cell-1", "cell-2", "t", "sealing", 1, "ann", "", way="evacuate")
+        await registry_moves.begin_move(
+            registry, Move("move_1", f"p{number}", "cell-1", "cell-2", "t", "sealing", 1, "ann", "", way="evacuate")
         )
     await registry.begin_onboarding(
         Partner("new", "p", "onboarding", "test", "cell-1", 1, 1, 1, "2026-11-22", 1, ""), "ann"
@@ -231,9 +236,11 @@ async def test_a_partner_that_is_erased_or_onboarded_begins_no_evacuation_by_its
 async def test_by_itself_also_who_was_on_the_way_there(registry: Registry) -> None:
     ground = Ground(registry, "fdb", after_s=5)
     for number in range(1, 12, 3):
-        await registry.end_move(await arrive(registry, f"p{number}", "cell-2"), "partner_moved")
-    await registry.forget_burials(registry.burials())
-    await registry.begin_move(Move("move_1", "p0", "cell-0", "cell-1", "t", "copying", 1, "ann", "", way="evacuate"))
+        await registry_moves.end_move(registry, await arrive(registry, f"p{number}", "cell-2"), "partner_moved")
+    await registry_moves.forget_burials(registry, registry.burials())
+    await registry_moves.begin_move(
+        registry, Move("move_1", "p0", "cell-0", "cell-1", "t", "copying", 1, "ann", "", way="evacuate")
+    )
     ground.doors.dead.add("cell-1")
     for now in (0.0, 4.0, 8.0, 12.0):
         ground.now = now
@@ -291,15 +298,15 @@ async def arrive(registry: Registry, partner_id: str, target: str) -> Move:
     """Write down that an evacuation of a partner came to its end, but for its last row."""
     source = registry.partner(partner_id).cell
     move = Move(f"move_{source}", partner_id, source, target, "t", "sealing", 1, "ann", "", way="evacuate")
-    await registry.begin_move(move)
-    return await registry.partner_moved(replace(move, state="clearing"))
+    await registry_moves.begin_move(registry, move)
+    return await registry_moves.partner_moved(registry, replace(move, state="clearing"))
 
 
 async def test_who_was_taken_over_is_taken_over_again_whether_or_not_its_first_cell_was_told(
     registry: Registry,
 ) -> None:
     ground = Ground(registry, "fdb")
-    await registry.end_move(await arrive(registry, "p1", "cell-2"), "partner_moved")
+    await registry_moves.end_move(registry, await arrive(registry, "p1", "cell-2"), "partner_moved")
     await arrive(registry, "p4", "cell-2")
     ground.doors.dead.update({"cell-1", "cell-2"})
     told = await ground.evacuation.evacuate("cell-2", "ann", force=False, dry_run=False)
@@ -312,12 +319,12 @@ async def test_who_was_taken_over_is_taken_over_again_whether_or_not_its_first_c
 
 
 async def test_nobody_goes_where_the_last_word_is_not_known(registry: Registry) -> None:
-    await registry.end_move(await arrive(registry, "p1", "cell-2"), "partner_moved")
+    await registry_moves.end_move(registry, await arrive(registry, "p1", "cell-2"), "partner_moved")
     back = Move("move_9", "p1", "cell-2", "cell-1", "t", "copying", 1, "ann", "", way="hand_over")
     with pytest.raises(RefusedError, match="cell-1 was not told yet"):
-        await registry.begin_move(back)
-    await registry.forget_burials(registry.burials())
-    assert await registry.begin_move(back) == back
+        await registry_moves.begin_move(registry, back)
+    await registry_moves.forget_burials(registry, registry.burials())
+    assert await registry_moves.begin_move(registry, back) == back
 
 
 class Listening(DoorMoves):
@@ -338,7 +345,7 @@ class Listening(DoorMoves):
 
 async def test_cells_are_told_once_they_answer_and_one_that_hangs_holds_up_no_other(registry: Registry) -> None:
     for partner_id, target in (("p0", "cell-1"), ("p1", "cell-0"), ("p2", "cell-0")):
-        await registry.end_move(await arrive(registry, partner_id, target), "partner_moved")
+        await registry_moves.end_move(registry, await arrive(registry, partner_id, target), "partner_moved")
     doors = Listening()
     doors.deaf.add("cell-0")
     doors.dead.add("cell-1")
@@ -359,7 +366,7 @@ async def test_cells_are_told_once_they_answer_and_one_that_hangs_holds_up_no_ot
 
 
 async def test_a_removed_cell_is_told_nothing(registry: Registry) -> None:
-    await registry.end_move(await arrive(registry, "p1", "cell-0"), "partner_moved")
+    await registry_moves.end_move(registry, await arrive(registry, "p1", "cell-0"), "partner_moved")
     await registry.write_cells([replace(registry.cell("cell-1"), state="removed")], "ann", "cell_removed")
     doors = Listening()
     await Burials(registry, doors).tell()
