@@ -12,6 +12,7 @@ from typing import Any, Final
 import jinja2
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from chaos.catalogue import Group
 from chaos.containment import Series
@@ -58,6 +59,8 @@ def chart(found: Mapping[str, Any], series: Sequence[Series], ink: str) -> bytes
             latencies.plot([at_s for at_s, _ in told], [p99 for _, p99 in told], color=colour, label=one.group, lw=1.6)
             errors.step(one.at_s, one.errors, where="post", color=colour, lw=1.6)
         latencies.set_yscale("log")
+        for set_formatter in (latencies.yaxis.set_major_formatter, latencies.yaxis.set_minor_formatter):
+            set_formatter(LogFormatter(minor_thresholds=(2, 0.8)))  # 20, not 2 x 10^1
         latencies.set_ylabel("p99, ms")
         if series:
             latencies.legend(loc="upper right", frameon=False, ncols=3)

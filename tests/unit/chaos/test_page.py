@@ -93,3 +93,24 @@ def test_it_needs_no_network() -> None:
     told = page.render(found(), SERIES)
     assert "http" not in told
     assert 'src="data:image/svg+xml;base64,' in told
+
+
+@pytest.mark.parametrize(
+    ("scope", "told"),
+    [
+        ("partner", "partner <code>chaos_a</code> in <code>cell-0</code>"),
+        ("pool", "those who share a worker with <code>chaos_a</code> in <code>cell-0</code>"),
+        ("cell", "against <code>cell-0</code>"),
+        ("all", "what all share"),
+        ("nobody", "nobody"),
+    ],
+)
+def test_it_says_who_was_struck(scope: str, told: str) -> None:
+    shown = page.render(found(scope=scope), SERIES).partition('<p class="small">Experiment')[2].partition("</p>")[0]
+    assert told in " ".join(shown.split())
+
+
+def test_the_chart_has_plain_milliseconds() -> None:
+    drawn = page.chart(found(), SERIES, "#333333").decode()
+    assert ">20</text>" in drawn
+    assert "\N{MULTIPLICATION SIGN}" not in drawn
