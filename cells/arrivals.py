@@ -135,7 +135,8 @@ class Arrivals:
         self._complete.pop(partner_id, None)
         try:
             await self._forget(partner_id)
-            await self._shelf.erase("partners", partner_id)
+            if is_ours:
+                await self._shelf.erase("partners", partner_id)
             if not places:
                 await self._shelf.create("partners", partner_id)
         except StoreError as found:

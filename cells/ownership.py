@@ -420,7 +420,8 @@ class Ownership:
         assert self.workforce is not None
         if self.hold_place(profile) or self.workforce.keeps_spares:
             return self.held_place(profile.partner_id) is not None
-        async with self._opening_pool:  # of several that need a new one, one opens it
+        # Of several that need a new pool, one opens it; who gets a worker of its own holds up nobody.
+        async with self._opening_pool if profile.isolation == "pooled" else contextlib.nullcontext():
             if self.hold_place(profile):
                 return True
             try:

@@ -230,6 +230,7 @@ class Moves:
                 delay_ms = limits.MOVE_RETRY_DELAY_MS_MIN  # who looks often takes the next worker
                 is_over = self._monotonic() - began > limits.MOVE_READY_WAIT_MS_MAX / 1_000
                 found = self._registry.move(move.partner_id) or move
+                is_over = is_over and may_abort(found)
                 move = replace(found, state="aborting", why=error.what) if is_over else replace(found, why=error.what)
                 if move != found:
                     move = await registry_moves.put_move(self._registry, move)
@@ -271,17 +272,22 @@ class Moves:
             arrival = await self._doors.take_rows(move, copied.data)
             number += 1
             batch = copied.batch
-            if is_caught_up(is_scanned=batch.is_scanned, changed=batch.changed, rows_max=limits.MOVE_ROWS_LEFT_MAX):
+            is_near = is_caught_up(
+                is_scanned=batch.is_scanned, changed=batch.changed, rows_max=limits.MOVE_ROWS_LEFT_MAX
+            )
+            if is_near and await self._has_place(move):
                 break
             if move.partner_id in self._aborting:
                 raise CopyLostError("an operator aborted it")
             scanned_at = scanned_at or (number if batch.is_scanned else 0)
             if scanned_at and number - scanned_at >= limits.MOVE_CATCH_UP_BATCHES_MAX:
-                why = f"the book changes faster than it is copied: {batch.changed} rows are left after {number} batches"
+                why = (
+                    f"after {number} batches {batch.changed} rows are left: the book changes faster than it is copied, "
+                    f"or {move.target} has no worker ready for it"
+                )
                 return await registry_moves.put_move(self._registry, replace(move, state="aborting", why=why))
             # A copy takes half of the time at most; the rest is its cells' partners'.
             await asyncio.sleep(self._monotonic() - began)
-        await self._doors.hold_place(move)  # the copy took a while: its door or worker of then may be gone
         sealing = replace(move, state="sealing", rows=arrival.rows, quiesced_at_ms=self._now_ms())
         move = await registry_moves.put_move(self._registry, sealing)
         began = self._monotonic()
@@ -294,6 +300,18 @@ class Moves:
         await self._doors.open_arrival(move, receipt, profile)
         pause_ms = int((self._monotonic() - began) * 1_000)
         return await self._arrived(replace(move.paused(pause_ms), rows=arrival.rows))
+
+    async def _has_place(self, move: Move) -> bool:
+        """Say whether the target still has a ready worker for who comes: its door or worker of then may be gone.
+
+        Where not, it is waited for a little, and copied on meanwhile: what there is of the copy is not thrown away.
+        """
+        try:
+            await self._doors.hold_place(move)
+        except NotReadyError:
+            await asyncio.sleep(limits.MOVE_RETRY_DELAY_MS_MIN / 1_000)
+            return False
+        return True
 
     async def _take_over(self, move: Move) -> Move:
         """Have the target take the book over where it stands: nothing is copied."""

@@ -22,7 +22,7 @@ from control_plane import dry_run, limits, registry_codec, registry_keys
 from control_plane.data_folder import timestamp
 from control_plane.dry_run import DryRunDone
 from control_plane.errors import ControlPlaneError, PlanChangedError, RefusedError
-from control_plane.move_record import longest_ms
+from control_plane.move_record import is_untold, longest_ms
 from control_plane.publishing import cells_of_directory
 from control_plane.rebalancing import By, Plan, Resident, name_of, plan
 from control_plane.registry import Registry
@@ -290,6 +290,9 @@ class Rebalancer:
             return f"it is in {partner.cell} by now"
         if target is None or target.state != "active":
             return f"{step.to_cell} takes no partners any more"
+        untold = [one.cell for one in self._registry.burials_of(step.partner_id) if is_untold(one, step.to_cell)]
+        if untold:
+            return f"{untold[0]} is away and was not told yet that another cell took it over"
         return ""
 
     def _start(self, step: RebalanceStep) -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import functools
+import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -9,7 +12,8 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import structlog
 import uvloop
@@ -43,7 +47,8 @@ from router.directory_file import write_atomically
 
 log = structlog.get_logger()
 
-# Settings, data folder, instance, cells, version, digests of the secrets; as processes.plan.
+_PACKAGES_OF_PROCESSES: Final = ("acquirer_simulator", "actors", "cells", "router", "stores")
+# Settings, data folder, instance, cells, version of the code, digests of the secrets; as processes.plan.
 Planner = Callable[[Settings, DataFolder, Instance, Sequence[Cell], str, SecretsDigest], tuple[ProcessSpec, ...]]
 
 
@@ -59,6 +64,22 @@ class Console:
 def version() -> str:
     """Give the version of this installation of Bulkhead."""
     return distribution_version("bulkhead-gateway")
+
+
+@functools.cache
+def code_version() -> str:
+    """Give the version of the code that processes run. One that runs other code is started anew, never adopted.
+
+    What control plane, doors, workers and routers say to each other is of one version of the code.
+    """
+    digest = hashlib.sha256(version().encode())
+    for package in _PACKAGES_OF_PROCESSES:
+        found = importlib.util.find_spec(package)
+        assert found is not None, package
+        for folder in found.submodule_search_locations or ():
+            for file in sorted(Path(folder).rglob("*.py")):
+                digest.update(f"{package}/{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def run(settings: Settings, console: Console, make_plan: Planner = plan) -> int:
@@ -273,7 +294,7 @@ class _Up:
             self._folder,
             self._instance,
             self._registry.cells(),
-            version(),
+            code_version(),
             lambda cell: data_folder.secrets_digest(self._folder, self._settings, cell),
         )
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from control_plane import up
 from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.process_table import MARKER
@@ -97,3 +98,22 @@ def test_sockets_of_ray_fit_into_a_unix_sockets_name(tmp_path: Path) -> None:
     specs = planned(tmp_path / ("deep" * 20), cells=64, door_port=9000, metrics_port=9100, ray_port=9200)
     longest = max(len(str(spec.scratch)) for spec in specs.values() if spec.scratch is not None)
     assert longest + len("/session_2026-11-22_17-20-34_123456_1234567/sockets/plasma_store") <= 107
+
+
+def test_the_version_of_the_code_is_another_with_any_file_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "some_code"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(up, "_PACKAGES_OF_PROCESSES", ("some_code",))
+    found = [up.code_version.__wrapped__()]
+    (package / "more.py").write_text("A = 1")
+    found.append(up.code_version.__wrapped__())
+    (package / "more.py").write_text("A = 2")
+    found.append(up.code_version.__wrapped__())
+    (package / "more.py").rename(package / "other.py")
+    found.append(up.code_version.__wrapped__())
+    assert len(set(found)) == len(found)
+    assert found[-1] == up.code_version.__wrapped__()

@@ -13,6 +13,7 @@ from control_plane import limits, registry_keys
 from control_plane.cell_rules import first_cells
 from control_plane.errors import ControlPlaneError, PlanChangedError, RefusedError
 from control_plane.load import Load, LoadError, parse
+from control_plane.move_record import Burial
 from control_plane.rebalancer import Answers, Bounds, MoveResult, Rebalancer
 from control_plane.rebalancing import Resident
 from control_plane.registry import Registry
@@ -380,6 +381,18 @@ async def test_a_step_whose_ground_changed_is_left_out(world: World) -> None:
     before = len(world.mover.moves)
     assert (await world.steps(run))["counts"]["skipped"] == 1
     assert len(world.mover.moves) == before, "nobody moves to a cell that is being drained"
+
+
+async def test_who_can_t_go_back_before_a_dead_cell_was_told_is_left_out(world: World) -> None:
+    run = await world.open()
+    planned = [move.partner_id for move in (await run.plan("hash", FAST)).moves]
+    for name in planned:
+        burial = Burial(name, "cell-1", "move_1", "cell-0", "t", "", ())
+        world.registry._held.burials["cell-1", name] = burial
+    await run.apply("hash", FAST, "ann")
+    done = await world.steps(run)
+    assert (done["run"]["state"], done["counts"]["skipped"]) == ("done", len(planned)), "and nothing stops the run"
+    assert not world.mover.moves
 
 
 async def test_a_mover_that_fails_in_an_unknown_way_is_asked_again(world: World) -> None:
