@@ -22,6 +22,8 @@ from router import directory, directory_file
 
 log = structlog.get_logger()
 
+_Signature = tuple[int, int]  # inode, time of change
+
 
 class Publisher:
     """The one writer of the directory's file. What takes long is done in threads, one at a time."""
@@ -35,7 +37,9 @@ class Publisher:
         self._kept_files = {name: folder.router_folder(name) / directory_file.LAST_KNOWN_GOOD for name in routers}
         self._lock = asyncio.Lock()
         self._written = _signature(self._file)
-        self._published = _read(self._file)
+        found = _read(self._file)
+        self._published = None if found is None else (found.version, found.payload)
+        self._kept: dict[str, tuple[_Signature, int]] = {}  # what each router's copy was found to be, and its version
 
     def place(self, partner_id: str) -> str:
         """Give the cell in which a new partner's book is to be made."""
@@ -55,12 +59,11 @@ class Publisher:
             payload = await asyncio.to_thread(_payload, datetime.now(UTC), cells, partners, keys)
             held = self._published
             is_untouched = _signature(self._file) == self._written and self._written is not None
-            if held is not None and is_untouched and await asyncio.to_thread(operator.eq, held.payload, payload):
-                return held.version
+            if held is not None and is_untouched and await asyncio.to_thread(operator.eq, held[1], payload):
+                return held[0]
             # Routers never take an older version. Where registry and file were lost, their own copies still tell.
-            kept = [await asyncio.to_thread(_read, file) for file in self._kept_files.values()]
-            known = [held, *kept]
-            above = max((found.version for found in known if found is not None), default=0)
+            kept = [await self._version_kept(name) for name in self._kept_files]
+            above = max([self.version, *kept])
             version = await self._registry.take_directory_version(above)
             raw = await asyncio.to_thread(directory.encode, version, payload)
             try:
@@ -71,7 +74,7 @@ class Publisher:
                     where=str(self._file),
                     hint="mend that (is the disk full?); it is then published by itself",
                 ) from error
-            self._published = await asyncio.to_thread(directory.decode, raw)
+            self._published = version, payload
             self._written = _signature(self._file)
             await self._spread(version, raw)
             log.info("directory_published", version=version, partners=len(payload.partners))
@@ -79,20 +82,11 @@ class Publisher:
 
     async def wait_taken(self, version: int) -> list[str]:
         """Wait until each router holds this version or a newer one; give the names of those that don't in time."""
-        behind = dict(self._kept_files)
+        behind = set(self._kept_files)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limits.DIRECTORY_TAKEN_TIMEOUT_MS / 1000
-        seen: dict[str, tuple[int, int]] = {}
         while True:
-            for name, file in list(behind.items()):
-                signature = _signature(file)
-                if signature == seen.get(name):
-                    continue
-                if signature is not None:
-                    seen[name] = signature
-                found = await asyncio.to_thread(_read, file)
-                if found is not None and found.version >= version:
-                    del behind[name]
+            behind = {name for name in behind if await self._version_kept(name) < version}
             if not behind or loop.time() >= deadline:
                 return sorted(behind)
             await asyncio.sleep(limits.DIRECTORY_TAKEN_POLL_MS / 1000)
@@ -100,7 +94,19 @@ class Publisher:
     @property
     def version(self) -> int:
         """The version that is published, 0 where none is."""
-        return 0 if self._published is None else self._published.version
+        return 0 if self._published is None else self._published[0]
+
+    async def _version_kept(self, router: str) -> int:
+        """Give the version of a router's own copy, 0 where there is none that can be read. Reads each copy once."""
+        file = self._kept_files[router]
+        signature = _signature(file)
+        if signature is None:
+            return 0
+        known = self._kept.get(router)
+        if known is None or known[0] != signature:
+            # The signature is taken first: a copy that is replaced meanwhile differs from it at the next look.
+            known = self._kept[router] = signature, await asyncio.to_thread(_read_version, file)
+        return known[1]
 
 
 def cells_of_directory(cells: Iterable[Cell]) -> tuple[directory.Cell, ...]:
@@ -175,7 +181,15 @@ def _read(path: Path) -> directory.Directory | None:
     return found
 
 
-def _signature(path: Path) -> tuple[int, int] | None:
+def _read_version(path: Path) -> int:
+    try:
+        return directory.decode_version(directory_file.read_bytes(path))
+    except (OSError, directory.DirectoryError) as error:
+        log.warning("directory_unusable", file=str(path), error=str(error))
+        return 0
+
+
+def _signature(path: Path) -> _Signature | None:
     try:
         status = path.stat()
     except OSError:

@@ -128,6 +128,22 @@ def encode(version: int, payload: Payload) -> bytes:
 
 def decode(raw: bytes) -> Directory:
     """Read a directory's file. Raises DirectoryError."""
+    version, checksum, fields = _verified(raw)
+    try:
+        payload = Payload.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise DirectoryError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return Directory(version, checksum, payload)
+
+
+def decode_version(raw: bytes) -> int:
+    """Read of a directory's file which version it is, for a third of the time. Raises DirectoryError."""
+    return _verified(raw)[0]
+
+
+def _verified(raw: bytes) -> tuple[int, str, Any]:
+    """Give version, checksum, and the fields that the checksum bears out, of types that are still to be checked."""
     if len(raw) > limits.DIRECTORY_BYTES_MAX:
         raise DirectoryError(f"a directory of {len(raw)} bytes is larger than {limits.DIRECTORY_BYTES_MAX}")
     try:
@@ -143,12 +159,7 @@ def decode(raw: bytes) -> Directory:
         raise DirectoryError("its payload is nested too deeply") from error
     if not hmac.compare_digest(expected.encode(), checksum.encode("utf-8", "replace")):
         raise DirectoryError("its checksum is not that of its payload")
-    try:
-        payload = Payload.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise DirectoryError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    return Directory(version, checksum, payload)
+    return version, checksum, fields
 
 
 def hash_key(pepper: bytes, key: str) -> str:

@@ -43,6 +43,12 @@ def write_atomically(path: Path, raw: bytes) -> None:
 
 def read(path: Path) -> tuple[bytes, Directory]:
     """Read and check a directory's file. Raises OSError, DirectoryError."""
+    raw = read_bytes(path)
+    return raw, directory.decode(raw)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read what stands in a directory's place, if it is a file and not too large. Raises OSError, DirectoryError."""
     # Without O_NONBLOCK a pipe in its place would be waited for, for ever.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 - a descriptor
         status = os.fstat(file.fileno())
@@ -50,8 +56,7 @@ def read(path: Path) -> tuple[bytes, Directory]:
             raise DirectoryError("it is no regular file")
         if status.st_size > limits.DIRECTORY_BYTES_MAX:
             raise DirectoryError(f"{status.st_size} bytes are more than {limits.DIRECTORY_BYTES_MAX}")
-        raw = file.read(limits.DIRECTORY_BYTES_MAX + 1)
-    return raw, directory.decode(raw)
+        return file.read(limits.DIRECTORY_BYTES_MAX + 1)
 
 
 class DirectoryWatcher:

@@ -1,7 +1,9 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from control_plane import limits
 from control_plane.errors import ControlPlaneError
 from control_plane.publishing import Publisher
 from router import directory, directory_file
@@ -85,6 +87,31 @@ async def test_a_change_waits_for_routers_and_names_those_that_are_behind(instal
     assert await publisher.wait_taken(version) == ["router-0"]
     directory_file.write_atomically(installation.folder.router_folder("router-0") / "directory.json", raw)
     assert await publisher.wait_taken(version) == []
+
+
+async def test_a_router_s_copy_is_read_once_and_not_while_routers_take_the_next_one(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DIRECTORY_TAKEN_TIMEOUT_MS", 100)
+    _, registry, _, _ = await installation.control_plane()
+    publisher = Publisher(registry, installation.folder, ["router-0"])
+    kept = installation.folder.router_folder("router-0") / "directory.json"
+    reads = 0
+    real = directory_file.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        nonlocal reads
+        reads += path == kept
+        return real(path)
+
+    version = await publisher.publish()
+    directory_file.write_atomically(kept, installation.folder.directory_file.read_bytes())
+    monkeypatch.setattr(directory_file, "read_bytes", read_bytes)
+    assert await publisher.wait_taken(version) == []
+    assert await publisher.wait_taken(version + 1) == ["router-0"]
+    assert reads == 1
+    directory_file.write_atomically(kept, b"?")
+    assert await publisher.wait_taken(version) == ["router-0"], "it would not start from that"
 
 
 async def test_many_partners_spread_over_the_cells(installation: Installation) -> None:

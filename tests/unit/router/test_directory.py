@@ -155,6 +155,14 @@ def test_garbage_is_refused(raw: bytes) -> None:
         directory.decode(raw)
 
 
+def test_the_version_alone_is_believed_as_the_whole_is() -> None:
+    raw = directory.encode(7, payload())
+    assert directory.decode_version(raw) == directory.decode(raw).version == 7
+    for damaged in (raw[:-9], raw.replace(b"8101", b"8102"), b"?"):
+        with pytest.raises(DirectoryError):
+            directory.decode_version(damaged)
+
+
 @pytest.mark.parametrize("raw", [b"[]", b"null", b'{"version":1}', b'{"version":true,"checksum":"","payload":{}}'])
 def test_other_json_is_refused(raw: bytes) -> None:
     with pytest.raises(DirectoryError):
