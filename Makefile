@@ -13,7 +13,7 @@ SECONDS_EACH = $(or $(SECONDS),10)
 # STORE=fdb CLUSTER_FILE=… runs demo, soak, benchmarks and kill-rounds on FoundationDB.
 ON_STORE = $(if $(STORE),--store $(STORE)) $(if $(CLUSTER_FILE),--cluster-file '$(CLUSTER_FILE)')
 
-.PHONY: help demo up test test-long rebalance bench-moves check bench bench-stores bench-bad-keys bench-history kill-rounds soak chaos fuzz format clean
+.PHONY: help demo up test test-long rebalance bench-moves check bench bench-stores bench-bad-keys bench-directory bench-history kill-rounds soak chaos fuzz format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -58,6 +58,9 @@ bench-stores: $(READY) ## SQLite and FoundationDB in one table of one run: make 
 
 bench-bad-keys: $(READY) ## What a bad API key costs the router, beside a payment, and the cells
 	$(BIN)/python -m bench.bad_keys $(if $(REPORT),--report $(REPORT))
+
+bench-directory: $(READY) ## How soon a router goes by a revoked key, other limits or a suspension, with Redis and without
+	$(BIN)/python -m bench.directory $(if $(REPORT),--report $(REPORT))
 
 rebalance: $(READY) ## A cell added, partners rebalanced, one drained and removed under load: CELLS, PARTNERS, PER_SECOND, KILLS
 	$(BIN)/python -m chaos.rebalance --cells $(or $(CELLS),8) --partners $(or $(PARTNERS),200) \

@@ -83,7 +83,7 @@ class _Killer:
             self._gateway.wait_ready(START_MS)
 
 
-def _import(gateway: Gateway, names: list[str], root: Path) -> dict[str, str]:
+def import_pooled(gateway: Gateway, names: list[str], root: Path) -> dict[str, str]:
     """Onboard pooled partners from a file; give their keys."""
     file, keys = root / "partners.csv", root / "keys.jsonl"
     rows = [f"{name},pooled,{api_limits.PARTNER_RATE_PER_SECOND_DEFAULT * 4}" for name in names]
@@ -219,7 +219,7 @@ async def run(options: Options, root: Path, console: Any) -> bool:
         await asyncio.to_thread(gateway.wait_ready, START_MS)
         names = [f"shop_{number:03}" for number in range(options.partners)]
         console.print(f"onboarding {len(names)} pooled partners")
-        keys = await asyncio.to_thread(_import, gateway, names, root)
+        keys = await asyncio.to_thread(import_pooled, gateway, names, root)
         await asyncio.to_thread(gateway.wait_ready, START_MS)
         plan = plan_for(
             gateway,
