@@ -161,7 +161,7 @@ class Installation:
         await self.moves.stop()
         await self.burials.stop()
 
-    def _acquirer(self, life: Life) -> MortalAcquirer:
+    def _acquirer(self, life: Life, _partner_id: str) -> MortalAcquirer:
         return MortalAcquirer(self.record, lambda: APPROVE, life)
 
     async def onboard(self, partner_id: str = PARTNER, cell: str = HOME) -> None:

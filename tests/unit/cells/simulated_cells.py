@@ -148,7 +148,9 @@ class MortalAcquirer(ScriptedAcquirer):
 class SimulatedWorker(Worker):
     """The worker itself, without its socket, its heartbeat and what it needs a process of its own for."""
 
-    def __init__(self, name: str, books: MemoryBooks, cell: str, acquirer: Callable[[Life], ScriptedAcquirer]) -> None:
+    def __init__(
+        self, name: str, books: MemoryBooks, cell: str, acquirer: Callable[[Life, str], ScriptedAcquirer]
+    ) -> None:
         # Not the base's: it opens files and listens.
         self.name = name
         self.life = Life()
@@ -177,9 +179,9 @@ class SimulatedWorker(Worker):
         return await self._handle(request)
 
 
-def acquirer_of(worker: SimulatedWorker, _url: str, _partner_id: str) -> ScriptedAcquirer:
+def acquirer_of(worker: SimulatedWorker, _url: str, partner_id: str) -> ScriptedAcquirer:
     """Stand in for `HttpAcquirer`."""
-    return worker.make_acquirer(worker.life)
+    return worker.make_acquirer(worker.life, partner_id)
 
 
 class Network:
@@ -308,7 +310,7 @@ class SimulatedCell:
     """A cell: its door, which is started anew when it ended, and its workers."""
 
     def __init__(
-        self, name: str, books: MemoryBooks, network: Network, acquirer: Callable[[Life], ScriptedAcquirer]
+        self, name: str, books: MemoryBooks, network: Network, acquirer: Callable[[Life, str], ScriptedAcquirer]
     ) -> None:
         self.name = name
         self.books = books
