@@ -96,10 +96,10 @@ def test_whoever_does_not_share_the_worker_or_the_book_notices_nothing(gateway: 
     assert not [other for other in others if other["excused"]]
 
 
-@pytest.mark.long
 @pytest.mark.timeout(240)
-def test_a_hanging_acquirer_costs_its_partner_only(gateway: Gateway) -> None:
-    found = run(gateway, "acquirer-hanging")
+@pytest.mark.parametrize("name", ["acquirer-failing", pytest.param("acquirer-hanging", marks=pytest.mark.long)])
+def test_an_acquirer_in_trouble_costs_its_partner_only(gateway: Gateway, name: str) -> None:
+    found = run(gateway, name)
     require_contained(found)
     target, *others = found["groups"]
     assert target["group"] == "target"
