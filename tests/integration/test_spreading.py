@@ -195,7 +195,7 @@ async def test_a_new_directory_is_taken_within_100_ms_and_never_an_older_or_corr
         assert directory_file.read(tmp_path / "directory.json")[1].version >= 19, "it is kept for the next start"
         await tell(3, directory.encode(3, directory.Payload()))
         await tell(99, b"?")
-        await until(lambda: watcher.rejected == 1)
+        await until(lambda: watcher.rejected >= 1)  # at either word, if both came before it looked
         assert watcher.current is not None
         assert watcher.current.version == 20
     finally:
