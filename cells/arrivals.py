@@ -6,6 +6,7 @@ proves that the old cell sealed its book for this move, whoever brings it.
 
 import asyncio
 import hmac
+import time
 import weakref
 from typing import Any
 
@@ -187,6 +188,7 @@ class Arrivals:
         (data,) = fields(request, receipt=bytes)
         receipt = moves.decode_receipt(data)
         partner_id = request.partner_id
+        began = time.monotonic()
         seat = self._seats.get(partner_id)
         if seat is not None:
             return await self._is_open_already(seat)
@@ -217,6 +219,7 @@ class Arrivals:
         self._tombstones.pop(partner_id, None)
         seat = self._seats[partner_id] = Seat(profile)
         self._ownership.activate_soon(seat, "arrival")
+        _note_opened(seat, began)
         door_metrics.ARRIVED.inc()
         log.info("partner_arrived", partner=partner_id, sequence=receipt.sequence, above_epoch=receipt.epoch)
         return door_answers.ok({"state": seat.state, "was_open": False})
@@ -228,7 +231,7 @@ class Arrivals:
                 return copy_lost("it is served here no more, and was not told so yet")
         except StoreError as error:
             return _unavailable(error)
-        return door_answers.ok({"state": seat.state, "was_open": True})
+        return door_answers.ok({"state": seat.state, "was_open": True, "opened_in_ms": seat.opened_in_ms})
 
     async def _require_all_there(
         self, partner_id: str, expected: Expected, receipt: Receipt, data: bytes
@@ -321,6 +324,17 @@ class Arrivals:
         self.expected.pop(partner_id, None)
         self._links.pop(partner_id, None)
         self._complete.pop(partner_id, None)
+
+
+def _note_opened(seat: Seat, began: float) -> None:
+    """Note how long it took, once the partner is served: where a router brought the receipt no one else measures it."""
+
+    def note(_: object) -> None:
+        if seat.is_ready:
+            seat.opened_in_ms = int((time.monotonic() - began) * 1_000)
+
+    assert seat.activation is not None
+    seat.activation.add_done_callback(note)
 
 
 def encode_expected(expected: Expected) -> bytes:

@@ -1,11 +1,13 @@
 """The door's side of partners that leave for another cell: copy, quiesce, seal, and the tombstone that stays.
 
-A partner is served until it is quiesced. From then on its commands wait, for QUIESCE_LEASE_MS at most: nobody has to
-come back for it to be served again. With the seal it is gone; what waits, and what comes later, is told where it went.
+A partner is served until it is quiesced. From then on its commands wait, for QUIESCE_LEASE_MS at most and no longer
+than the connection lasts on which that was asked for: nobody has to come back for it to be served again. With the seal
+it is gone; what waits, and what comes later, is told where it went.
 """
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +54,9 @@ class Departures:
         self._shelf = shelf
         self._ownership = ownership
         self._departing: dict[str, _Departure] = {}
+        self._held: dict[
+            str, tuple[str, int]
+        ] = {}  # by which move a partner's commands waited last, and how long, in ms
         self.tombstones: dict[str, Receipt] = {}
         self._not_kept: set[str] = set()  # tombstones that only this door knows of
         # Expects a partner no more whose book another cell took over (arrivals.py).
@@ -108,6 +113,8 @@ class Departures:
         body = await self._ask(seat, link, request.method, {"move_id": move_id, "door_epoch": self._book.door_epoch})
         if not _is_refused(body):
             self._departing[seat.partner_id] = _Departure(move_id, link)
+            if self._held_ms(seat.partner_id, move_id) is None:
+                self._held[seat.partner_id] = move_id, 0
         return body
 
     async def _copy(self, request: Request) -> bytes:
@@ -128,7 +135,8 @@ class Departures:
             if departure.hold is None:
                 seat.is_handed_over = True  # from now on what comes waits
                 seat.changed.clear()
-                departure.hold = asyncio.create_task(self._hold(seat, departure), name=f"hold-{seat.partner_id}")
+                hold = self._hold(seat, departure, request.asker_left)
+                departure.hold = asyncio.create_task(hold, name=f"hold-{seat.partner_id}")
                 seat.activation = departure.hold  # nobody else gives it a worker meanwhile
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(limits.QUIESCE_DRAIN_MS_MAX / 1_000):
@@ -161,7 +169,7 @@ class Departures:
             return body
 
     async def _end(self, request: Request) -> bytes:
-        """Serve the partner again, unless it is sealed; say whether it is."""
+        """Serve the partner again, unless it is sealed; say whether it is, and for how long its commands waited."""
         (move_id,) = fields(request, move_id=str)
         partner_id = request.partner_id
         departure = self._departing.get(partner_id)
@@ -184,14 +192,15 @@ class Departures:
         receipt = self.tombstones.get(partner_id)
         if receipt is not None and receipt.move_id == move_id:
             return await self._told(partner_id, receipt)
-        return door_answers.ok({"receipt": ""})
+        return door_answers.ok({"receipt": "", "held_ms": self._held_ms(partner_id, move_id)})
 
     async def _told(self, partner_id: str, receipt: Receipt) -> bytes:
         """Give the receipt, once the tombstone is kept: what follows takes the book away that would tell of it."""
         error = await self._keep(partner_id, receipt) if partner_id in self._not_kept else None
         if error is not None:
             return copy_lost(f"its tombstone can't be kept now: {type(error).__name__}: {error}")
-        return door_answers.ok({"receipt": moves.encode_receipt(receipt).hex()})
+        held_ms = self._held_ms(partner_id, receipt.move_id)
+        return door_answers.ok({"receipt": moves.encode_receipt(receipt).hex(), "held_ms": held_ms})
 
     async def _look_for_seal(self, seat: Seat) -> None:
         """Open the book of a partner that no worker opens; a seal that is still under way comes to nothing."""
@@ -288,19 +297,25 @@ class Departures:
     def _not_here(self, partner_id: str) -> bytes:
         return self.tombstone(partner_id) or door_answers.not_here(partner_id, self._book.cell)
 
-    async def _hold(self, seat: Seat, departure: _Departure) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.QUIESCE_LEASE_MS / 1_000):
-                await departure.over.wait()
-        async with departure.lock:  # a seal under way ends first
-            is_sealed = departure.is_over
-            departure.is_over = True
-        self._forget(seat.partner_id, departure)
-        seat.is_handed_over = False
-        if is_sealed or seat.receipt is not None:
-            return
-        log.warning("partner_not_moved", partner=seat.partner_id, move_id=departure.move_id)
-        await self._ownership.serve_again(seat, departure.link)
+    async def _hold(self, seat: Seat, departure: _Departure, asker_left: asyncio.Event | None) -> None:
+        began = time.monotonic()
+        try:
+            await _wait_for_either(departure.over, asker_left, limits.QUIESCE_LEASE_MS)
+            async with departure.lock:  # a seal under way ends first
+                is_sealed = departure.is_over
+                departure.is_over = True
+            seat.is_handed_over = False
+            if not is_sealed and seat.receipt is None:
+                log.warning("partner_not_moved", partner=seat.partner_id, move_id=departure.move_id)
+                await self._ownership.serve_again(seat, departure.link)
+        finally:
+            self._held[seat.partner_id] = departure.move_id, int((time.monotonic() - began) * 1_000)
+            self._forget(seat.partner_id, departure)
+
+    def _held_ms(self, partner_id: str, move_id: str) -> int | None:
+        """Give for how long a partner's commands waited by that move; None: another door may know."""
+        held = self._held.get(partner_id)
+        return held[1] if held is not None and held[0] == move_id else None
 
     async def _resume(self, departure: _Departure) -> None:
         """End a copy and, where its partner was quiesced, wait until it is served again."""
@@ -353,6 +368,15 @@ class Departures:
         except PeerError as error:
             return copy_lost(f"its worker gave no answer: {error}")
         return copy_lost("its worker serves it no more") if body == NOT_MINE else body
+
+
+async def _wait_for_either(one: asyncio.Event, other: asyncio.Event | None, timeout_ms: int) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in (one, other) if event is not None]
+    try:
+        await asyncio.wait(waits, timeout=timeout_ms / 1_000, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 def read_tombstone(partner_id: str, value: bytes) -> Receipt | None:

@@ -31,6 +31,7 @@ class Seat:
     is_handed_over: bool = False  # while it is, what comes waits
     receipt: Receipt | None = None  # it left for another cell
     escalation: Escalation | None = None
+    opened_in_ms: int | None = None  # it came from another cell to this door, and was served so soon
     apart_until: float = 0.0  # monotonic: a pooled partner is kept from its pool so long
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     quiet: asyncio.Event = field(default_factory=asyncio.Event)

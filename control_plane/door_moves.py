@@ -32,6 +32,28 @@ class Copied:
     batch: Batch
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a source says of a copy that is over: the receipt, if it is sealed, and how long commands waited for it.
+
+    `held_ms`: until the seal, or until the partner was served again; None: its door does not know.
+    """
+
+    receipt: bytes | None
+    held_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a target says that serves the partner: whether somebody else had it do so, and how soon it was served then.
+
+    `in_ms`: None where nobody else had, or that is not known.
+    """
+
+    was_open: bool
+    in_ms: int | None
+
+
 class DoorMoves:
     """Asks the two doors of a move. Each method raises DoorError (it may be done), CopyLostError, NotReadyError."""
 
@@ -66,11 +88,10 @@ class DoorMoves:
         }
         return (await self._ask(move.source, Method.SEAL, move, said)).body
 
-    async def end_leaving(self, move: Move) -> bytes | None:
-        """Have the source serve the partner, unless it is sealed; then give the receipt."""
-        answer = await self._ask(move.source, Method.END_LEAVING, move, {"move_id": move.id})
-        receipt = bytes.fromhex(str(_json(answer).get("receipt", "")))
-        return receipt or None
+    async def end_leaving(self, move: Move) -> Left:
+        """Have the source serve the partner, unless it is sealed."""
+        told = _json(await self._ask(move.source, Method.END_LEAVING, move, {"move_id": move.id}))
+        return Left(bytes.fromhex(str(told.get("receipt", ""))) or None, _milliseconds(told.get("held_ms")))
 
     async def begin_arrival(self, move: Move, profile: Profile, places: Sequence[Mapping[str, Any]] = ()) -> None:
         """Make an empty book at the target, where what an earlier attempt left is removed; or say where it may be."""
@@ -97,10 +118,11 @@ class DoorMoves:
         """Ask the target how the book came there."""
         return wire.decode_arrival((await self._ask(move.target, Method.ARRIVAL_STATUS, move, {})).body)
 
-    async def open_arrival(self, move: Move, receipt: bytes, profile: Profile) -> bool:
-        """Have the target serve the partner; once is enough. Say whether somebody had it do so before."""
+    async def open_arrival(self, move: Move, receipt: bytes, profile: Profile) -> Opened:
+        """Have the target serve the partner; once is enough."""
         said = {"receipt": receipt, "profile": encode_profile(profile)}
-        return _json(await self._ask(move.target, Method.OPEN_ARRIVAL, move, said)).get("was_open") is True
+        told = _json(await self._ask(move.target, Method.OPEN_ARRIVAL, move, said))
+        return Opened(told.get("was_open") is True, _milliseconds(told.get("opened_in_ms")))
 
     async def end_arrival(self, move: Move) -> None:
         """Remove what arrived at the target."""
@@ -157,3 +179,7 @@ def _copied(answer: Answer) -> Copied:
 def _json(answer: Answer) -> dict[str, Any]:
     found = orjson.loads(answer.body)
     return found if isinstance(found, dict) else {}
+
+
+def _milliseconds(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None

@@ -344,25 +344,31 @@ class Moves:
     async def _find_out(self, move: Move) -> Move:
         """Ask the source whether it sealed: forward if it did, the copy anew if not. A dead one is not asked.
 
-        Where it did not, the partner is served there again now, or since its lease ended. Where it did, and a router
-        had the target serve it before, that is not known of.
+        The doors tell for how long the partner's commands waited. One that was started meanwhile can't; then it is
+        the longest that it can have been.
         """
         if move.way == "evacuate":
             profile = self._to_profile(self._registry.partner(move.partner_id))
             await self._doors.open_arrival(move, _evacuated(move), profile)
             return await self._arrived(move)
-        receipt = await self._doors.end_leaving(move)
-        if receipt is None:
+        left = await self._doors.end_leaving(move)
+        if left.receipt is None:
             waited_ms = self._waited_ms(move)
-            told = move.paused(None if waited_ms is None else min(waited_ms, limits.QUIESCE_LEASE_MS))
+            longest_ms = None if waited_ms is None else min(waited_ms, limits.QUIESCE_LEASE_MS)
+            told = move.paused(longest_ms if left.held_ms is None else left.held_ms)
             return await registry_moves.put_move(self._registry, told.tried_again(move.why or "it was not sealed"))
-        decode_receipt(receipt)
+        decode_receipt(left.receipt)
         profile = self._to_profile(self._registry.partner(move.partner_id))
-        was_open = await self._doors.open_arrival(move, receipt, profile)
-        return await self._arrived(move.paused(None if was_open else self._waited_ms(move)))
+        began = self._monotonic()
+        opened = await self._doors.open_arrival(move, left.receipt, profile)
+        opened_in_ms = opened.in_ms if opened.was_open else int((self._monotonic() - began) * 1_000)
+        if left.held_ms is not None and opened_in_ms is not None:
+            # Between the two nobody waited: whoever came was given the receipt, and had the target open the book.
+            return await self._arrived(move.paused(left.held_ms + opened_in_ms))
+        return await self._arrived(move.paused(None if opened.was_open else self._waited_ms(move)))
 
     def _waited_ms(self, move: Move) -> int | None:
-        """Give for how long a partner's commands wait by now; None: not known, or the clock was set back."""
+        """Give for how long a partner's commands can wait by now; None: not known, or the clock was set back."""
         waited_ms = -1 if move.quiesced_at_ms is None else self._now_ms() - move.quiesced_at_ms
         return None if waited_ms < 0 else waited_ms
 
@@ -395,8 +401,8 @@ class Moves:
 
     async def _take_back(self, move: Move) -> Move:
         """Serve the partner where it was, and remove what arrived; where it is sealed, go forward all the same."""
-        receipt = await self._doors.end_leaving(move)
-        if receipt is not None:
+        left = await self._doors.end_leaving(move)
+        if left.receipt is not None:
             self._aborting.discard(move.partner_id)
             return await registry_moves.put_move(self._registry, replace(move, state="sealing"))
         await self._doors.end_arrival(move)

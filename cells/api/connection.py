@@ -11,6 +11,7 @@ import itertools
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import field
 from typing import Any, cast
 
 import structlog
@@ -40,13 +41,17 @@ class PeerTimeoutError(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as a server's handler gets it. `budget_ms` is what was left to the deadline when it was sent."""
+    """A request as a server's handler gets it. `budget_ms` is what was left to the deadline when it was sent.
+
+    `asker_left`: set when the connection has ended on which it came; None where it came on none.
+    """
 
     role: str
     method: str
     partner_id: str
     budget_ms: int
     body: bytes
+    asker_left: asyncio.Event | None = field(default=None, compare=False)
 
 
 Handler = Callable[[Request], Awaitable[bytes]]
@@ -335,6 +340,7 @@ class _ServedConnection(asyncio.Protocol):
         self._server_nonce = secrets.token_bytes(frames.NONCE_BYTES)
         self._role: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._handshake_timer: asyncio.TimerHandle | None = None
 
@@ -351,6 +357,7 @@ class _ServedConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._all.end(self)
+        self._left.set()
         if self._handshake_timer is not None:
             self._handshake_timer.cancel()
         # Handlers go on: a command whose asker went away is finished all the same, and asked about again.
@@ -380,7 +387,7 @@ class _ServedConnection(asyncio.Protocol):
             raise frames.FrameError("a request does not have its types")
         if len(self._tasks) >= limits.CONNECTION_REQUESTS_MAX:
             raise frames.FrameError("more requests at once than a connection may have")
-        request = Request(self._role, method, partner_id, budget_ms, body)
+        request = Request(self._role, method, partner_id, budget_ms, body, self._left)
         task = asyncio.create_task(self._serve(number, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -141,6 +141,21 @@ async def test_a_request_arrives_as_it_was_sent_with_the_role_that_was_proven() 
     ]
 
 
+async def test_a_server_sees_when_who_asked_has_left() -> None:
+    echo = Echo()
+    async with serving(echo) as port, connected(port) as stays:
+        async with connected(port) as leaves:
+            await leaves.request("get_balance", "alpha", b"", 1_000)
+            await stays.request("get_balance", "alpha", b"", 1_000)
+            gone, there = (request.asker_left for request in echo.requests)
+            assert gone is not None
+            assert not gone.is_set()
+        async with asyncio.timeout(5):
+            await gone.wait()
+        assert there is not None
+        assert not there.is_set()
+
+
 @pytest.mark.parametrize(
     ("role", "key"),
     [

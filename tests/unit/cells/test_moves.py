@@ -53,6 +53,7 @@ class TwoDoors(Doors):
         self.dead: set[str] = set()
         self.before: dict[str, Callable[[], Awaitable[None]]] = {}
         self.after: dict[str, Callable[[], Awaitable[None]]] = {}
+        self.left = asyncio.Event()  # set: the connections of this control plane have ended
 
     async def ask(self, cell: str, method: str, partner_id: str, body: bytes, budget_ms: int) -> Answer | Refused:
         self.asked.append(method)
@@ -61,7 +62,8 @@ class TwoDoors(Doors):
         before = self.before.pop(method, None)
         if before is not None:
             await before()
-        answer = await self.cells[cell].door.handle(Request("control", method, partner_id, budget_ms, body))
+        request = Request("control", method, partner_id, budget_ms, body, self.left)
+        answer = await self.cells[cell].door.handle(request)
         after = self.after.pop(method, None)
         if after is not None:
             await after()
@@ -119,6 +121,7 @@ class Installed:
 
     def again(self, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         """Start the control plane anew, over what it wrote down."""
+        self.doors.left = asyncio.Event()
         self.moves = self._moves(now_ms)
 
     def _moves(self, now_ms: Callable[[], int]) -> Moves:
@@ -514,6 +517,45 @@ async def test_nobody_comes_back_and_the_partner_is_served_again(installed: Inst
     assert asyncio.get_running_loop().time() - began < 5
 
 
+async def test_a_control_plane_that_dies_leaves_nobody_waiting(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell_limits, "QUIESCE_LEASE_MS", 3_600_000)
+    await installed.onboard()
+    waiting: list[asyncio.Task[Answer | Refused]] = []
+
+    async def die() -> None:
+        waiting.append(asyncio.create_task(installed.write(installed.source, "c1", budget_ms=20_000)))
+        await asyncio.sleep(0.1)
+        assert not waiting[0].done()
+        installed.doors.left.set()
+        raise asyncio.CancelledError
+
+    installed.doors.before[Method.SEAL] = die
+    with contextlib.suppress(asyncio.CancelledError):
+        await (await installed.moves.start(PARTNER, "cell-1", "ann"))
+    assert isinstance(await waiting[0], Answer), "served where it was, long before the lease ends"
+    installed.again()
+    await installed.moves.resume()
+    await asyncio.wait_for(asyncio.gather(*installed.moves._tasks.values()), 20)
+    assert installed.registry.partner(PARTNER).cell == "cell-1"
+    told_ms = await told_pause_ms(installed)
+    assert told_ms is not None
+    assert 100 <= told_ms < 20_000
+
+
+async def test_a_connection_that_ends_under_the_seal_undoes_nothing(installed: Installed) -> None:
+    await installed.onboard()
+
+    async def leave() -> None:
+        installed.doors.left.set()
+
+    installed.doors.before[Method.SEAL] = leave
+    await asyncio.wait_for(installed.moves.move(PARTNER, "cell-1", "ann"), 20)
+    assert await installed.payments(installed.target) == []
+    assert code(await installed.write(installed.source, "late")) is RefusalCode.PARTNER_MOVED
+
+
 async def test_a_seal_that_comes_after_the_lease_seals_nothing(installed: Installed) -> None:
     await installed.onboard()
 
@@ -577,7 +619,9 @@ async def test_a_router_opens_the_arrival_when_the_control_plane_is_gone(install
     await installed.moves.resume()
     await asyncio.wait_for(asyncio.gather(*installed.moves._tasks.values()), 20)
     assert installed.registry.partner(PARTNER).cell == "cell-1"
-    assert await told_pause_ms(installed) is None, "until the router came"
+    told_ms = await told_pause_ms(installed)
+    assert told_ms is not None
+    assert 0 <= told_ms < 20_000, "until the seal, and for as long as the router's opening took"
 
 
 # What a pause was, where nobody watched it to its end
@@ -589,7 +633,7 @@ async def told_pause_ms(installed: Installed) -> int | None:
     return pause_ms
 
 
-async def die_and_go_on(installed: Installed, before: str, later_ms: int) -> None:
+async def die_and_go_on(installed: Installed, before: str, later_ms: int, *, doors_too: bool = False) -> None:
     """Have the control plane die before a step, and the next one go on, so much later by the wall clock."""
 
     async def die() -> None:
@@ -600,6 +644,9 @@ async def die_and_go_on(installed: Installed, before: str, later_ms: int) -> Non
     move = installed.registry.move(PARTNER)
     assert move is not None
     assert move.quiesced_at_ms is not None
+    if doors_too:
+        await installed.source.close()
+        await installed.source.open(1)
     then_ms = move.quiesced_at_ms + later_ms
     installed.again(lambda: then_ms)
     await installed.moves.resume()
@@ -607,18 +654,27 @@ async def die_and_go_on(installed: Installed, before: str, later_ms: int) -> Non
     assert installed.registry.partner(PARTNER).cell == "cell-1"
 
 
+@pytest.mark.parametrize("before", [Method.QUIESCE, Method.SEAL, Method.OPEN_ARRIVAL])
+async def test_the_doors_tell_for_how_long_a_partner_waited(installed: Installed, before: str) -> None:
+    await installed.onboard()
+    await die_and_go_on(installed, before, 3_600_000)
+    told_ms = await told_pause_ms(installed)
+    assert told_ms is not None
+    assert 0 <= told_ms < 20_000
+
+
 @pytest.mark.parametrize(("later_ms", "told_ms"), [(5_000, 5_000), (-1, None)])
-async def test_of_a_partner_that_is_sealed_its_row_tells_since_when_it_waits(
+async def test_where_its_door_died_too_the_row_tells_since_when_a_sealed_partner_can_have_waited(
     installed: Installed, later_ms: int, told_ms: int | None
 ) -> None:
     await installed.onboard()
-    await die_and_go_on(installed, Method.OPEN_ARRIVAL, later_ms)
+    await die_and_go_on(installed, Method.OPEN_ARRIVAL, later_ms, doors_too=True)
     assert await told_pause_ms(installed) == told_ms
 
 
-async def test_who_is_not_sealed_waits_no_longer_than_the_lease(installed: Installed) -> None:
+async def test_where_its_door_died_too_who_is_not_sealed_waited_no_longer_than_the_lease(installed: Installed) -> None:
     await installed.onboard()
-    await die_and_go_on(installed, Method.SEAL, 3_600_000)
+    await die_and_go_on(installed, Method.SEAL, 3_600_000, doors_too=True)
     assert await told_pause_ms(installed) == limits.QUIESCE_LEASE_MS
 
 
