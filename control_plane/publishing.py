@@ -36,6 +36,7 @@ class Publisher:
         self._file = folder.directory_file
         self._kept_files = {name: folder.router_folder(name) / directory_file.LAST_KNOWN_GOOD for name in routers}
         self._lock = asyncio.Lock()
+        self._records = _Records()
         self._written = _signature(self._file)
         found = _read(self._file)
         self._published = None if found is None else (found.version, found.payload)
@@ -56,7 +57,7 @@ class Publisher:
             # What is handed to the thread never changes: it is what the registry said at one moment.
             partners, keys = self._registry.partners(), self._registry.all_keys()
             cells = cells_of_directory(self._registry.cells())
-            payload = await asyncio.to_thread(_payload, datetime.now(UTC), cells, partners, keys)
+            payload = await asyncio.to_thread(self._records.payload, datetime.now(UTC), cells, partners, keys)
             held = self._published
             is_untouched = _signature(self._file) == self._written and self._written is not None
             if held is not None and is_untouched and await asyncio.to_thread(operator.eq, held[1], payload):
@@ -123,21 +124,33 @@ def cells_of_directory(cells: Iterable[Cell]) -> tuple[directory.Cell, ...]:
     )
 
 
-def _payload(
-    now: datetime, cells: tuple[directory.Cell, ...], partners: Sequence[Partner], all_keys: Sequence[Key]
-) -> directory.Payload:
-    keys: dict[str, list[Key]] = {}
-    for key in all_keys:
-        if key.is_good(now):
-            keys.setdefault(key.partner_id, []).append(key)
-    return directory.Payload(
-        cells=cells,
-        partners={
-            partner.id: _record(partner, cells, keys.get(partner.id, []))
-            for partner in partners
-            if partner.status not in {"onboarding", "erasing"}
-        },
-    )
+class _Records:
+    """What routers are told of each partner, made anew only where something of it changed: most of it never does."""
+
+    def __init__(self) -> None:
+        self._cells: tuple[directory.Cell, ...] = ()
+        self._made: dict[str, tuple[Partner, list[Key], directory.Partner]] = {}
+
+    def payload(
+        self, now: datetime, cells: tuple[directory.Cell, ...], partners: Sequence[Partner], all_keys: Sequence[Key]
+    ) -> directory.Payload:
+        """Give the directory's content."""
+        keys: dict[str, list[Key]] = {}
+        for key in all_keys:
+            if key.is_good(now):
+                keys.setdefault(key.partner_id, []).append(key)
+        held = self._made if cells == self._cells else {}
+        made = {}
+        for partner in partners:
+            if partner.status in {"onboarding", "erasing"}:
+                continue
+            good = keys.get(partner.id, [])
+            known = held.get(partner.id)
+            if known is None or known[:2] != (partner, good):
+                known = partner, good, _record(partner, cells, good)
+            made[partner.id] = known
+        self._cells, self._made = cells, made
+        return directory.Payload(cells=cells, partners={name: record for name, (_, _, record) in made.items()})
 
 
 def _record(partner: Partner, cells: tuple[directory.Cell, ...], keys: Sequence[Key]) -> directory.Partner:

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
 import orjson
@@ -75,12 +75,16 @@ class Payload(_Record):
 
 
 class Directory:
-    """One version of the directory, with each partner's cell worked out once."""
+    """One version of the directory, with each partner's cell worked out once.
 
-    def __init__(self, version: int, checksum: str, payload: Payload) -> None:
+    `records`: the partners as they stood in the document, for the next version's `decode`.
+    """
+
+    def __init__(self, version: int, checksum: str, payload: Payload, records: Mapping[str, Any] | None = None) -> None:
         self.version = version
         self.checksum = checksum
         self.payload = payload
+        self.records = records or {}
         self.partners = payload.partners
         self.cells = {cell.name: cell for cell in payload.cells}
         self._homes: dict[str, Cell | None] = {}
@@ -126,15 +130,23 @@ def encode(version: int, payload: Payload) -> bytes:
     return orjson.dumps({"version": version, "checksum": _checksum(fields), "payload": fields})
 
 
-def decode(raw: bytes) -> Directory:
-    """Read a directory's file. Raises DirectoryError."""
+def decode(raw: bytes, held: Directory | None = None) -> Directory:
+    """Read a directory's file. Raises DirectoryError.
+
+    `held`: an older version. Records of partners that are the same there are not read again: most are.
+    """
     version, checksum, fields = _verified(raw)
+    records = fields.get("partners") if isinstance(fields, dict) else None
+    if isinstance(records, dict) and held is not None:
+        same = (name for name, record in records.items() if name in held.records and held.records[name] == record)
+        known = {name: held.partners[name] for name in same}
+        fields = {**fields, "partners": records | known}
     try:
         payload = Payload.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise DirectoryError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    return Directory(version, checksum, payload)
+    return Directory(version, checksum, payload, records if isinstance(records, dict) else None)
 
 
 def decode_version(raw: bytes) -> int:

@@ -41,10 +41,10 @@ def write_atomically(path: Path, raw: bytes) -> None:
         os.close(folder)
 
 
-def read(path: Path) -> tuple[bytes, Directory]:
-    """Read and check a directory's file. Raises OSError, DirectoryError."""
+def read(path: Path, held: Directory | None = None) -> tuple[bytes, Directory]:
+    """Read and check a directory's file; `held` is an older version. Raises OSError, DirectoryError."""
     raw = read_bytes(path)
-    return raw, directory.decode(raw)
+    return raw, directory.decode(raw, held)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -113,7 +113,7 @@ class DirectoryWatcher:
     async def offer(self, raw: bytes) -> None:
         """Take what came another way than by the file, if it is newer: never an older one, never a corrupt one."""
         try:
-            found = await asyncio.to_thread(directory.decode, raw)
+            found = await asyncio.to_thread(directory.decode, raw, self.current)
         except DirectoryError as error:
             self.rejected += 1
             log.error("directory_offered_unusable", error=str(error))  # noqa: TRY400 - the trace tells no more
@@ -168,7 +168,7 @@ class DirectoryWatcher:
         # The signature is taken first: a file that is replaced meanwhile differs from it at the next look.
         signature = self._signature()
         try:
-            return signature, *read(self._published)
+            return signature, *read(self._published, self.current)
         except (OSError, DirectoryError) as error:
             return signature, b"", str(error)
 

@@ -1,11 +1,13 @@
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from control_plane import limits
 from control_plane.errors import ControlPlaneError
-from control_plane.publishing import Publisher
+from control_plane.publishing import Publisher, _Records
+from control_plane.registry_records import Key, Partner
 from router import directory, directory_file
 from tests.stand_in_door import Installation
 from tests.unit.control_plane.test_partners import wanted
@@ -20,6 +22,39 @@ async def test_the_first_directory_has_all_cells_and_no_partner(installation: In
     assert await publisher.publish() == 1
     assert set(read(installation).cells) == {"cell-0", "cell-1"}
     assert read(installation).partners == {}
+
+
+async def test_what_routers_are_told_of_a_partner_is_made_anew_where_something_of_it_changed_and_only_there() -> None:
+    now = datetime(2026, 11, 26, tzinfo=UTC)
+    cells = tuple(directory.Cell(name=f"cell-{number}", weight=1.0, host="h", port=1) for number in range(3))
+    partners = [_partner(f"p{number}") for number in range(9)]
+    keys = [_key(partner.id, "a") for partner in partners]
+    records = _Records()
+    before = records.payload(now, cells, partners, keys)
+    expired = replace(keys[0], expires_at="2026-11-27T00:00:00+00:00")
+    for at, place, of, held, changed in (
+        (now, cells, partners, keys, set()),
+        (now, cells, [replace(partners[0], rate_per_second=7), *partners[1:]], keys, {"p0"}),
+        (now, cells, partners, keys[1:], {"p0"}),
+        (now, cells, partners, [*keys, _key("p3", "b")], {"p3"}),
+        (now, cells, partners, [replace(keys[0], revoked_at="2026-11-26"), *keys[1:]], {"p0"}),
+        (now + timedelta(days=2), cells, partners, [expired, *keys[1:]], {"p0"}),
+        (now, cells, [replace(partners[0], status="erasing"), *partners[1:]], keys, {"p0"}),
+        (now, cells[:1], partners, keys, {partner.id for partner in partners}),
+    ):
+        told = records.payload(at, place, of, held)
+        assert told == _Records().payload(at, place, of, held)
+        same = {name for name, record in told.partners.items() if record is before.partners[name]}
+        assert set(before.partners) - same == changed
+        before = records.payload(now, cells, partners, keys)
+
+
+def _partner(partner_id: str) -> Partner:
+    return Partner(partner_id, partner_id, "active", "test", "cell-0", 9, 9, 9, "2026-11-22", 1, "2026-11-26T00:00:00Z")
+
+
+def _key(partner_id: str, digit: str) -> Key:
+    return Key(f"key_{partner_id}_{digit}", partner_id, digit * 64, "hint", "2026-11-26T00:00:00Z", None, None)
 
 
 async def test_nothing_new_is_published_where_nothing_changed(installation: Installation) -> None:

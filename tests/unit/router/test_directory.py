@@ -149,6 +149,39 @@ def test_no_altered_byte_gets_through(data: st.DataObject) -> None:
     assert held.payload == payload()
 
 
+_RECORDS = st.dictionaries(
+    st.sampled_from(["acme", "globex", "initech"]),
+    st.sampled_from(
+        [PARTNER, {**PARTNER, "profile_version": 9}, {**PARTNER, "keys": []}, {"status": "gone"}, None, []]
+    ),
+)
+
+
+@given(_RECORDS, _RECORDS)
+def test_what_was_read_before_changes_nothing_of_what_is_read(before: dict[str, Any], after: dict[str, Any]) -> None:
+    try:
+        held = directory.decode(_signed(before))
+    except DirectoryError:
+        held = None
+    try:
+        expected = directory.decode(_signed(after)).payload
+    except DirectoryError:
+        with pytest.raises(DirectoryError):
+            directory.decode(_signed(after), held)
+        return
+    found = directory.decode(_signed(after), held)
+    assert found.payload == expected
+    for name in before if held is not None else ():
+        if after.get(name) == before[name]:
+            assert held is not None
+            assert found.partners[name] is held.partners[name], "it is not read twice"
+
+
+def _signed(records: dict[str, Any]) -> bytes:
+    fields = {"cells": [], "partners": records}
+    return orjson.dumps({"version": 1, "checksum": directory._checksum(fields), "payload": fields})
+
+
 @given(st.binary(max_size=300))
 def test_garbage_is_refused(raw: bytes) -> None:
     with pytest.raises(DirectoryError):
