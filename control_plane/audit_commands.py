@@ -91,7 +91,8 @@ def verify_entries(
     """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
     folder = where(context).folder()
     heads = [] if head is None else [("--head", audit_head.parse(head, "option --head"))]
-    kept = audit_head.read(folder.audit_head_file)
+    # Of another installation's log the head that lies here says nothing.
+    kept = None if client.is_elsewhere() else audit_head.read(folder.audit_head_file)
     if kept is not None:
         heads.append((folder.audit_head_file.name, kept))
     if file is not None:

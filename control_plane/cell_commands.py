@@ -1,5 +1,6 @@
 """`bulkhead cell`: cells that come and go. Asks the control plane, watches what it does, and shows it."""
 
+import contextlib
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -138,20 +139,33 @@ def evacuate_cell(
 
 
 def _watch_evacuation(folder: DataFolder, cell: str, partners: int) -> None:
-    """Watch until a cell's partners are served elsewhere; a control plane that is away meanwhile is waited for."""
+    """Watch until a cell's partners are served elsewhere; a control plane that is away meanwhile is waited for.
+
+    Not for ever: where the cell that is to take them over died, too, somebody has to say so.
+    """
+    left: list[dict[str, Any]] = []
+    progress_at = time.monotonic()
     with screen.counting(f"taking partners of {cell} over") as told:
-        while True:
-            try:
+        while time.monotonic() - progress_at < limits.CELL_WATCH_MS_MAX / 1000:
+            with contextlib.suppress(NotRunningError):  # they go on with the next `up`
                 moves = client.ask(folder, "GET", "/moves")["moves"]
-            except NotRunningError:
-                moves = None  # they go on with the next `up`
-            if moves is not None:
                 evacuations = [move for move in moves if move["way"] == "evacuate"]
-                left = sum(cell in (move["source"], *move["passed_over"]) for move in evacuations)
-                if not left:
+                found = [move for move in evacuations if cell in (move["source"], *move["passed_over"])]
+                if not found:
                     return
-                told(max(partners - left, 0), partners)
+                if len(found) != len(left):
+                    progress_at = time.monotonic()
+                left = found
+                told(max(partners - len(left), 0), partners)
             time.sleep(limits.CELL_WATCH_INTERVAL_MS / 1000)
+    if not left:
+        raise NotRunningError("the control plane does not run", where=str(folder.root), hint="bulkhead up")
+    targets = sorted({move["target"] for move in left})
+    raise ControlPlaneError(
+        f"{len(left)} partners are on their way still, and none came for {limits.CELL_WATCH_MS_MAX // 1000} s",
+        where=f"{left[0]['partner']}, to {left[0]['target']}: {left[0]['why'] or 'nothing is said of why'}",
+        hint=f"they go on by themselves; of these that are dead: bulkhead cell evacuate {'|'.join(targets)}",
+    )
 
 
 def _watch(folder: DataFolder, name: str, until: str) -> dict[str, Any]:

@@ -112,7 +112,7 @@ CELL_STEP_INTERVAL_MS: Final = 500
 CELL_JOIN_MS_MAX: Final = 10_000
 # A cell that no router is told of any more serves out what it was sent: no command is older than its deadline.
 CELL_REMOVE_GRACE_MS: Final = actor_limits.COMMAND_DEADLINE_MS
-# How long `cell add` and `cell remove` watch; what they began goes on by itself.
+# How long `cell add` and `remove` watch, and `evacuate` while nobody comes; what they began goes on by itself.
 CELL_WATCH_MS_MAX: Final = 180_000
 CELL_WATCH_INTERVAL_MS: Final = 500
 CONFIGURES_AT_ONCE_MAX: Final = 8

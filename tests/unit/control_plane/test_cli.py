@@ -1,17 +1,19 @@
 import asyncio
 import copy
 import io
+import itertools
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from control_plane import audit, cli, client, command_line, screen
+from control_plane import audit, audit_head, cli, client, command_line, screen
 from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder
 from control_plane.errors import DoorError, NotRunningError, RefusedError, SettingsError
@@ -327,6 +329,20 @@ def test_reading_the_audit_log_leaves_standard_output_to_programs(
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("is_elsewhere", [True, False])
+def test_the_head_that_lies_here_is_held_against_this_installations_log_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_elsewhere: bool
+) -> None:
+    folder = DataFolder(tmp_path)
+    audit_head.write(folder.audit_head_file, audit_head.parse(f"7:{'a' * 64}", "the test"))
+    if is_elsewhere:
+        monkeypatch.setenv(client.URL_VARIABLE, "http://other.example:8900")
+    monkeypatch.setattr(client, "stream", lambda *_: iter([{"head": None}]))
+    result = run("--data-folder", str(tmp_path), "audit-log", "verify", "--json")
+    assert json.loads(result.stdout)["ok"] is is_elsewhere
+    assert result.exit_code == (0 if is_elsewhere else 1)
+
+
 def test_an_evacuation_is_watched_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     move = {"source": "cell-2", "way": "evacuate", "passed_over": []}
     again = {"source": "cell-3", "way": "evacuate", "passed_over": ["cell-2"]}  # to cell-2 it was on its way
@@ -351,6 +367,29 @@ def test_an_evacuation_is_watched_to_its_end(monkeypatch: pytest.MonkeyPatch) ->
     assert "2 partners of cell-2 have gone to 2 other cells" in result.stdout
     assert asked.count("/moves") == 4
     assert json.loads(run("cell", "evacuate", "cell-2", "--json").stdout)["partners"] == 2
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_evacuation_that_does_not_go_on_is_not_watched_for_ever(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    to = {"partner": "acme", "target": "cell-0", "why": "cell-0's door gives no answer"}
+    moves = [{"source": "cell-2", "way": "evacuate", "passed_over": [], **to}]
+
+    def ask(_folder: object, _method: str, path: str, *_: Any) -> dict[str, Any]:
+        if path != "/moves":
+            return {"cell": "cell-2", "partners": 1, "targets": {"acme": "cell-0"}, "staying": {}, "dry_run": False}
+        if not is_there:
+            raise NotRunningError("it ended")
+        return {"moves": moves}
+
+    monkeypatch.setattr(client, "ask", ask)
+    seconds = itertools.count(step=60.0)
+    monkeypatch.setattr("control_plane.cell_commands.time", SimpleNamespace(monotonic=seconds.__next__, sleep=id))
+    result = run("cell", "evacuate", "cell-2", "--watch")
+    assert result.exit_code != 0
+    for word in ("acme", "gives no answer", "bulkhead cell evacuate cell-0") if is_there else ("does not run",):
+        assert word in result.stderr
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
