@@ -62,10 +62,12 @@ class CellsClient:
         self._links: dict[str, _Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._moved = MovedPartners()
+        self._in_vain: dict[str, float] = {}  # cells that no directory named in time: until then nobody waits again
         self.resent = 0
 
     async def use(self, cells: Iterable[Cell]) -> None:
         """Connect to these cells. A connection that is no longer named serves out what it carries."""
+        self._in_vain.clear()
         wanted = {cell.name: cell for cell in cells}
         for name, link in list(self._links.items()):
             cell = wanted.get(name)
@@ -138,11 +140,16 @@ class CellsClient:
         return _without_proof(answer)
 
     async def _is_known(self, cell: str, partner_id: str, deadline: float) -> bool:
-        """Say whether a cell to which a partner moved is known here, once the directory is there that names it."""
-        if cell not in self._links:
+        """Say whether a cell to which a partner moved is known here, once the directory is there that names it.
+
+        Where it did not come in time, the next requests are refused at once, so that not all of them wait for it.
+        """
+        if cell not in self._links and self._now() >= self._in_vain.get(cell, 0.0):
             left_ms = int((deadline - self._now()) * 1000)
             version = self._moved.version_needed(partner_id)
             await self._wait_directory(version, max(min(left_ms, limits.DIRECTORY_WAIT_MS_MAX), 0))
+            if cell not in self._links and left_ms >= limits.DIRECTORY_WAIT_MS_MAX:
+                self._in_vain[cell] = self._now() + limits.DIRECTORY_WAIT_MS_MAX / 1000
         return cell in self._links
 
     async def _open(self, partner_id: str, following: Following, deadline: float) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -426,7 +427,8 @@ class Behind:
         self.version = version
         self.asked: list[tuple[int, int]] = []
         self.cells: list[Cell] = []
-        self.client = CellsClient(key_of, self.wait)
+        self.later_s = 0.0
+        self.client = CellsClient(key_of, self.wait, lambda: time.monotonic() + self.later_s)
 
     async def wait(self, version: int, timeout_ms: int) -> None:
         self.asked.append((version, timeout_ms))
@@ -482,10 +484,23 @@ async def test_a_cell_that_no_directory_names_is_refused_each_time(behind: tuple
     assert code_of(await ask(router.client)) is RefusalCode.PARTNER_MOVED
     # From now on it is known where the partner went, and the old cell is not asked any more.
     assert code_of(await ask(router.client)) is RefusalCode.PARTNER_UNAVAILABLE
-    assert [version for version, _ in router.asked] == [8, 8]
+    assert [version for version, _ in router.asked] == [8], "the second one is refused at once"
+    router.later_s = limits.DIRECTORY_WAIT_MS_MAX / 1_000 + 0.1
+    assert code_of(await ask(router.client)) is RefusalCode.PARTNER_UNAVAILABLE
+    assert [version for version, _ in router.asked] == [8, 8], "after a while one looks again"
     assert (len(door.asked), len(new.asked)) == (1, 0)
     router.version = 8
+    router.later_s *= 2
     assert await ask(router.client) == PAID
+
+
+async def test_a_directory_that_came_after_all_ends_the_refusals(behind: tuple[Behind, Door], door: Door) -> None:
+    router, new = behind
+    door.answer = leaving(8)
+    assert code_of(await ask(router.client)) is RefusalCode.PARTNER_MOVED
+    await router.client.use(router.cells)
+    assert await ask(router.client) == PAID
+    assert len(new.asked) == 1
 
 
 async def test_what_was_tried_before_its_partner_went_to_a_cell_that_is_not_known_is_unknown(
