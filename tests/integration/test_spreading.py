@@ -203,6 +203,24 @@ async def test_a_new_directory_is_taken_within_100_ms_and_never_an_older_or_corr
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_full_redis_takes_no_directory_still_spreads_429s_and_takes_the_next_one_when_it_has_room(
+    server: Server, tmp_path: Path
+) -> None:
+    tell = spread_by(Settings(redis_url=server.url()), with_pepper(tmp_path, b"p" * 32))
+    async with routers(server.url(), server.url()) as (one, other), Redis.from_url(server.url()) as redis:
+        await until(lambda: one.spreading.connected and other.spreading.connected)
+        await tell(1, directory.encode(1, directory.Payload()))
+        held = await redis.get(DIRECTORY_KEY)
+        assert held is not None
+        await redis.config_set("maxmemory", 1)
+        await tell(2, directory.encode(2, directory.Payload()))
+        assert await redis.get(DIRECTORY_KEY) == held, "routers never take an older one, and see the newer in its file"
+        await spread(one, other)
+        await redis.config_set("maxmemory", 0)
+        await tell(3, directory.encode(3, directory.Payload()))
+        assert directory.decode_version(SIGNER.open(DIRECTORY_KEY, await redis.get(DIRECTORY_KEY))) == 3
+
+
 async def test_a_directory_that_a_stranger_publishes_is_refused_and_counted(server: Server, tmp_path: Path) -> None:
     async def changed(_: directory.Directory) -> None:
         """Nothing is to be done here."""
