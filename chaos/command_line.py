@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from actors.errors import StoreClientError
 from chaos.store_choice import StoreChoice
-from stores.fdb_store import read_cluster_file
+from stores.fdb_cluster import read_cluster_file
 from stores.shelf import KINDS
 
 

@@ -45,7 +45,7 @@ class StoreChoice:
             return SQLITE_DURABILITY
         assert self.cluster_file is not None
         # Its client is needed only where it is used.
-        from stores.fdb_store import Cluster  # noqa: PLC0415
+        from stores.fdb_cluster import Cluster  # noqa: PLC0415
 
         cluster = Cluster(self.cluster_file)
         await cluster.wait_answers()

@@ -9,7 +9,8 @@ import structlog
 from actors.errors import StoreError, StoreUnavailableError
 from actors.store import Key
 from stores import fdb_status
-from stores.fdb_store import Cluster, FdbStore
+from stores.fdb_cluster import Cluster
+from stores.fdb_store import FdbStore
 from stores.health import Sample
 
 log = structlog.get_logger()

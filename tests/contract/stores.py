@@ -17,7 +17,8 @@ import pytest
 
 from actors.errors import StoreUnavailableError
 from actors.store import Store
-from stores.fdb_store import Cluster, FdbStore, _TransactionError
+from stores.fdb_cluster import Cluster, TransactionError
+from stores.fdb_store import FdbStore
 from stores.memory_store import Fault, MemoryBook, MemoryStore
 from stores.sqlite_store import SqliteStore
 
@@ -184,7 +185,7 @@ class FdbHarness:
         async def lose(send: Callable[..., Awaitable[None]], *arguments: Any) -> None:
             if written:
                 await send(*arguments)
-            raise _TransactionError(self.cluster.fdb.FDBError(code), committing=True)
+            raise TransactionError(self.cluster.fdb.FDBError(code), committing=True)
 
         self._next(store, "_send", lose)
 

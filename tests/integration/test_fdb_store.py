@@ -31,8 +31,9 @@ from actors.errors import (
 from actors.store import Check, Put, Range
 from chaos.fdb_server import FdbServer
 from stores import limits
+from stores.fdb_cluster import Cluster
 from stores.fdb_shelf import FdbShelf
-from stores.fdb_store import Cluster, FdbStore
+from stores.fdb_store import FdbStore
 from tests.contract.stores import FdbHarness
 from tests.eventually import eventually, eventually_true
 

@@ -16,7 +16,7 @@ from cells.api.messages import Answer, Method, RefusalCode
 from control_plane import limits, registry_moves
 from control_plane.burials import Burials
 from control_plane.errors import DoorError, RefusedError
-from stores.fdb_store import Cluster
+from stores.fdb_cluster import Cluster
 from stores.shelf import open_shelf
 from tests.contract.stores import _remove_directory, cluster_file, needs_cluster
 from tests.stand_in_cluster import StandInCluster, WorkerMaker

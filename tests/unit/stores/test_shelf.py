@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from actors.errors import StoreClientError, StoreExistsError, StoreMissingError
-from stores.fdb_store import read_cluster_file
+from stores.fdb_cluster import read_cluster_file
 from stores.shelf import open_shelf
 from stores.sqlite_shelf import SqliteShelf
 
