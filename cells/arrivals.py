@@ -262,14 +262,14 @@ class Arrivals:
                 return
 
     async def end_lost(self, partner_id: str, move_id: str) -> bytes | None:
-        """Expect a partner no more whose book another cell took over; give why that could not be written down.
+        """Expect a partner no more that is in another cell; give why that could not be written down.
 
         What is said of that move later is refused, also where this cell never heard of it before.
         """
         if not move_id or move_id in self.ended.get(partner_id, ()):
             return None
         async with self._locks.setdefault(partner_id, asyncio.Lock()):
-            return await self._drop_for_good(partner_id, move_id)
+            return await self._remove(partner_id, move_id)
 
     async def _end(self, request: Request) -> bytes:
         """Remove what arrived of a move that was given up."""
@@ -280,15 +280,21 @@ class Arrivals:
         expected = self.expected.get(partner_id)
         if expected is not None and expected.move_id != move_id:
             return door_answers.ok({})
+        return await self._remove(partner_id, move_id) or door_answers.ok({})
+
+    # Inside
+
+    async def _remove(self, partner_id: str, move_id: str) -> bytes | None:
+        """Remove what a move that has ended copied here, if it is the one; give why it could not be."""
+        expected = self.expected.get(partner_id)
         try:
-            await self._forget(partner_id)
-            if expected is not None and not expected.places:
+            if expected is None or expected.move_id == move_id:
+                await self._forget(partner_id)
+            if expected is not None and expected.move_id == move_id and not expected.places:
                 await self._shelf.erase("partners", partner_id)
         except StoreError as error:
             return _unavailable(error)
-        return await self._drop_for_good(partner_id, move_id) or door_answers.ok({})
-
-    # Inside
+        return await self._drop_for_good(partner_id, move_id)
 
     async def _drop_for_good(self, partner_id: str, move_id: str) -> bytes | None:
         """Write down that a move has ended here, and that nobody is expected by it; give why it can't be written."""

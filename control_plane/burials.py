@@ -1,4 +1,4 @@
-"""Tells cells that were dead which of their partners were taken over meanwhile. Moves don't wait for that.
+"""Tells cells that were dead which partners of theirs, or on the way there, are elsewhere. Moves don't wait for that.
 
 Who is to be told what is in the registry (move_record.py, Burial), so it outlives this process; a cell is told as soon
 as it answers, one partner after the other, and telling it again changes nothing.

@@ -89,7 +89,7 @@ class Fleet:
         untold: dict[str, int] = {}
         for burial in self._registry.burials():
             untold[burial.cell] = untold.get(burial.cell, 0) + 1
-        waits = {name: f"it is to be told that {count} partners were taken over" for name, count in untold.items()}
+        waits = {name: f"it is to be told that {count} partners are in other cells" for name, count in untold.items()}
         waits |= self._waits
         return [
             {**asdict(cell), "partners": partners.get(cell.name, 0), "waits_for": waits.get(cell.name)}

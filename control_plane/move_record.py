@@ -13,8 +13,8 @@ Where the cell that was to take a partner over dies too, another move to a third
 `passed_over` who died. The book is then in the place of the first cell or of one that was passed over, and nowhere
 else: each takes it from those before itself only. So the last one looks in that order, and finds it wherever it is.
 
-A move that ends is a line in the operators' log; its row goes. Of an evacuation a Burial stays for each cell until that
-was told. `token` is a secret until the seal.
+A move that ends is a line in the operators' log; its row goes. Of an evacuation, and of a move that was given up while
+its target was dead, a Burial stays for each cell until that was told. `token` is a secret until the seal.
 """
 
 from collections.abc import Mapping
@@ -102,8 +102,9 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Burial:
-    """A partner's book that was taken over from a cell which is dead: when it is back, it is to be told.
+    """A partner that is in another cell, `target`, which a cell can't be told now: it is dead.
 
+    Its book was taken over from there, or was to come there and does not. `move_id`: by which move that was decided.
     `arrival_id`: the move that was to bring the partner to this cell, and is over; "": it was there. `sources`: whose
     places the cell would take the book from if it heard of that move once more; the partner stays out of these, too.
     """
@@ -166,6 +167,11 @@ def burials_of(move: Move) -> tuple[Burial, ...]:
         Burial(move.partner_id, cell, move.id, move.target, move.token, arrival_id, move.left[:before])
         for before, (cell, arrival_id) in enumerate(zip(move.left, arrivals, strict=True))
     )
+
+
+def burial_of_arrival(move: Move) -> Burial:
+    """Give what a move's target is to be told that did not answer as the move was given up: the partner stays."""
+    return Burial(move.partner_id, move.target, move.id, move.source, move.token, move.id)
 
 
 def is_untold(burial: Burial, cell: str) -> bool:

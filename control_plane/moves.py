@@ -23,7 +23,7 @@ from control_plane.data_folder import timestamp
 from control_plane.door_moves import Copied, CopyLostError, DoorMoves, NotReadyError, evacuated
 from control_plane.dry_run import DryRunDone
 from control_plane.errors import ControlPlaneError, DoorError, NotFoundError, RefusedError
-from control_plane.move_record import Move, is_caught_up, may_abort, way_between
+from control_plane.move_record import Move, burial_of_arrival, is_caught_up, may_abort, way_between
 from control_plane.registry import Registry
 from control_plane.registry_records import Partner
 
@@ -400,13 +400,21 @@ class Moves:
         return await registry_moves.end_move(self._registry, move, "partner_moved")
 
     async def _take_back(self, move: Move) -> Move:
-        """Serve the partner where it was, and remove what arrived; where it is sealed, go forward all the same."""
+        """Serve the partner where it was, and remove what arrived; where it is sealed, go forward all the same.
+
+        A target that gives no answer is told when it is back: nobody waits for it.
+        """
         left = await self._doors.end_leaving(move)
         if left.receipt is not None:
             self._aborting.discard(move.partner_id)
             return await registry_moves.put_move(self._registry, replace(move, state="sealing"))
-        await self._doors.end_arrival(move)
-        ended = await registry_moves.end_move(self._registry, move, "partner_not_moved")
+        untold = []
+        try:
+            await self._doors.end_arrival(move)
+        except DoorError as error:
+            log.warning("target_not_told", partner=move.partner_id, cell=move.target, error=error.what)
+            untold = [burial_of_arrival(move)]
+        ended = await registry_moves.end_move(self._registry, move, "partner_not_moved", untold)
         self._aborting.discard(move.partner_id)
         raise MoveAbortedError(
             f"{ended.partner_id} stays in {ended.source}: {ended.why}",

@@ -20,7 +20,7 @@ async def begin_move(registry: Registry, move: Move) -> Move:
         for burial in registry.burials_of(move.partner_id):
             if is_untold(burial, move.target):
                 raise RefusedError(
-                    f"{burial.cell} was not told yet that {move.partner_id} was taken over by another cell",
+                    f"{burial.cell} was not told yet that {move.partner_id} is in another cell",
                     hint="that happens by itself within seconds of its being back; then ask again",
                 )
         draft.put_move(move, new=True)
@@ -73,8 +73,8 @@ async def partner_moved(registry: Registry, move: Move) -> Move:
     return move
 
 
-async def end_move(registry: Registry, move: Move, what: str) -> Move:
-    """Write down that a move has ended, and how; and, after an evacuation, that its source is to be told."""
+async def end_move(registry: Registry, move: Move, what: str, untold: Sequence[Burial] = ()) -> Move:
+    """Write down that a move has ended, and how; and who is to be told: `untold`, and an evacuation's dead."""
     async with registry.writing() as draft:
         held = _held_move(registry, move)
         if held is not move:
@@ -82,6 +82,8 @@ async def end_move(registry: Registry, move: Move, what: str) -> Move:
         draft.forget_move(move.partner_id)
         if what == "partner_moved":
             _bury(draft, move)
+        for burial in untold:
+            draft.put_burial(burial)
         draft.note(move.who, what, move.partner_id, move.described())
     return move
 

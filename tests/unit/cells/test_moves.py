@@ -28,6 +28,7 @@ from cells.api.connection import Request
 from cells.api.messages import Answer, Command, Method, RefusalCode, Refused
 from cells.escalation import QUARANTINED, Escalation
 from control_plane import limits
+from control_plane.burials import Burials
 from control_plane.door_moves import CopyLostError, DoorMoves
 from control_plane.doors import Doors
 from control_plane.errors import DoorError, NotFoundError, RefusedError
@@ -589,6 +590,40 @@ async def test_a_move_is_aborted_while_it_copies_and_nothing_is_left_of_it(insta
     assert not installed.target.book(PARTNER).exists()
     assert isinstance(await installed.write(installed.source, "c1"), Answer)
     assert code(await installed.write(installed.target, "c2")) is RefusalCode.PARTNER_MOVED
+
+
+async def test_a_move_whose_target_died_is_given_up_and_the_target_is_told_when_it_is_back(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MOVE_ATTEMPTS_MAX", 2)
+    await installed.onboard()
+    await installed.write(installed.source, "c1")
+
+    async def die() -> None:
+        installed.doors.dead.add("cell-1")
+
+    installed.doors.after[Method.TAKE_ROWS] = die
+    with pytest.raises(MoveAbortedError, match="stays in cell-0"):
+        await asyncio.wait_for(installed.moves.move(PARTNER, "cell-1", "ann"), 20)
+    assert installed.registry.move(PARTNER) is None
+    assert isinstance(await installed.write(installed.source, "c2"), Answer)
+    assert installed.target.book(PARTNER).exists(), "what arrived lies there still"
+    with pytest.raises(RefusedError, match="cell-1 was not told yet"):
+        await installed.moves.start(PARTNER, "cell-1", "ann")
+
+    burials = Burials(installed.registry, DoorMoves(installed.doors))
+    await burials.tell()
+    await asyncio.gather(*burials._telling.values())
+    assert len(installed.registry.burials()) == 1, "it is dead still"
+    installed.doors.dead.clear()
+    for _ in range(2):
+        await burials.tell()
+        await asyncio.gather(*burials._telling.values())
+        assert not installed.registry.burials()
+        assert not installed.target.book(PARTNER).exists()
+    assert code(await installed.write(installed.target, "c3")) is RefusalCode.PARTNER_MOVED
+    await installed.moves.move(PARTNER, "cell-1", "ann")
+    assert len(await installed.payments(installed.target)) == 2
 
 
 async def _lost() -> None:
