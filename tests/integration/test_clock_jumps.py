@@ -25,7 +25,7 @@ from tests.eventually import eventually
 from tests.fake_time import FakeTime
 from tests.integration.test_router import BODY, CREATED, RATE, Installation, is_problem
 from tests.stand_in_cluster import StandInCluster, WorkerMaker
-from tests.unit.cells.test_door import OpenCell, opened
+from tests.unit.cells.open_cell import OpenCell, opened
 
 HOUR_S: Final = 3_600
 # Forward, right, forward, two hours back: as seconds off the right time.

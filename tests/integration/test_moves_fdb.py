@@ -20,8 +20,8 @@ from stores.fdb_cluster import Cluster
 from stores.shelf import open_shelf
 from tests.contract.stores import _remove_directory, cluster_file, needs_cluster
 from tests.stand_in_cluster import StandInCluster, WorkerMaker
-from tests.unit.cells.test_door import code
-from tests.unit.cells.test_moves import PARTNER, Installed, installed_at
+from tests.unit.cells.open_cell import code
+from tests.unit.cells.two_cells import PARTNER, Installed, installed_at
 
 pytestmark = needs_cluster
 

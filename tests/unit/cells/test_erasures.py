@@ -1,8 +1,6 @@
 """A partner is erased at its door over real worker processes: nothing of it is left, whatever ends in between."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgpack
 import pytest
@@ -12,8 +10,7 @@ from cells.api import messages
 from cells.api.connection import Request
 from cells.api.messages import Answer, Method, RefusalCode, Refused
 from stores.sqlite_shelf import SqliteShelf
-from tests.stand_in_cluster import StandInCluster
-from tests.unit.cells.test_door import BUDGET_MS, OpenCell, code, opened
+from tests.unit.cells.open_cell import BUDGET_MS, OpenCell, code
 
 
 async def erase(cell: OpenCell, partner_id: str, version: int = 2, role: str = "control") -> Answer | Refused:
@@ -26,12 +23,6 @@ async def erase(cell: OpenCell, partner_id: str, version: int = 2, role: str = "
 async def close_partner(cell: OpenCell, partner_id: str) -> None:
     profile = {"partner_id": partner_id, "version": 2, "status": "suspended"}
     assert isinstance(await cell.control(Method.CONFIGURE, {"profile": profile}), Answer)
-
-
-@pytest.fixture
-async def cell(tmp_path: Path, cluster: StandInCluster) -> AsyncIterator[OpenCell]:
-    async with opened(tmp_path, cluster) as made:
-        yield made
 
 
 def books(cell: OpenCell) -> list[str]:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,31 +10,11 @@ import pytest
 from cells.api import messages
 from cells.api.messages import Answer, Method
 from cells.workforce import Link
-from control_plane import limits
 from control_plane.partners import to_profile
 from control_plane.registry_records import Partner
 from tests.eventually import eventually
-from tests.stand_in_cluster import StandInCluster, WorkerMaker
-from tests.unit.cells.test_moves import PARTNER, Installed, installed_at
-
-
-@pytest.fixture
-def clusters(worker_maker: WorkerMaker) -> Iterator[list[StandInCluster]]:
-    made = [StandInCluster(worker_maker) for _ in range(2)]
-    yield made
-    for cluster in made:
-        cluster.end()
-
-
-@pytest.fixture
-async def installed(tmp_path: Path, clusters: list[StandInCluster]) -> AsyncIterator[Installed]:
-    async with installed_at(tmp_path, clusters) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MOVE_RETRY_DELAY_MS_MIN", 10)
+from tests.stand_in_cluster import StandInCluster
+from tests.unit.cells.two_cells import PARTNER, Installed, installed_at
 
 
 def held(installed: Installed) -> Link | None:

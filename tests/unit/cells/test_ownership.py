@@ -18,7 +18,7 @@ from cells.api.connection import Request
 from cells.api.messages import Answer, Method, RefusalCode, Refused
 from tests.eventually import eventually, eventually_true
 from tests.stand_in_cluster import StandInCluster
-from tests.unit.cells.test_door import OpenCell, code, opened, order, weakened
+from tests.unit.cells.open_cell import OpenCell, code, opened, order, weakened
 from tests.worker_process import POISON, STALL
 
 MATES = ("beta", "gamma", "delta")
