@@ -289,10 +289,10 @@ class Door:
             if self._is_quarantined(request):
                 return door_answers.quarantined()
             if sends >= limits.COMMAND_SENDS_MAX:
-                return door_answers.outcome_unknown()
+                return _unanswered(request)
             link = await self._wait_active(seat, deadline)
             if link is None:
-                return _not_served(seat, is_tried=bool(sends or handed_over))
+                return _not_served(seat, is_tried=bool(sends or handed_over) and request.method in messages.WRITES)
             budget_ms = int((deadline - time.monotonic()) * 1_000)
             handovers = seat.handovers
             seat.sent()
@@ -300,7 +300,7 @@ class Door:
                 body = await link.connection.request(request.method, request.partner_id, request.body, budget_ms)
             except PeerUnavailableError:
                 if link.connection.is_open and sends:
-                    return door_answers.outcome_unknown()
+                    return _unanswered(request)
                 if link.connection.is_open:
                     return door_answers.refused(
                         RefusalCode.MAILBOX_FULL, "The worker takes no more.", retry_after_ms=1_000
@@ -313,7 +313,7 @@ class Door:
                 continue
             except PeerTimeoutError:
                 self._unanswered(seat, link, budget_ms, deadline)
-                return door_answers.outcome_unknown()
+                return _unanswered(request)
             finally:
                 seat.answered()
             seat.unanswered = 0
@@ -325,8 +325,8 @@ class Door:
                 sends += 1
                 self._ownership.given_up(seat, link)
                 continue
-            is_tried = sends or handed_over
-            return door_answers.outcome_unknown() if is_tried and door_answers.says_nothing_done(body) else body
+            is_open = (sends or handed_over) and request.method in messages.WRITES
+            return door_answers.outcome_unknown() if is_open and door_answers.says_nothing_done(body) else body
 
     async def _wait_active(self, seat: Seat, deadline: float) -> Link | None:
         while not seat.is_ready:
@@ -487,6 +487,13 @@ def known(read: Callable[[str, bytes], T | None], rows: Mapping[str, bytes]) -> 
     """Read rows, but for those that can't be read."""
     found = {partner_id: read(partner_id, value) for partner_id, value in rows.items()}
     return {partner_id: value for partner_id, value in found.items() if value is not None}
+
+
+def _unanswered(request: Request) -> bytes:
+    """Say what is known of a command that was sent and not answered: of a read that nothing was changed."""
+    if request.method in messages.WRITES:
+        return door_answers.outcome_unknown()
+    return door_answers.unavailable("A worker that was asked gave no answer.")
 
 
 def _not_served(seat: Seat, *, is_tried: bool = False) -> bytes:

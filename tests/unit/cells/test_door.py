@@ -174,6 +174,19 @@ async def test_a_command_that_is_never_answered_is_unknown_and_after_some_its_wo
     assert cell.link("alpha").endpoint.pid != pid
 
 
+async def test_a_read_that_is_not_answered_has_no_outcome_to_be_unknown(cell: OpenCell) -> None:
+    await cell.onboard("alpha")
+    await eventually(lambda: any(cell.workforce.is_spare(link) for link in cell.workforce.links.values()))
+    pid = cell.link("alpha").endpoint.pid
+    os.kill(pid, signal.SIGSTOP)
+    assert code(await cell.ask(Method.GET_BALANCE, "alpha", budget_ms=300)) is RefusalCode.PARTNER_UNAVAILABLE
+    reading = asyncio.create_task(cell.ask(Method.GET_BALANCE, "alpha", budget_ms=3_000))
+    await asyncio.sleep(0.1)  # it is sent
+    shutil.move(cell.book("alpha"), cell.folder / "away")
+    os.kill(pid, signal.SIGKILL)
+    assert code(await reading) is RefusalCode.PARTNER_UNAVAILABLE
+
+
 async def test_who_gives_no_time_to_answer_does_not_get_a_worker_killed(cell: OpenCell) -> None:
     await cell.onboard("alpha")
     pid = cell.link("alpha").endpoint.pid
