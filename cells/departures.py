@@ -172,6 +172,7 @@ class Departures:
         """Serve the partner again, unless it is sealed; say whether it is, and for how long its commands waited."""
         (move_id,) = fields(request, move_id=str)
         partner_id = request.partner_id
+        deadline = time.monotonic() + limits.MOVE_TIMEOUT_MS / 1_000
         departure = self._departing.get(partner_id)
         if departure is not None and departure.move_id == move_id:
             await self._resume(departure)
@@ -182,7 +183,7 @@ class Departures:
         if seat is None:
             return self._not_here(partner_id)
         # A seal whose outcome was lost shows when the book is opened.
-        if not await self._ownership.wait_settled(seat, limits.MOVE_TIMEOUT_MS):
+        if not await self._ownership.wait_settled(seat, int((deadline - time.monotonic()) * 1_000)):
             return copy_lost("whether it is sealed is not known yet; ask again")
         if seat.is_quarantined and seat.receipt is None:
             try:
@@ -243,7 +244,7 @@ class Departures:
         return door_answers.ok({})
 
     async def _bury(self, request: Request) -> bytes:
-        """Let go of a partner whose book another cell took over while this one could not be asked."""
+        """Let go of a partner that is in another cell: its book went, or never came, while this one was away."""
         data, arrival_id = fields(request, receipt=bytes, arrival_id=str)
         receipt = moves.decode_receipt(data)
         partner_id = request.partner_id
@@ -318,10 +319,10 @@ class Departures:
         return held[1] if held is not None and held[0] == move_id else None
 
     async def _resume(self, departure: _Departure) -> None:
-        """End a copy and, where its partner was quiesced, wait until it is served again."""
+        """End a copy and, where its partner was quiesced, wait until it is served again, for a time."""
         departure.over.set()
         if departure.hold is not None:
-            await asyncio.wait([departure.hold])
+            await asyncio.wait([departure.hold], timeout=limits.MOVE_TIMEOUT_MS / 1_000)
             return
         for partner_id, found in list(self._departing.items()):
             if found is departure:

@@ -111,7 +111,9 @@ def evacuate_cell(
     cell: Name,
     *,
     force: Annotated[bool, typer.Option("--force", help="Also where its door answers: costs errors.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes on, until all are served.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay until all are served, or nobody came for 3 minutes.")
+    ] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -129,12 +131,17 @@ def evacuate_cell(
     folder = where(context).folder()
     found = client.ask(folder, "POST", f"{_path(cell)}/evacuate", body)
     is_watched = watch and not dry_run
-    if is_watched:
-        _watch_evacuation(folder, cell, found["partners"])
-    if as_json:
-        screen.show_json(found)
-    else:
-        screen.show_evacuation(found, is_watched=is_watched)
+    try:
+        if is_watched:
+            _watch_evacuation(folder, cell, found["partners"])
+    except ControlPlaneError:
+        is_watched = False  # to its end
+        raise
+    finally:
+        if as_json:
+            screen.show_json(found)
+        else:
+            screen.show_evacuation(found, is_watched=is_watched)
     raise typer.Exit(EXIT_FAILED if found["staying"] else EXIT_OK)
 
 
@@ -144,11 +151,14 @@ def _watch_evacuation(folder: DataFolder, cell: str, partners: int) -> None:
     Not for ever: where the cell that is to take them over died, too, somebody has to say so.
     """
     left: list[dict[str, Any]] = []
+    is_there = False
     progress_at = time.monotonic()
     with screen.counting(f"taking partners of {cell} over") as told:
         while time.monotonic() - progress_at < limits.CELL_WATCH_MS_MAX / 1000:
+            is_there = False
             with contextlib.suppress(NotRunningError):  # they go on with the next `up`
                 moves = client.ask(folder, "GET", "/moves")["moves"]
+                is_there = True
                 evacuations = [move for move in moves if move["way"] == "evacuate"]
                 found = [move for move in evacuations if cell in (move["source"], *move["passed_over"])]
                 if not found:
@@ -158,13 +168,14 @@ def _watch_evacuation(folder: DataFolder, cell: str, partners: int) -> None:
                 left = found
                 told(max(partners - len(left), 0), partners)
             time.sleep(limits.CELL_WATCH_INTERVAL_MS / 1000)
-    if not left:
+    if not is_there:
         raise NotRunningError("the control plane does not run", where=str(folder.root), hint="bulkhead up")
     targets = sorted({move["target"] for move in left})
     raise ControlPlaneError(
         f"{len(left)} partners are on their way still, and none came for {limits.CELL_WATCH_MS_MAX // 1000} s",
         where=f"{left[0]['partner']}, to {left[0]['target']}: {left[0]['why'] or 'nothing is said of why'}",
-        hint=f"they go on by themselves; of these that are dead: bulkhead cell evacuate {'|'.join(targets)}",
+        hint="they go on by themselves; where a cell is dead: "
+        + ", or ".join(f"bulkhead cell evacuate {target}" for target in targets),
     )
 
 

@@ -16,6 +16,7 @@ import structlog
 from control_plane import registry_deletions
 from control_plane.doors import Doors
 from control_plane.errors import ControlPlaneError, RefusedError
+from control_plane.move_record import may_hold_copy
 from control_plane.registry import Registry
 from control_plane.registry_records import Partner, end_of_grace
 
@@ -86,6 +87,9 @@ class Deletions:
         move = self._registry.move(partner.id)
         if move is not None:
             return f"it is on its way to {move.target}"
+        copies = [burial.cell for burial in self._registry.burials_of(partner.id) if may_hold_copy(burial)]
+        if copies:
+            return f"{copies[0]}, which gives no answer, may hold a copy of its book: bring it back, or remove it"
         found = await self._doors.count_open(partner.cell, partner.id)
         if found.profile_version < partner.profile_version:
             return "its worker has not taken yet that it is closing"

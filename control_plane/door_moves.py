@@ -45,9 +45,9 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a target says that serves the partner: whether somebody else had it do so, and how soon it was served then.
+    """A target that serves the partner: whether somebody else had it do so before, and how soon it was served then.
 
-    `in_ms`: None where nobody else had, or that is not known.
+    `in_ms`: as the target tells it, where somebody else had; None: it does not.
     """
 
     was_open: bool
@@ -140,7 +140,7 @@ class DoorMoves:
                 return content, rows
 
     async def bury_moved(self, burial: Burial) -> None:
-        """Tell a cell that was dead that the partner's book was taken over."""
+        """Tell a cell that was dead that the partner is in another one."""
         receipt = wire.encode_receipt(evacuated(burial.move_id, burial.target, burial.token))
         said = msgpack.packb({"receipt": receipt, "arrival_id": burial.arrival_id})
         await self._send(burial.cell, Method.BURY_MOVED, burial.partner_id, said)

@@ -199,7 +199,7 @@ class Evacuation:
         """Give the move to write down for a partner. Raises RefusedError where no cell can take it over."""
         if what == "fence":
             assert held is not None
-            return held.as_evacuation()
+            return self._moves.fence(held)
         move = self._moves.new_evacuation(partner_id, self._target(partner_id, others), who)
         if what == "redirect":
             assert held is not None

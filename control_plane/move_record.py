@@ -179,6 +179,11 @@ def is_untold(burial: Burial, cell: str) -> bool:
     return cell == burial.cell or cell in burial.sources
 
 
+def may_hold_copy(burial: Burial) -> bool:
+    """Say whether a cell that is to be told may hold what a move copied there that was given up."""
+    return bool(burial.arrival_id) and not burial.sources
+
+
 def is_caught_up(*, is_scanned: bool, changed: int, rows_max: int) -> bool:
     """Say whether so little is left of a copy that the partner may be stopped for it."""
     return is_scanned and changed <= rows_max

@@ -20,7 +20,7 @@ from cells.api.messages import MessageError, Profile
 from cells.api.moves import Arrival, decode_receipt, encode_receipt
 from control_plane import dry_run, limits, registry_moves
 from control_plane.data_folder import timestamp
-from control_plane.door_moves import Copied, CopyLostError, DoorMoves, NotReadyError, evacuated
+from control_plane.door_moves import Copied, CopyLostError, DoorMoves, NotReadyError, Opened, evacuated
 from control_plane.dry_run import DryRunDone
 from control_plane.errors import ControlPlaneError, DoorError, NotFoundError, RefusedError
 from control_plane.move_record import Move, burial_of_arrival, is_caught_up, may_abort, way_between
@@ -69,6 +69,7 @@ class Moves:
         self._slots: dict[tuple[str, str], asyncio.Semaphore] = {}
         self._aborting: set[str] = set()
         self._not_before: dict[str, float] = {}
+        self._opening: dict[str, tuple[str, float]] = {}  # by partner: whose target is asked to serve it, since when
 
     def running(self) -> list[Move]:
         """Give the moves that did not end, by partner."""
@@ -109,6 +110,16 @@ class Moves:
                 hint="bring the cell back; evacuation is for cells that share a FoundationDB cluster",
             )
         return replace(new.paused(None), way="evacuate")
+
+    def fence(self, held: Move) -> Move:
+        """Give the move that goes on with a hand-over whose source is dead, and does not ask it any more.
+
+        One that was being taken back is another one: its target may have been told that it is over, for good.
+        """
+        fenced = held.as_evacuation()
+        if held.state != "aborting":
+            return fenced
+        return replace(fenced, id=f"move_{new_ulid()}", token=secrets.token_hex(32))
 
     async def abort(self, partner_id: str, who: str) -> Move:
         """Take a move back that is not sealed yet, and give it. Raises NotFoundError, RefusedError."""
@@ -297,7 +308,7 @@ class Moves:
             number += 1
             left = None if arrival.is_complete else await self._doors.copy_rows(move, number)
         receipt = await self._doors.seal(move, arrival, self._directory_version())
-        await self._doors.open_arrival(move, receipt, profile)
+        await self._open(move, receipt, profile)
         pause_ms = int((self._monotonic() - began) * 1_000)
         return await self._arrived(replace(move.paused(pause_ms), rows=arrival.rows))
 
@@ -329,7 +340,7 @@ class Moves:
         began = self._monotonic()
         await self._doors.quiesce(move, None)
         receipt = await self._doors.seal(move, Arrival(move.id, 0), self._directory_version())
-        await self._doors.open_arrival(move, receipt, profile)
+        await self._open(move, receipt, profile)
         return await self._arrived(move.paused(int((self._monotonic() - began) * 1_000)))
 
     async def _is_open(self, move: Move, profile: Profile) -> bool:
@@ -359,13 +370,24 @@ class Moves:
             return await registry_moves.put_move(self._registry, told.tried_again(move.why or "it was not sealed"))
         decode_receipt(left.receipt)
         profile = self._to_profile(self._registry.partner(move.partner_id))
-        began = self._monotonic()
-        opened = await self._doors.open_arrival(move, left.receipt, profile)
-        opened_in_ms = opened.in_ms if opened.was_open else int((self._monotonic() - began) * 1_000)
-        if left.held_ms is not None and opened_in_ms is not None:
+        opened = await self._open(move, left.receipt, profile)
+        if left.held_ms is not None and opened.in_ms is not None:
             # Between the two nobody waited: whoever came was given the receipt, and had the target open the book.
-            return await self._arrived(move.paused(left.held_ms + opened_in_ms))
+            return await self._arrived(move.paused(left.held_ms + opened.in_ms))
         return await self._arrived(move.paused(None if opened.was_open else self._waited_ms(move)))
+
+    async def _open(self, move: Move, receipt: bytes, profile: Profile) -> Opened:
+        """Have the target serve the partner, and tell how long that took: since it was asked first, if it was away."""
+        move_id, since = self._opening.get(move.partner_id, ("", 0.0))
+        is_first = move_id != move.id
+        if is_first:
+            since = self._monotonic()
+            self._opening[move.partner_id] = move.id, since
+        opened = await self._doors.open_arrival(move, receipt, profile)
+        del self._opening[move.partner_id]
+        if opened.was_open and is_first:
+            return opened
+        return replace(opened, in_ms=int((self._monotonic() - since) * 1_000))
 
     def _waited_ms(self, move: Move) -> int | None:
         """Give for how long a partner's commands can wait by now; None: not known, or the clock was set back."""
@@ -415,6 +437,8 @@ class Moves:
             log.warning("target_not_told", partner=move.partner_id, cell=move.target, error=error.what)
             untold = [burial_of_arrival(move)]
         ended = await registry_moves.end_move(self._registry, move, "partner_not_moved", untold)
+        if ended is not move:
+            return ended  # another one took its place meanwhile
         self._aborting.discard(move.partner_id)
         raise MoveAbortedError(
             f"{ended.partner_id} stays in {ended.source}: {ended.why}",

@@ -292,7 +292,7 @@ class Rebalancer:
             return f"{step.to_cell} takes no partners any more"
         untold = [one.cell for one in self._registry.burials_of(step.partner_id) if is_untold(one, step.to_cell)]
         if untold:
-            return f"{untold[0]} is away and was not told yet that it is in another cell"
+            return f"{untold[0]} is away and was not told yet that {step.partner_id} is in another cell"
         return ""
 
     def _start(self, step: RebalanceStep) -> None:

@@ -9,6 +9,7 @@ from datetime import datetime
 from control_plane import limits
 from control_plane.data_folder import timestamp
 from control_plane.errors import RefusedError
+from control_plane.move_record import may_hold_copy
 from control_plane.registry import Registry
 from control_plane.registry_records import Deletion, Partner
 
@@ -59,6 +60,9 @@ async def begin_erasing(registry: Registry, partner_id: str, who: str) -> Partne
         move = registry.move(partner_id)
         if move is not None:
             raise RefusedError(f"{partner_id} is on its way to {move.target}")
+        for burial in registry.burials_of(partner_id):
+            if may_hold_copy(burial):
+                raise RefusedError(f"{burial.cell} may hold a copy of {partner_id}'s book, and is to remove it first")
         if found.status == "closing":
             draft.put_partner(replace(found, status="erasing"))
             draft.put_deletion(replace(deletion, state="erasing"))

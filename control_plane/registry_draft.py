@@ -117,7 +117,7 @@ class Draft:
         self._effects.append(lambda held: held.moves.__delitem__(partner_id))
 
     def put_burial(self, burial: Burial) -> None:
-        """Write that a cell is to be told that a partner was taken over."""
+        """Write that a cell is to be told that a partner is in another one."""
         place = (burial.cell, burial.partner_id)
         self.rows[registry_keys.burial(*place)] = registry_codec.encode_burial(burial)
         self._effects.append(lambda held: held.burials.update({place: burial}))

@@ -11,7 +11,7 @@
     ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
     ("operator", operator_id)              Operator: who may use the admin API
     ("move", partner_id)                   Move: a partner on its way to another cell
-    ("burial", cell, partner_id)           Burial: a cell that is to be told that a partner was taken over
+    ("burial", cell, partner_id)           Burial: a cell that is to be told that a partner is in another one
     ("deletion", partner_id)               Deletion: a partner that is being deleted, or was; it stays for ever
     ("change", sequence)                   Change: who did what, and when; only ever appended
     ("head",)                              the newest change's number and hash

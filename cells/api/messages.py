@@ -94,7 +94,7 @@ class Method:
     # -> a batch, or nothing where the number is None; the partner's commands wait from now on, for a while
     QUIESCE = "quiesce"  # {move_id, number | None}
     SEAL = "seal"  # {move_id, to, token, batches, stream, directory_version} -> a receipt
-    END_LEAVING = "end_leaving"  # {move_id} -> whether it is sealed
+    END_LEAVING = "end_leaving"  # {move_id} -> {receipt, held_ms}
     # `places`: where the book may be that is taken over from another cell of the same store, in the order in which it
     # can have got on; none: it is copied.
     BEGIN_ARRIVAL = "begin_arrival"  # {move_id, attempt, token_hash, profile, places, is_sealed}
@@ -102,7 +102,7 @@ class Method:
     TAKE_ROWS = "take_rows"  # a batch -> how far the copy is
     ARRIVAL_STATUS = "arrival_status"  # {} -> how far the copy is
     # {receipt, profile}; {receipt} by a router, which has it of the tombstone -> {was_open}: whether it was so before
-    OPEN_ARRIVAL = "open_arrival"
+    OPEN_ARRIVAL = "open_arrival"  # {receipt, profile} -> {was_open, opened_in_ms}
     END_ARRIVAL = "end_arrival"  # {move_id}: remove what has arrived
     SUM_ROWS = "sum_rows"  # {after: key | None} -> [content, rows, key | None]
     # Of a partner whose book was taken over while this cell was dead. `arrival_id`: the move that was to bring it here.

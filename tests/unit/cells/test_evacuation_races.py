@@ -7,6 +7,7 @@ import pytest
 
 from cells.api.messages import Answer, Method
 from control_plane import limits
+from control_plane.door_moves import CopyLostError
 from control_plane.errors import DoorError
 from control_plane.rebalancer import Bounds
 from tests.unit.actors.virtual_time import in_virtual_time
@@ -162,6 +163,40 @@ async def test_the_source_dies_amid_a_move_and_is_evacuated(
     async with installed() as ground:
         await die_amid_a_move(ground, HOME, when, step, state, killed=killed)
         await asyncio.sleep(waits_s)
+        await ground.evacuate(HOME)
+        await ground.settled()
+        assert (await served(ground, PARTNER))[PARTNER] in {"cell-1", "cell-2"}
+        await ground.come_back(HOME)
+        await ground.tell()
+        assert not ground.registry.burials()
+        assert list(ground.owners()) == [ground.registry.partner(PARTNER).cell]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@in_virtual_time
+async def test_the_source_dies_as_its_move_is_taken_back_and_the_target_was_told_so(when: str) -> None:
+    async with installed() as ground:
+        await ground.onboard()
+        assert isinstance(await ground.pay(HOME, "c1"), Answer)
+        reached = asyncio.Event()
+
+        async def hang() -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        async def lose() -> None:
+            ground.doors.before[Method.BEGIN_LEAVING] = lose
+            raise CopyLostError("as the test ordered")
+
+        ground.doors.before[Method.BEGIN_LEAVING] = lose
+        getattr(ground.doors, when)[Method.END_ARRIVAL] = hang
+        await ground.moves.start(PARTNER, "cell-1", "ann")
+        async with asyncio.timeout(600):
+            await reached.wait()
+        held = ground.registry.move(PARTNER)
+        assert held is not None
+        assert held.state == "aborting"
+        await ground.die(HOME, killed=True)
         await ground.evacuate(HOME)
         await ground.settled()
         assert (await served(ground, PARTNER))[PARTNER] in {"cell-1", "cell-2"}

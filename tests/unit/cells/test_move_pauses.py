@@ -2,10 +2,14 @@
 
 import asyncio
 
+import msgpack
 import pytest
 
-from cells.api.messages import Method
+from cells.api import messages
+from cells.api.connection import Request
+from cells.api.messages import Answer, Method, Refused
 from control_plane import limits
+from control_plane.errors import DoorError
 from control_plane.moves import MoveAbortedError
 from tests.unit.cells.two_cells import PARTNER, Installed, lose, told_pause_ms
 
@@ -53,6 +57,33 @@ async def test_where_its_door_died_too_who_is_not_sealed_waited_no_longer_than_t
     await installed.onboard()
     await die_and_go_on(installed, Method.SEAL, 3_600_000, doors_too=True)
     assert await told_pause_ms(installed) == limits.QUIESCE_LEASE_MS
+
+
+@pytest.mark.parametrize("is_opened_by_a_router", [False, True])
+async def test_a_target_that_is_away_after_the_seal_counts(installed: Installed, is_opened_by_a_router: bool) -> None:
+    await installed.onboard()
+    comes_back: list[asyncio.Task[None]] = []
+
+    async def come_back() -> None:
+        await asyncio.sleep(0.5)
+        if is_opened_by_a_router:
+            answer = await installed.write(installed.source, "c1")
+            assert isinstance(answer, Refused)
+            body = msgpack.packb({"receipt": bytes.fromhex(str(answer.refusal.context["receipt"]))})
+            request = Request("router", Method.OPEN_ARRIVAL, PARTNER, 5_000, body)
+            assert isinstance(messages.decode_answer(await installed.target.door.handle(request)), Answer)
+        installed.doors.dead.clear()
+
+    async def die() -> None:
+        installed.doors.dead.add("cell-1")
+        comes_back.append(asyncio.create_task(come_back()))
+        raise DoorError("it died just now")
+
+    installed.doors.before[Method.OPEN_ARRIVAL] = die
+    ended = await asyncio.wait_for(installed.moves.move(PARTNER, "cell-1", "ann"), 20)
+    await comes_back[0]
+    assert ended.pause_ms is not None
+    assert 500 <= ended.pause_ms < 20_000
 
 
 async def test_a_move_that_comes_to_nothing_tells_the_pause_that_it_cost(

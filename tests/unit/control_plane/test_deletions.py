@@ -11,7 +11,7 @@ from control_plane import registry_deletions, registry_moves
 from control_plane.data_folder import timestamp
 from control_plane.doors import Doors
 from control_plane.errors import NotFoundError, RefusedError
-from control_plane.move_record import Move
+from control_plane.move_record import Move, burial_of_arrival
 from control_plane.publishing import Publisher
 from tests.stand_in_door import Installation
 from tests.unit.control_plane.test_partners import Crash, crashing, home, opens, published, wanted
@@ -115,6 +115,23 @@ async def test_what_slipped_in_before_the_end_keeps_it_until_it_has_ended(instal
     await control.reconcile()
     assert registry.partner("acme").status == "closing"
     door.refuse = None
+    installation.now += 3_600
+    await control.reconcile()
+    assert registry.partners() == []
+
+
+async def test_a_copy_of_its_book_in_a_cell_that_is_dead_keeps_it(installation: Installation) -> None:
+    control, registry, _, _ = await installation.control_plane()
+    created = (await control.create(wanted(), "ann")).partner
+    move = Move("move_1", "acme", created.cell, "cell-9", "token", "aborting", 1, "ann", timestamp())
+    await registry_moves.begin_move(registry, move)
+    await registry_moves.end_move(registry, move, "partner_not_moved", [burial_of_arrival(move)])
+    await control.delete("acme", 0, "ann")
+    await control.reconcile()
+    assert "cell-9" in control.deletions.waits_for("acme")
+    with pytest.raises(RefusedError, match="may hold a copy"):
+        await registry_deletions.begin_erasing(registry, "acme", "ann")
+    await registry_moves.forget_burials(registry, registry.burials())
     installation.now += 3_600
     await control.reconcile()
     assert registry.partners() == []
