@@ -167,10 +167,10 @@ def kill_control_plane() -> None:
 
 @_ending
 def kill_fdb_server() -> None:
-    """SIGKILL the FoundationDB server; to undo it, it is started again on the same data."""
+    """SIGKILL the FoundationDB server; to undo it, it is started again on the same data, and waited for."""
     run = session.current()
     server = run.require_server()
-    run.undo.add("start the FoundationDB server again", functools.partial(server.start, wait=False))
+    run.undo.add("start the FoundationDB server again", server.start)
     run.strike()
     server.kill()
 

@@ -131,7 +131,7 @@ GOAL_CONTROL_PLANE_STARTS_MS: Final = 4_000
 # The soak starts a killed FoundationDB server again after this, and lets a stopped one go on after that.
 FDB_SERVER_AWAY_MS: Final = 2_000
 FDB_SERVER_STOPPED_MS: Final = 5_000
-# From when the server is back: it recovers, is found to answer again, and each partner is taken over anew.
+# From when the server takes transactions again, its own recovery over: it is found, and each partner taken over anew.
 GOAL_FDB_SERVER_BACK_MS: Final = 4_000
 
 # The fault proxy. What a direction of a connection reads ahead, and how much at once.
@@ -224,8 +224,8 @@ CHAOS_SYNC_DELAY_MS: Final = 300
 # Both ways, each with a jitter: a call takes twice that, and is disturbed.
 CHAOS_NETWORK_DELAY_MS: Final = 250
 CHAOS_NETWORK_JITTER_MS: Final = 50
-CHAOS_SLICE_BYTES: Final = 64
-CHAOS_SLICE_VARIATION_BYTES: Final = 60
+CHAOS_SLICE_BYTES: Final = 256
+CHAOS_SLICE_VARIATION_BYTES: Final = 250
 CHAOS_SLICE_PAUSE_US: Final = 100
 # After its disk or its network is well again a cell is served as ever within this.
 GOAL_DISK_MS: Final = 4_000
