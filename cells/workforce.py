@@ -96,6 +96,9 @@ class Workforce:
         self._slots: set[int] = set()
         self._spares: deque[Link] = deque()
         self._short = asyncio.Event()
+        self._awaited = 0  # workers that partners wait for
+        self._none_awaited = asyncio.Event()
+        self._none_awaited.set()
         self._died_at = -float("inf")
         self._tasks: set[asyncio.Task[None]] = set()
         self._joining: asyncio.Task[None] | None = None
@@ -208,7 +211,17 @@ class Workforce:
 
     async def take(self) -> Link:
         """Give a worker without partners: a spare, or a new one. Raises ClusterError, PeerUnavailableError."""
-        return self.take_spare() or await self._start_worker()
+        spare = self.take_spare()
+        if spare is not None:
+            return spare
+        self._awaited += 1
+        self._none_awaited.clear()
+        try:
+            return await self._start_worker()
+        finally:
+            self._awaited -= 1
+            if not self._awaited:
+                self._none_awaited.set()
 
     def bury(self, link: Link, cause: str) -> None:
         """End a worker for good, and tell. SIGKILL by pidfd: a stopped process could hold a book's lock for ever."""
@@ -318,10 +331,15 @@ class Workforce:
             await self._short.wait()
             self._short.clear()
             while len(self._spares) < self._spares_wanted:
-                # A start takes most of a core for a second: those who take over just now need it more.
+                # A start takes most of a core for a second: those who take over just now need it more, and so do those
+                # who wait for a worker of their own.
                 settled_at = self._died_at + limits.SPARE_AFTER_DEATH_DELAY_MS / 1_000
                 await asyncio.sleep(max(settled_at - time.monotonic(), 0))
                 try:
+                    await self._join()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(limits.WORKER_START_TIMEOUT_MS / 1_000):
+                            await self._none_awaited.wait()
                     self.give_back(await self._start_worker())
                 except (ClusterError, PeerUnavailableError, ProcessLookupError):
                     await asyncio.sleep(1)

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
@@ -16,6 +17,7 @@ from cells.api import frames, limits
 from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.poison import Mark
 from cells.remote import ClusterError, Endpoint
+from cells.worker import WorkerConfig
 from cells.workforce import Link, Workforce
 from tests.eventually import eventually
 from tests.stand_in_cluster import StandInCluster
@@ -91,6 +93,33 @@ async def found_by(employer: Workforce) -> list[Link]:
 
 def spares_of(employer: Workforce) -> list[Link]:
     return [link for link in employer.links.values() if employer.is_spare(link)]
+
+
+async def test_a_spare_is_started_after_what_partners_wait_for(
+    tmp_path: Path, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    go_on = threading.Event()
+    start_worker = cluster.start_worker
+
+    def start_slowly(config: WorkerConfig) -> Endpoint:
+        begun.append(config.name)
+        assert go_on.wait(20)
+        return start_worker(config)
+
+    monkeypatch.setattr(cluster, "start_worker", start_slowly)
+    async with employing(tmp_path, cluster, spares=1) as (employer, _):
+        waiting = [asyncio.create_task(employer.take()) for _ in range(2)]
+        await asyncio.sleep(0)
+        employer.start()
+        await eventually(lambda: len(begun) == 2)
+        await asyncio.sleep(0.3)
+        assert len(begun) == 2, "no spare yet"
+        go_on.set()
+        taken = await asyncio.gather(*waiting)
+        assert {link.name for link in taken} == set(begun[:2])
+        await eventually(lambda: len(spares_of(employer)) == 1)
+        assert spares_of(employer)[0].name == begun[2]
 
 
 async def test_a_killed_worker_is_told_at_once_and_cleaned_up(tmp_path: Path, cluster: StandInCluster) -> None:
