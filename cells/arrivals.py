@@ -288,9 +288,9 @@ class Arrivals:
         """Remove what a move that has ended copied here, if it is the one; give why it could not be."""
         expected = self.expected.get(partner_id)
         try:
-            if expected is None or expected.move_id == move_id:
+            if expected is None or expected.move_id <= move_id:
                 await self._forget(partner_id)
-            if expected is not None and expected.move_id == move_id and not expected.places:
+            if expected is not None and expected.move_id <= move_id and not expected.places:
                 await self._shelf.erase("partners", partner_id)
         except StoreError as error:
             return _unavailable(error)
@@ -299,7 +299,7 @@ class Arrivals:
     async def _drop_for_good(self, partner_id: str, move_id: str) -> bytes | None:
         """Write down that a move has ended here, and that nobody is expected by it; give why it can't be written."""
         expected = self.expected.get(partner_id)
-        is_another = expected is not None and expected.move_id != move_id
+        is_another = expected is not None and expected.move_id > move_id  # one at a time: an older one is over, too
         rows = [] if is_another else [Clear(("arriving", partner_id))]
         unwritten = await self._book.write(*rows, self._ended_row(partner_id, move_id))
         if unwritten is not None:

@@ -340,6 +340,8 @@ class Workforce:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(limits.WORKER_START_TIMEOUT_MS / 1_000):
                             await self._none_awaited.wait()
+                    if len(self._spares) >= self._spares_wanted:
+                        break  # one was given back meanwhile
                     self.give_back(await self._start_worker())
                 except (ClusterError, PeerUnavailableError, ProcessLookupError):
                     await asyncio.sleep(1)

@@ -170,7 +170,12 @@ def kill_fdb_server() -> None:
     """SIGKILL the FoundationDB server; to undo it, it is started again on the same data, and waited for."""
     run = session.current()
     server = run.require_server()
-    run.undo.add("start the FoundationDB server again", server.start)
+
+    def start() -> None:
+        server.start(wait=False)  # it stays up, also where it is not waited for to the end
+        server.wait_available()
+
+    run.undo.add("start the FoundationDB server again", start)
     run.strike()
     server.kill()
 

@@ -131,7 +131,7 @@ GOAL_CONTROL_PLANE_STARTS_MS: Final = 4_000
 # The soak starts a killed FoundationDB server again after this, and lets a stopped one go on after that.
 FDB_SERVER_AWAY_MS: Final = 2_000
 FDB_SERVER_STOPPED_MS: Final = 5_000
-# From when the server takes transactions again, its own recovery over: it is found, and each partner taken over anew.
+# From when the server takes transactions again (in a soak: is started): it is found, and each partner taken over anew.
 GOAL_FDB_SERVER_BACK_MS: Final = 4_000
 
 # The fault proxy. What a direction of a connection reads ahead, and how much at once.

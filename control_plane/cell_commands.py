@@ -130,18 +130,16 @@ def evacuate_cell(
     body = {"force": force, "dry_run": dry_run}
     folder = where(context).folder()
     found = client.ask(folder, "POST", f"{_path(cell)}/evacuate", body)
-    is_watched = watch and not dry_run
+    has_gone = False
     try:
-        if is_watched:
+        if watch and not dry_run:
             _watch_evacuation(folder, cell, found["partners"])
-    except ControlPlaneError:
-        is_watched = False  # to its end
-        raise
+            has_gone = True
     finally:
         if as_json:
             screen.show_json(found)
         else:
-            screen.show_evacuation(found, is_watched=is_watched)
+            screen.show_evacuation(found, is_watched=has_gone)
     raise typer.Exit(EXIT_FAILED if found["staying"] else EXIT_OK)
 
 

@@ -172,9 +172,12 @@ async def test_the_source_dies_amid_a_move_and_is_evacuated(
         assert list(ground.owners()) == [ground.registry.partner(PARTNER).cell]
 
 
+@pytest.mark.parametrize("target_dies", [False, True])
 @pytest.mark.parametrize("when", ["before", "after"])
 @in_virtual_time
-async def test_the_source_dies_as_its_move_is_taken_back_and_the_target_was_told_so(when: str) -> None:
+async def test_the_source_dies_as_its_move_is_taken_back_and_the_target_was_told_so(
+    when: str, target_dies: bool
+) -> None:
     async with installed() as ground:
         await ground.onboard()
         assert isinstance(await ground.pay(HOME, "c1"), Answer)
@@ -196,12 +199,16 @@ async def test_the_source_dies_as_its_move_is_taken_back_and_the_target_was_told
         held = ground.registry.move(PARTNER)
         assert held is not None
         assert held.state == "aborting"
-        await ground.die(HOME, killed=True)
-        await ground.evacuate(HOME)
+        dead = [HOME, "cell-1"] if target_dies else [HOME]
+        for cell in dead:
+            await ground.die(cell, killed=True)
+            await ground.evacuate(cell)
         await ground.settled()
-        assert (await served(ground, PARTNER))[PARTNER] in {"cell-1", "cell-2"}
-        await ground.come_back(HOME)
+        assert (await served(ground, PARTNER))[PARTNER] in {"cell-1", "cell-2"} - set(dead)
+        for cell in dead:
+            await ground.come_back(cell)
         await ground.tell()
+        assert PARTNER not in ground.cells["cell-1"].door._arrivals.expected
         assert not ground.registry.burials()
         assert list(ground.owners()) == [ground.registry.partner(PARTNER).cell]
 

@@ -388,6 +388,7 @@ def test_an_evacuation_that_does_not_go_on_is_not_watched_for_ever(
     monkeypatch.setattr("control_plane.cell_commands.time", SimpleNamespace(monotonic=seconds.__next__, sleep=id))
     result = run("cell", "evacuate", "cell-2", "--watch")
     assert result.exit_code != 0
+    assert "are on their way" in result.stdout, "they have not gone"
     for word in ("acme", "gives no answer", "bulkhead cell evacuate cell-0") if is_there else ("does not run",):
         assert word in result.stderr
 
