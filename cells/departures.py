@@ -54,9 +54,8 @@ class Departures:
         self._shelf = shelf
         self._ownership = ownership
         self._departing: dict[str, _Departure] = {}
-        self._held: dict[
-            str, tuple[str, int]
-        ] = {}  # by which move a partner's commands waited last, and how long, in ms
+        # By which move each partner's commands waited last, and how long, in ms: one for each that was here, at most.
+        self._held: dict[str, tuple[str, int]] = {}
         self.tombstones: dict[str, Receipt] = {}
         self._not_kept: set[str] = set()  # tombstones that only this door knows of
         # Expects a partner no more whose book another cell took over (arrivals.py).

@@ -101,8 +101,9 @@ class Method:
     HOLD_PLACE = "hold_place"  # {move_id}: in a ready worker, anew where the one of BEGIN_ARRIVAL is lost
     TAKE_ROWS = "take_rows"  # a batch -> how far the copy is
     ARRIVAL_STATUS = "arrival_status"  # {} -> how far the copy is
-    # {receipt, profile}; {receipt} by a router, which has it of the tombstone -> {was_open}: whether it was so before
-    OPEN_ARRIVAL = "open_arrival"  # {receipt, profile} -> {was_open, opened_in_ms}
+    # {receipt, profile}; {receipt} by a router, which has it of the tombstone -> {was_open, opened_in_ms}: whether it
+    # was so before, and how soon the partner was served then
+    OPEN_ARRIVAL = "open_arrival"
     END_ARRIVAL = "end_arrival"  # {move_id}: remove what has arrived
     SUM_ROWS = "sum_rows"  # {after: key | None} -> [content, rows, key | None]
     # Of a partner whose book was taken over while this cell was dead. `arrival_id`: the move that was to bring it here.
