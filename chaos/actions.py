@@ -15,6 +15,7 @@ import httpx
 import psutil
 from chaoslib.exceptions import InterruptExecution
 
+from actors.errors import StoreError
 from chaos import files, limits, partners, session, syscalls, victims
 from chaos.cell_disk import CellDisk
 from chaos.faults import Target
@@ -37,6 +38,7 @@ FAILURES: Final = (
     LoadError,
     BookError,
     ControlPlaneError,
+    StoreError,
     httpx.HTTPError,
     psutil.Error,
     OSError,

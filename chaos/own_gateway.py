@@ -45,7 +45,7 @@ class OwnGateway:
             self.gateway.up_arguments = (*self.gateway.up_arguments, *advertised)
 
     def start(self) -> None:
-        """Wipe what an earlier run left, and start it. Raises GatewayError, FdbServerError, ControlPlaneError."""
+        """Wipe what an earlier run left, and start it. Raises GatewayError, FdbServerError, StoreError and others."""
         self._make_room()
         if self.server is not None:
             self.server.start()

@@ -13,6 +13,7 @@ from chaoslib.configuration import load_configuration
 from chaoslib.exceptions import InterruptExecution
 from chaoslib.types import Dry
 
+from actors.errors import StoreClientError
 from chaos import actions, catalogue, controls, run_report, session
 
 ACTION = {"type": "action", "name": "hold"}
@@ -47,6 +48,23 @@ def experiment() -> dict[str, Any]:
 def begin(experiment: dict[str, Any]) -> None:
     configuration = load_configuration(experiment["configuration"])
     controls.before_experiment_control(experiment, configuration, experiment)
+
+
+def test_why_a_gateway_could_not_be_started_is_told(
+    experiment: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(_: session.Session) -> None:
+        raise StoreClientError("FoundationDB's Python binding 8.0.0 doesn't take the client library 7.1")
+
+    monkeypatch.setattr(session.Session, "begin", fail)
+    monkeypatch.setattr(controls, "_take_signals", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InterruptExecution, match="binding 8"):
+        begin(experiment)
+    held = session.held()
+    assert held is not None
+    assert held.failure is not None, "so it ends with 2, not as if it was interrupted"
+    session.hold(None)
 
 
 def test_a_dry_run_of_all_activities_does_nothing_and_half_a_run_is_refused(experiment: dict[str, Any]) -> None:
