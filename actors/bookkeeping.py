@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from actors import ledger
-from actors.events import OperationReconciled, apply
+from actors.events import OperationReconciled, PartnerChanged, apply
 from actors.ledger import Account
 from actors.payment import Dispute, DisputeStatus, Operation, OperationState, Payment, PaymentStatus
 from actors.profile import MAIN_ACQUIRER
@@ -24,6 +24,7 @@ class Books:
     payments: dict[str, Payment] = field(default_factory=dict)
     balances: ledger.Balances = field(default_factory=dict)
     reconciled: dict[str, OperationReconciled] = field(default_factory=dict)
+    changes: set[str] = field(default_factory=set)
     differences: list[str] = field(default_factory=list)
 
     def take(self, entries: Iterable[JournalEntry]) -> set[str]:
@@ -35,6 +36,9 @@ class Books:
             self.sequence = entry.sequence
             postings: list[ledger.Posting] = []
             for event in entry.events:
+                if isinstance(event, PartnerChanged):
+                    self._note_change(event)
+                    continue
                 try:
                     payment = apply(self.payments.get(event.payment_id), event)
                     posted = ledger.postings_of(payment, event)
@@ -55,6 +59,11 @@ class Books:
                 self.differences.append(f"journal: entry {entry.sequence} does not sum to zero: {sums}")
             self.balances = ledger.post(self.balances, tuple(postings))
         return touched
+
+    def _note_change(self, event: PartnerChanged) -> None:
+        if event.change_id in self.changes:
+            self.differences.append(f"{event.change_id}: an operator's change stands in the journal twice")
+        self.changes.add(event.change_id)
 
     def _reconcile(self, event: OperationReconciled) -> None:
         if event.operation_id in self.reconciled:

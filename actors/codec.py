@@ -52,6 +52,7 @@ _EVENT_TAGS: Final[dict[type[Any], int]] = {
     events.DisputeClosed: 13,
     events.AcquirerContradicted: 14,
     events.PaymentRouted: 15,
+    events.PartnerChanged: 16,
     events.OperationReconciled: 20,
 }
 _EVENT_TYPES: Final = {tag: kind for kind, tag in _EVENT_TAGS.items()}

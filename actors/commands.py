@@ -132,9 +132,37 @@ class ReconcileOperations:
     acquirer: str = MAIN_ACQUIRER
 
 
+# What an operator may have changed of a partner: `partner.<what>` is the event's type.
+CHANGES = frozenset(
+    {
+        "key_rotated",
+        "key_revoked",
+        "suspended",
+        "resumed",
+        "limits_changed",
+        "acquirers_changed",
+        "currencies_changed",
+        "deletion_requested",
+        "deletion_withdrawn",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordChange:
+    """The control plane tells the partner, in its own journal, what an operator changed. Once for each `change_id`."""
+
+    change_id: str
+    what: str
+    at_ms: int
+    detail: Mapping[str, str | int]
+
+
 Command = (
     CreatePayment | CapturePayment | VoidPayment | RefundPayment | ConfirmPayment | ResolveOperation | Notification
 )
+# Commands that are of no one payment.
+PartnerCommand = ReconcileOperations | RecordChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +171,15 @@ class Envelope:
 
     command_id: str
     request_id: str
-    command: Command | ReconcileOperations
+    command: Command | PartnerCommand
     idempotency_key: str | None = None
     fingerprint: bytes = b""
 
 
-def parse(method: str, arguments: Mapping[str, Any]) -> Command | ReconcileOperations:
+def parse(method: str, arguments: Mapping[str, Any]) -> Command | PartnerCommand:
     """Read a command. Raises CommandError where a field is missing, unknown or of another type."""
     rest = dict(arguments)
-    command: Command | ReconcileOperations
+    command: Command | PartnerCommand
     match method:
         case "create_payment":
             command = CreatePayment(
@@ -188,6 +216,8 @@ def parse(method: str, arguments: Mapping[str, Any]) -> Command | ReconcileOpera
             command = _dispute(rest)
         case "reconcile_operations":
             command = _reconcile(rest)
+        case "record_change":
+            command = _change(rest)
         case _:
             raise CommandError(f"{method!r} is no command")
     if rest:
@@ -230,6 +260,24 @@ def _dispute(arguments: dict[str, Any]) -> DisputeNotification:
     if opened_ms is None or amount == 0 or (closed_ms is None) != (status is DisputeStatus.OPEN):
         raise CommandError("a dispute has an amount, and is closed if and only if it is won or lost")
     return DisputeNotification(*origin, dispute_id, amount, currency, reason, status, opened_ms, closed_ms, acquirer)
+
+
+def _change(arguments: dict[str, Any]) -> RecordChange:
+    change_id = _text(arguments, "change_id", limits.CHANGE_ID_CHARACTERS_MAX)
+    what = _choice(arguments, "what", *sorted(CHANGES))
+    at_ms = _optional_time(arguments, "at_ms")
+    detail = arguments.pop("detail", None)
+    if at_ms is None or not change_id.isascii():  # it becomes a key of the store
+        raise CommandError("a change has a time, and an id in ASCII")
+    if (
+        not isinstance(detail, dict)
+        or len(detail) > limits.CHANGE_DETAILS_MAX
+        or not all(type(value) in {int, str} for value in detail.values())
+        or any(len(str(text)) > limits.CHANGE_DETAIL_CHARACTERS_MAX for text in (*detail, *detail.values()))
+        or not all(isinstance(name, str) for name in detail)
+    ):
+        raise CommandError("a change's detail maps a few names to short texts or numbers")
+    return RecordChange(change_id, what, at_ms, detail)
 
 
 def _optional_time(arguments: dict[str, Any], name: str) -> int | None:

@@ -12,8 +12,8 @@ import structlog
 
 from actors import codec, keyspace, limits, reconciliation, rules, views
 from actors.answers import Answer, Refused
-from actors.commands import Envelope, Notification, ReconcileOperations, ResolveOperation
-from actors.events import AcquirerContradicted
+from actors.commands import Envelope, Notification, ReconcileOperations, RecordChange, ResolveOperation
+from actors.events import AcquirerContradicted, PartnerChanged
 from actors.ids import IdMint
 from actors.mailbox import Ask, Effects, Expire, Item, Lost, Overdue, Settled, Sweep
 from actors.payment import OperationState, Payment
@@ -105,6 +105,9 @@ class Deciding:
         envelope = ask.envelope
         if isinstance(envelope.command, ReconcileOperations):
             self._decide_reconcile(draft, effects, ask, envelope.command, now_ms)
+            return
+        if isinstance(envelope.command, RecordChange):
+            self._decide_change(draft, effects, ask, envelope.command, now_ms)
             return
         once_key = ask.once_key
         once = draft.once(once_key)
@@ -209,6 +212,15 @@ class Deciding:
                 ),
             )
         effects.answers.append((ask, Answer(200, reconciliation.render(findings))))
+
+    def _decide_change(self, draft: Draft, effects: Effects, ask: Ask, command: RecordChange, now_ms: int) -> None:
+        """Write down what an operator changed. The change's row makes it happen once, however often it is told."""
+        if draft.row(keyspace.change(command.change_id)) is None:
+            event = PartnerChanged(command.change_id, command.what, command.at_ms, command.detail)
+            sequence, cause = draft.standing.sequence + 1, f"operator:{command.change_id}"
+            entry = JournalEntry(sequence, now_ms, cause, ask.envelope.request_id, self._actor.epoch, (), ())
+            draft.record_change(event, entry=entry)
+        effects.answers.append((ask, Answer(200, views.render_acknowledgement())))
 
     def _decide_settled(self, draft: Draft, effects: Effects, item: Settled, now_ms: int) -> None:
         opened = draft.open(item.operation_id)

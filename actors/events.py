@@ -196,6 +196,20 @@ class OperationReconciled:
     fee_agreed: int
 
 
+@dataclass(frozen=True, slots=True)
+class PartnerChanged:
+    """An operator changed something of the partner as a whole, which the partner is to see. It posts nothing.
+
+    `at_ms`: the control plane's time of it. `detail` names no person, and no key but by its id and its last characters.
+    """
+
+    change_id: str
+    what: str
+    at_ms: int
+    detail: Mapping[str, str | int]
+
+
+# What happens to a payment.
 Event = (
     PaymentCreated
     | PaymentRouted
@@ -214,6 +228,8 @@ Event = (
     | AcquirerContradicted
     | OperationReconciled
 )
+# What an entry of the journal may hold.
+JournalEvent = Event | PartnerChanged
 
 
 def apply(payment: Payment | None, event: Event) -> Payment:  # noqa: C901, PLR0911, PLR0912 - one case per event

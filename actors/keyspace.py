@@ -12,6 +12,7 @@
     ("reference", reference, payment_id)             index of payments by the partner's reference
     ("reconciled", operation_id)                     Reconciled: what a settlement file said, posted once
     ("due", at_ms, payment_id)                       authorizations and challenges to be looked at
+    ("change", change_id)                            an operator's change stands in the journal: it is not told twice
     ("moved",)                                       the book is sealed: where its partner went (cells/api/moves.py)
     ("arrival",)                                     how this book came here from another cell, batch by batch
 
@@ -71,6 +72,11 @@ def status(name: str, payment_id: str) -> Key:
 def reference(text: str, payment_id: str) -> Key:
     """Where the index by reference names a payment."""
     return ("reference", text, payment_id)
+
+
+def change(change_id: str) -> Key:
+    """Where it is that an operator's change stands in the journal."""
+    return ("change", change_id)
 
 
 def due(at_ms: int, payment_id: str) -> Key:

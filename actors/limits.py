@@ -49,6 +49,11 @@ DISPUTE_ID_CHARACTERS_MAX: Final = 64
 # The last moment that a timestamp can say: the end of the year 9999.
 ACQUIRER_TIME_MS_MAX: Final = 253_402_300_800_000
 
+# What the control plane may tell of an operator's change.
+CHANGE_ID_CHARACTERS_MAX: Final = 64
+CHANGE_DETAILS_MAX: Final = 8
+CHANGE_DETAIL_CHARACTERS_MAX: Final = 512
+
 # The mailbox and its batches.
 MAILBOX_COMMANDS_MAX: Final = 512
 BATCH_COMMANDS_MAX: Final = 64

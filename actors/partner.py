@@ -21,7 +21,7 @@ from actors.acquirers import Acquirers
 from actors.answers import Answer, RateState, Refused, outcome_unknown, unavailable
 from actors.bulkheads import ALL_ON, Bulkhead
 from actors.clock import Clock, PartnerTime, SystemClock
-from actors.commands import CreatePayment, Envelope, ReconcileOperations, ResolveOperation
+from actors.commands import CreatePayment, Envelope, ReconcileOperations, RecordChange, ResolveOperation
 from actors.deciding import Deciding, told_of
 from actors.errors import (
     ActorStoppedError,
@@ -365,6 +365,9 @@ class PartnerActor:
             if isinstance(item, Ask) and isinstance(item.envelope.command, ReconcileOperations):
                 row_keys += reconciliation.keys_of(item.envelope.command)
                 continue
+            if isinstance(item, Ask) and isinstance(item.envelope.command, RecordChange):
+                row_keys.append(keyspace.change(item.envelope.command.change_id))
+                continue
             payment_id = self.payment_id_of(item)
             if payment_id is not None and payment_id not in state.payments:
                 keys[keyspace.payment(payment_id)] = payment_id
@@ -382,7 +385,7 @@ class PartnerActor:
             return item.payment_id
         if isinstance(item, Ask):
             command = item.envelope.command
-            if isinstance(command, CreatePayment | ReconcileOperations):
+            if isinstance(command, CreatePayment | ReconcileOperations | RecordChange):
                 return None
             if not isinstance(command, ResolveOperation):
                 return command.payment_id

@@ -12,7 +12,7 @@ import orjson
 
 from actors import codec, keyspace, limits, settlement_queries, views
 from actors.answers import Answer, Refused
-from actors.events import OperationReconciled
+from actors.events import OperationReconciled, PartnerChanged
 from actors.ids import created_range
 from actors.partner import PartnerActor
 from actors.payment import DisputeStatus, OperationState, Payment, PaymentStatus
@@ -209,7 +209,7 @@ async def _list_events(actor: PartnerActor, arguments: Arguments) -> Answer | Re
             event.payment_id
             for entry in entries
             for event in entry.events
-            if not isinstance(event, OperationReconciled)
+            if not isinstance(event, OperationReconciled | PartnerChanged)
         }
         payments = {payment.id: payment for payment in await _payments(actor, named)}
         for entry in entries:

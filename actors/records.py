@@ -1,6 +1,6 @@
 """What is stored beside payments: idempotency records, open operations, journal entries, settled rows. Only shapes."""
 
-from actors.events import Event
+from actors.events import JournalEvent
 from actors.ledger import Posting
 from actors.store import Key
 from actors.values import dataclass
@@ -39,7 +39,7 @@ class JournalEntry:
     cause: str
     request_id: str
     epoch: int
-    events: tuple[Event, ...]
+    events: tuple[JournalEvent, ...]
     postings: tuple[Posting, ...]
     once_key: Key | None = None
 

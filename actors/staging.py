@@ -19,6 +19,7 @@ from actors.events import (
     OperationIntended,
     OperationReconciled,
     OperationWithdrawn,
+    PartnerChanged,
     apply,
 )
 from actors.payment import OperationKind, Payment, PaymentStatus
@@ -200,6 +201,14 @@ class Draft:
         events = tuple(event for _, event, _ in reconciled)
         whole = replace(entry, events=events, postings=tuple(postings))
         self._write(keyspace.journal(entry.sequence), codec.encode_entry(whole))
+
+    def record_change(self, event: PartnerChanged, *, entry: JournalEntry) -> None:
+        """Write an operator's change into the journal: `entry`, still without its event. It posts nothing."""
+        self._write(keyspace.change(event.change_id), b"")
+        self.standing = replace(
+            self.standing, sequence=entry.sequence, floor_ms=max(entry.at_ms, self.standing.floor_ms)
+        )
+        self._write(keyspace.journal(entry.sequence), codec.encode_entry(replace(entry, events=(event,))))
 
     def answer(self, key: Key, answer: Answer) -> Answer:
         """Keep the answer to a command, if it has none yet; give the one that is kept."""

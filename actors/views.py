@@ -150,6 +150,10 @@ def event_views(entry: JournalEntry, payments: dict[str, Payment]) -> list[dict[
     for index, event in enumerate(entry.events):
         if isinstance(event, events.OperationReconciled | events.PaymentRouted):
             continue
+        if isinstance(event, events.PartnerChanged):
+            changed = {"changed_at": timestamp(event.at_ms), "by": "operator", **event.detail}
+            views.append(_event_view(entry, index, f"partner.{event.what}", changed))
+            continue
         kind = _event_type(event, payments[event.payment_id])
         if kind is None:
             continue
@@ -169,16 +173,37 @@ def event_views(entry: JournalEntry, payments: dict[str, Payment]) -> list[dict[
                     data["claim"] = event.claim
         elif not isinstance(event, events.ExpiryDeferred):
             data["amount"] = event.amount
-        views.append(
+        views.append(_event_view(entry, index, kind, data))
+    return views + _resolved_views(entry)
+
+
+def _resolved_views(entry: JournalEntry) -> list[dict[str, Any]]:
+    """Give, behind an entry's events, that it was a person who said what became of an operation."""
+    return [
+        _event_view(
+            entry,
+            index,
+            "operation.resolved_by_operator",
             {
-                "id": event_id(entry.sequence, index),
-                "object": "event",
-                "type": kind,
-                "created_at": timestamp(entry.at_ms),
-                "data": data,
-            }
+                "payment_id": event.payment_id,
+                "operation_id": event.operation_id,
+                "outcome": "succeeded" if isinstance(event, events.OperationApproved) else "failed",
+                "by": "operator",
+            },
         )
-    return views
+        for index, event in enumerate(entry.events, start=len(entry.events))
+        if isinstance(event, events.OperationApproved | events.OperationDeclined) and event.resolved_by is not None
+    ]
+
+
+def _event_view(entry: JournalEntry, index: int, kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": event_id(entry.sequence, index),
+        "object": "event",
+        "type": kind,
+        "created_at": timestamp(entry.at_ms),
+        "data": data,
+    }
 
 
 _APPROVED_TYPES = {

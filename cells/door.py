@@ -81,6 +81,7 @@ _CONTROL_ONLY: Final = (_DEPARTURES | _ARRIVALS) - {Method.OPEN_ARRIVAL} | froze
         Method.CELL_STATUS,
         Method.RESOLVE_OPERATION,
         Method.RECONCILE_OPERATIONS,
+        Method.RECORD_CHANGE,
         Method.COMPARE_SETTLEMENT,
         Method.LIST_UNRECONCILED,
     }

@@ -25,10 +25,12 @@ class Work(StrEnum):
     FOLLOW_UP = "follow_up"
 
 
-# Every command of a partner's actor. Settlement files can wait as reads can: who posts them tries again.
+# Every command of a partner's actor. Settlement files and operators' changes can wait as reads can: who tells of them
+# tries again.
 WORK: Final[dict[str, Work]] = {
     **dict.fromkeys(messages.READS, Work.READ),
     Method.RECONCILE_OPERATIONS: Work.READ,
+    Method.RECORD_CHANGE: Work.READ,
     Method.CREATE_PAYMENT: Work.NEW_PAYMENT,
     Method.CAPTURE_PAYMENT: Work.FOLLOW_UP,
     Method.VOID_PAYMENT: Work.FOLLOW_UP,

@@ -209,6 +209,7 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
             "keys": [{name: value for name, value in asdict(key).items() if name != "hash"} for key in keys],
             "changes": [asdict(change) for change in changes],
             "changes_unread": unread,
+            "changes_untold": len(registry.notices(partner_id)),
             "at_door": await _at_door(doors, partner),
         }
 

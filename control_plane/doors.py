@@ -29,6 +29,7 @@ from cells.api.messages import (
 from control_plane import limits
 from control_plane.data_folder import DataFolder, read_secret
 from control_plane.errors import DoorError, RefusedError
+from control_plane.notices import Notice
 from control_plane.registry_records import Cell
 
 ROLE: Final = "control"
@@ -268,6 +269,16 @@ class Doors:
         answer = await self._ask(cell, Method.RESOLVE_OPERATION, partner_id, body, limits.COMMAND_TIMEOUT_MS)
         fields = orjson.loads(_unrefused(cell, answer).body)
         return fields if isinstance(fields, dict) else {}
+
+    async def record_change(self, cell: str, notice: Notice) -> None:
+        """Write into a partner's journal what an operator changed, once. Raises DoorError, RefusedError."""
+        arguments = {
+            "change_id": notice.change_id,
+            "what": notice.what,
+            "at_ms": notice.at_ms,
+            "detail": notice.detail,
+        }
+        await self._ask_partner(_Read, cell, notice.partner_id, Method.RECORD_CHANGE, arguments, new_ulid())
 
     async def reconcile(
         self, cell: str, partner_id: str, command_id: str, arguments: dict[str, Any], *, post: bool

@@ -50,6 +50,14 @@ DELETION_GRACE_S_MAX: Final = 90 * 24 * 3_600
 BURIALS_MAX: Final = PARTNERS_MAX * CELLS_EVER_MAX
 DELETIONS_MAX: Final = 100_000
 
+# What a partner is still to be told, one row a change; past that nothing more is changed of it but to its protection.
+NOTICES_PER_PARTNER_MAX: Final = 32
+# Of protective ones there are no more than keys to revoke, and one suspension.
+NOTICES_MAX: Final = PARTNERS_MAX * (NOTICES_PER_PARTNER_MAX + KEYS_KEPT_PER_PARTNER_MAX + 1)
+# So many of a partner's are delivered before they are forgotten in one commit.
+NOTICES_AT_ONCE_MAX: Final = 32
+INFORM_INTERVAL_MS: Final = 1_000
+
 # Memory, measured: a dedicated worker is a process of its own, a cell is a Ray head and a door.
 WORKER_MEMORY_BYTES: Final = 60_000_000
 # What a pooled partner adds to its worker, and how many share one.

@@ -30,6 +30,7 @@ from control_plane.errors import (
     RegistryUnknownError,
 )
 from control_plane.move_record import Burial, Move
+from control_plane.notices import PROTECTIVE, Notice
 from control_plane.registry_draft import Draft, Held
 from control_plane.registry_errors import AGAIN, explain, lost, not_whole, was_deleted
 from control_plane.registry_reading import load, rows
@@ -175,6 +176,15 @@ class Registry:
     def burials_of(self, partner_id: str) -> list[Burial]:
         """Give what cells are still to be told of one partner."""
         return [burial for burial in self._held.burials.values() if burial.partner_id == partner_id]
+
+    def partners_to_tell(self) -> list[str]:
+        """Give the partners that are still to be told of changes."""
+        return sorted(self._held.notices)
+
+    def notices(self, partner_id: str) -> list[Notice]:
+        """Give what a partner is still to be told, in its order."""
+        of_partner = self._held.notices.get(partner_id, {})
+        return [of_partner[sequence] for sequence in sorted(of_partner)]
 
     def deletion(self, partner_id: str) -> Deletion | None:
         """Give a partner's deletion, one that has ended too; None where there is none."""
@@ -426,6 +436,12 @@ class Registry:
             if what:
                 draft.note(who, what, None, detail)
 
+    async def forget_notices(self, told: Sequence[Notice]) -> None:
+        """Write down that a partner was told."""
+        async with self.writing() as draft:
+            for notice in told:
+                draft.forget_notice(notice)
+
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
         async with self.writing() as draft:
@@ -467,6 +483,7 @@ class Registry:
                     raise explain(error, self._where) from error
             draft = Draft(self._held.head)
             yield draft
+            self._require_room_to_tell(draft)
             if dry_run.ASKED.get():
                 raise DryRunDone(draft.changes)
             if draft.rows:
@@ -484,6 +501,17 @@ class Registry:
                 detail = {name: [_plain(getattr(found, name)), _plain(value)] for name, value in changed.items()}
                 draft.note(who, what, partner_id, detail)
         return self.partner(partner_id)
+
+    def _require_room_to_tell(self, draft: Draft) -> None:
+        """Refuse a change of a partner that was not told of so many before: none of them may go unseen."""
+        for notice in draft.notices:
+            waiting = self._held.notices.get(notice.partner_id, {})
+            if len(waiting) >= limits.NOTICES_PER_PARTNER_MAX and notice.what not in PROTECTIVE:
+                raise RefusedError(
+                    f"{notice.partner_id} was not told yet of {len(waiting)} changes before this one",
+                    where=f"{notice.partner_id}'s journal, which its cell does not write",
+                    hint="see whether its cell is up and the partner served: bulkhead status",
+                )
 
     def _require_never_deleted(self, partner_id: str) -> None:
         deletion = self._held.deletions.get(partner_id)

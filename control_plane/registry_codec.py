@@ -15,6 +15,7 @@ import msgpack
 from control_plane import limits
 from control_plane.audit_chain import Head
 from control_plane.move_record import STATES, WAYS, Burial, Move
+from control_plane.notices import Notice
 from control_plane.registry_records import (
     CELL_STATES,
     DELETION_STATES,
@@ -188,6 +189,22 @@ def decode_burial(entry: Entry) -> Burial:
     return burial
 
 
+def encode_notice(notice: Notice) -> bytes:
+    """Give the bytes of what a partner is to be told. Its detail is JSON, as a change's."""
+    *fields, detail = astuple(notice)
+    return _pack(*fields, json.dumps(detail))
+
+
+def decode_notice(entry: Entry) -> Notice:
+    """Read what a partner is to be told. Raises StoreCorruptError."""
+    fields = _unpack(entry.value, 6)
+    fields[5] = _json_of(fields[5], "a notice")
+    notice = checked(Notice(*fields))
+    if (notice.partner_id, notice.sequence) != entry.key[1:]:
+        raise StoreCorruptError(f"the row of a notice to {entry.key[1]!r} is none of it")
+    return notice
+
+
 def encode_deletion(deletion: Deletion) -> bytes:
     """Give a deletion's bytes."""
     assert deletion.state in DELETION_STATES, deletion.state
@@ -219,10 +236,7 @@ def decode_change(value: bytes) -> Change:
         raise StoreCorruptError("a row is not of a version that is known here")
     sequence, at, who, what, partner_id, text = fields[:6]
     previous = fields[6] if version == _CHAINED_VERSION else ""
-    try:
-        detail = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise StoreCorruptError(f"the detail of change {sequence!r:.40} is no JSON: {error}") from error
+    detail = _json_of(text, f"change {sequence!r:.40}")
     texts = (at, who, what, "" if partner_id is None else partner_id, previous)
     if type(sequence) is not int or not isinstance(detail, dict) or not all(isinstance(text, str) for text in texts):
         raise StoreCorruptError(f"change {sequence!r:.40} has fields of another type")
@@ -277,6 +291,13 @@ def decode_origin(value: bytes | None) -> Origin | None:
     if origin.how not in {NEW, IMPORTED}:
         raise StoreCorruptError(f"the book came to be in a way that is not known here: {origin.how!r:.40}")
     return origin
+
+
+def _json_of(text: Any, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreCorruptError(f"the detail of {name} is no JSON: {error}") from error
 
 
 def _is_moment(text: str) -> bool:

@@ -8,6 +8,7 @@ from control_plane import audit_chain, registry_codec, registry_keys
 from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
 from control_plane.move_record import Burial, Move
+from control_plane.notices import Notice, notice_of
 from control_plane.registry_records import Cell, Change, Deletion, Key, Operator, Owner, Partner
 from stores import contract
 from stores.contract import Check, Put
@@ -27,6 +28,7 @@ class Held:
     moves: dict[str, Move] = field(default_factory=dict)
     burials: dict[tuple[str, str], Burial] = field(default_factory=dict)  # by cell and partner
     deletions: dict[str, Deletion] = field(default_factory=dict)
+    notices: dict[str, dict[int, Notice]] = field(default_factory=dict)  # by partner, in their order
 
 
 class Draft:
@@ -37,6 +39,7 @@ class Draft:
         self.checks: list[Check] = []
         self._head = head
         self.changes: list[Change] = []
+        self.notices: list[Notice] = []
         self._effects: list[Callable[[Held], None]] = []
 
     def put_partner(self, partner: Partner, *, new: bool = False) -> None:
@@ -146,11 +149,33 @@ class Draft:
         self.rows |= {put.key: put.value for put in rows_of_change(change)}
         self.rows[registry_keys.HEAD] = registry_codec.encode_head(head)
         self._effects.append(lambda held: setattr(held, "head", head))
+        notice = notice_of(change)
+        if notice is not None:
+            self._put_notice(notice)
+
+    def _put_notice(self, notice: Notice) -> None:
+        self.notices.append(notice)
+        self.rows[registry_keys.notice(notice.partner_id, notice.sequence)] = registry_codec.encode_notice(notice)
+        self._effects.append(
+            lambda held: held.notices.setdefault(notice.partner_id, {}).update({notice.sequence: notice})
+        )
+
+    def forget_notice(self, notice: Notice) -> None:
+        """Take away what a partner was told."""
+        self.rows[registry_keys.notice(notice.partner_id, notice.sequence)] = None
+
+        def forget(held: Held) -> None:
+            of_partner = held.notices.get(notice.partner_id, {})
+            of_partner.pop(notice.sequence, None)
+            if not of_partner:
+                held.notices.pop(notice.partner_id, None)
+
+        self._effects.append(forget)
 
     @property
     def is_noted(self) -> bool:
         """Whether the audit log tells of it. A directory's version, first cells and next steps are nobody's change."""
-        kinds = {"move", "burial", "cell", "rebalance", "rebalance_step"}
+        kinds = {"move", "burial", "cell", "rebalance", "rebalance_step", "notice"}
         steps = {key for key in self.rows if key == registry_keys.DIRECTORY or key[0] in kinds}
         return registry_keys.HEAD in self.rows or self.rows.keys() <= steps
 

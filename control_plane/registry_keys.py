@@ -12,6 +12,7 @@
     ("operator", operator_id)              Operator: who may use the admin API
     ("move", partner_id)                   Move: a partner on its way to another cell
     ("burial", cell, partner_id)           Burial: a cell that is to be told that a partner is in another one
+    ("notice", partner_id, sequence)       Notice: a change that the partner is still to be told
     ("deletion", partner_id)               Deletion: a partner that is being deleted, or was; it stays for ever
     ("change", sequence)                   Change: who did what, and when; only ever appended
     ("head",)                              the newest change's number and hash
@@ -90,6 +91,16 @@ def burial(cell_name: str, partner_id: str) -> Key:
 def burials(after: Key | None, rows: int) -> Range:
     """Give the range of the next burials after a key, by cell and partner."""
     return Range(_after(after, "burial"), ("burial", _LAST), rows)
+
+
+def notice(partner_id: str, sequence: int) -> Key:
+    """Where it stands that a partner is to be told of a change."""
+    return ("notice", partner_id, sequence)
+
+
+def notices(after: Key | None, rows: int) -> Range:
+    """Give the range of the next notices after a key, by partner and in their order."""
+    return Range(_after(after, "notice"), ("notice", _LAST), rows)
 
 
 def deletion(partner_id: str) -> Key:

@@ -75,6 +75,9 @@ async def load(store: Store, where: str) -> Held:
     async for entry in rows(store, registry_keys.burials, limits.BURIALS_MAX, where):
         burial = registry_codec.decode_burial(entry)
         held.burials[burial.cell, burial.partner_id] = burial
+    async for entry in rows(store, registry_keys.notices, limits.NOTICES_MAX, where):
+        notice = registry_codec.decode_notice(entry)
+        held.notices.setdefault(notice.partner_id, {})[notice.sequence] = notice
     async for entry in rows(store, registry_keys.deletions, limits.DELETIONS_MAX, where):
         deletion = registry_codec.decode_deletion(entry)
         held.deletions[deletion.partner_id] = deletion

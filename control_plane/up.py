@@ -30,6 +30,7 @@ from control_plane.errors import ControlPlaneError, FolderError, RefusedError, S
 from control_plane.evacuation import Evacuation
 from control_plane.fleet import Fleet, Ground, is_free
 from control_plane.gate import Gate
+from control_plane.informing import Informer
 from control_plane.load import Load, routers_of
 from control_plane.moves import Moves
 from control_plane.moves_mover import MovesMover
@@ -210,6 +211,7 @@ class _Up:
             self._places,
         )
         burials = Burials(self._registry, DoorMoves(doors))
+        informer = Informer(self._registry, doors)
         rebalancer = Rebalancer(self._registry, MovesMover(moves), load)
         fleet = self._make_fleet(publisher, doors, supervisor, moves)
         after_s = self._settings.evacuate_after_s
@@ -236,6 +238,7 @@ class _Up:
             _repeating(partners.reconcile, limits.RECONCILE_INTERVAL_MS),
             _repeating(moves.resume, limits.RECONCILE_INTERVAL_MS),
             _repeating(burials.tell, limits.BURIAL_INTERVAL_MS),
+            _repeating(informer.tell, limits.INFORM_INTERVAL_MS),
             _repeating(fleet.converge, limits.CELL_STEP_INTERVAL_MS),
             _repeating(evacuation.watch, limits.EVACUATION_LOOK_MS),
             _repeating(load.remember, limits.LOAD_INTERVAL_MS),
@@ -252,6 +255,7 @@ class _Up:
             await rebalancer.aclose()  # first: it would begin them again
             await moves.stop()
             await burials.stop()
+            await informer.stop()
             if self._registry.lost is not None and not self._stop.is_set():
                 raise self._registry.lost  # the processes are left to themselves, as after a crash
             if failure is not None:

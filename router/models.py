@@ -339,7 +339,7 @@ class Balance(BaseModel):
 
 
 class Event(BaseModel):
-    """Something that happened to a payment or one of its operations."""
+    """Something that happened to a payment, or that an operator changed of the partner (`partner.…`)."""
 
     id: Annotated[str, Field(pattern=EVENT_ID)]
     object: Literal["event"]

@@ -68,6 +68,8 @@ class Method:
     # Rows of a settlement file: [key, original_key | None, kind, reference, currency, gross, fee], at most
     # actors.limits.SETTLEMENT_ROWS_MAX.
     RECONCILE_OPERATIONS = "reconcile_operations"  # {file, settled_on, operator, fees: {...}, rows: [...]}
+    # What an operator changed, for the partner's own journal.
+    RECORD_CHANGE = "record_change"  # {change_id, what, at_ms, detail: {...}}
     # An acquirer's notifications: no partner's request becomes one of these (NOTIFICATIONS below).
     NOTIFY_RESULT = "notify_result"  # {notification_id, operation_id, original_id | None, result, ...}
     NOTIFY_DISPUTE = "notify_dispute"  # {notification_id, operation_id, original_id | None, dispute_id, ...}
@@ -125,6 +127,7 @@ WRITES = frozenset(
         Method.CONFIRM_PAYMENT,
         Method.RESOLVE_OPERATION,
         Method.RECONCILE_OPERATIONS,
+        Method.RECORD_CHANGE,
         Method.NOTIFY_RESULT,
         Method.NOTIFY_DISPUTE,
     }

@@ -285,6 +285,7 @@ async def test_a_command_that_is_none_is_answered_and_takes_nobody_along(site: S
                 Method.CONFIGURE,
                 Method.CELL_STATUS,
                 Method.RESOLVE_OPERATION,
+                Method.RECORD_CHANGE,
                 "no_method",
                 "",
             ):

@@ -22,13 +22,15 @@ from actors.commands import (
     CreatePayment,
     DisputeNotification,
     Envelope,
+    PartnerCommand,
     ReconcileOperations,
+    RecordChange,
     RefundPayment,
     ResolveOperation,
     ResultNotification,
     VoidPayment,
 )
-from actors.events import OperationReconciled, apply
+from actors.events import OperationReconciled, PartnerChanged, apply
 from actors.ledger import Account, Balances
 from actors.mailbox import Result
 from actors.partner import PartnerActor
@@ -49,6 +51,7 @@ METHODS: dict[type[Any], str] = {
     RefundPayment: "refund_payment",
     ResolveOperation: "resolve_operation",
     ReconcileOperations: "reconcile_operations",
+    RecordChange: "record_change",
     ConfirmPayment: "confirm_payment",
     ResultNotification: "notify_result",
     DisputeNotification: "notify_dispute",
@@ -74,7 +77,7 @@ def authorization(amount: int = 1_000, **fields: Any) -> CreatePayment:
 
 
 def envelope(
-    command: Command | ReconcileOperations, command_id: str, key: str | None = None, fingerprint: bytes | None = None
+    command: Command | PartnerCommand, command_id: str, key: str | None = None, fingerprint: bytes | None = None
 ) -> Envelope:
     """Wrap a command as the router does."""
     digest = hashlib.sha256(repr(command).encode()).digest() if fingerprint is None else fingerprint
@@ -166,7 +169,7 @@ class Bench:
 
     async def ask(
         self,
-        command: Command | ReconcileOperations,
+        command: Command | PartnerCommand,
         *,
         key: str | None = None,
         command_id: str | None = None,
@@ -179,7 +182,7 @@ class Bench:
         async with asyncio.timeout(PATIENCE_S):
             return await (actor or self.actor).ask(METHODS[type(command)], asked, budget_ms)
 
-    def ask_soon(self, command: Command | ReconcileOperations, **arguments: Any) -> asyncio.Task[Result]:
+    def ask_soon(self, command: Command | PartnerCommand, **arguments: Any) -> asyncio.Task[Result]:
         """Ask without waiting for the answer."""
         return asyncio.create_task(self.ask(command, **arguments))
 
@@ -257,6 +260,8 @@ def recompute(rows: dict[Key, bytes]) -> Books:
     for entry in books.entries:
         postings: list[ledger.Posting] = []
         for event in entry.events:
+            if isinstance(event, PartnerChanged):
+                continue
             payment = apply(books.payments.get(event.payment_id), event)
             books.payments[payment.id] = payment
             postings += ledger.postings_of(payment, event)
@@ -297,6 +302,8 @@ def check_books(books: Books) -> None:
     for payment in payments:
         check_payment(payment)
     check_settled(books)
+    changes = [e.change_id for entry in books.entries for e in entry.events if isinstance(e, PartnerChanged)]
+    assert sorted(changes) == sorted(str(key[1]) for key in books.under("change")), "a change stands there once"
     for value in books.under("once").values():
         once = codec.decode_once(value)
         payment = books.payments[once.payment_id]

@@ -25,6 +25,7 @@ from actors.events import (
     OperationIntended,
     OperationLost,
     OperationReconciled,
+    PartnerChanged,
     PaymentCreated,
     apply,
 )
@@ -391,6 +392,17 @@ def test_what_a_person_resolved_is_the_person_s_word(story: Story) -> None:
     story.add(OperationApproved("pay_old", "op_old", 2_000, "resolved_by_operator", None, "anna"))
     story.statuses["pay_old"] = {"captured"}
     assert story.differences() == []
+
+
+def test_an_operator_s_change_posts_nothing_and_stands_there_once(story: Story) -> None:
+    changed = PartnerChanged("c1", "suspended", 5, {})
+    entry = story.entries[-1]
+    story.entries.append(replace(entry, sequence=entry.sequence + 1, events=(changed,), postings=()))
+    story.standing = replace(story.standing, sequence=entry.sequence + 1)
+    assert story.differences() == []
+    story.entries.append(replace(story.entries[-1], sequence=entry.sequence + 2))
+    story.standing = replace(story.standing, sequence=entry.sequence + 2)
+    assert story.differences() == ["c1: an operator's change stands in the journal twice"]
 
 
 def test_what_waits_for_its_customer_is_no_open_operation(story: Story) -> None:

@@ -10,6 +10,7 @@ from actors.commands import (
     ConfirmPayment,
     CreatePayment,
     DisputeNotification,
+    RecordChange,
     RefundPayment,
     ResolveOperation,
     ResultNotification,
@@ -31,6 +32,7 @@ DISPUTE = RESULT | {
     "opened_ms": 1,
     "closed_ms": None,
 }
+CHANGE = {"change_id": "c1", "what": "key_rotated", "at_ms": 5, "detail": {"key_id": "key_1", "n": 2}}
 RESOLVE = {"operation_id": "op_1", "outcome": "failed", "operator": "ann", "note": "called the bank"}
 
 
@@ -79,6 +81,7 @@ RESOLVE = {"operation_id": "op_1", "outcome": "failed", "operator": "ann", "note
             DisputeNotification("msg_1", "pay_1", "op_1", "dp_1", 5, "EUR", "fraudulent", DisputeStatus.WON, 1, 2),
         ),
         ("resolve_operation", RESOLVE, ResolveOperation("op_1", False, "ann", "called the bank")),
+        ("record_change", CHANGE, RecordChange("c1", "key_rotated", 5, {"key_id": "key_1", "n": 2})),
         (
             "resolve_operation",
             RESOLVE | {"outcome": "succeeded"},
@@ -136,6 +139,15 @@ def test_what_is_right_is_read(method: str, arguments: dict[str, Any], command: 
         ("refund_payment", {"payment_id": "pay_1", "reason": "x" * 256}, "reason"),
         ("resolve_operation", RESOLVE | {"outcome": "maybe"}, "outcome"),
         ("resolve_operation", RESOLVE | {"operator": ""}, "operator"),
+        ("record_change", CHANGE | {"what": "robbed"}, "what"),
+        ("record_change", CHANGE | {"change_id": "c" * 65}, "change_id"),
+        ("record_change", CHANGE | {"change_id": "\u00e4"}, "ASCII"),
+        ("record_change", CHANGE | {"at_ms": 0}, "at_ms"),
+        ("record_change", CHANGE | {"detail": None}, "detail"),
+        ("record_change", CHANGE | {"detail": {"a": True}}, "detail"),
+        ("record_change", CHANGE | {"detail": {1: "a"}}, "detail"),
+        ("record_change", CHANGE | {"detail": {"a": "x" * 513}}, "detail"),
+        ("record_change", CHANGE | {"detail": dict.fromkeys("abcdefghi", 1)}, "detail"),
     ],
 )
 def test_what_is_wrong_is_named(method: str, arguments: dict[str, Any], about: str) -> None:

@@ -48,6 +48,7 @@ EVENT: st.SearchStrategy[Event] = st.one_of(
     st.builds(events.AcquirerContradicted, TEXT, TEXT, INSTANT, TEXT),
     st.builds(events.OperationReconciled, TEXT, TEXT, INSTANT, TEXT, MONEY, MONEY, MONEY),
 )
+CHANGED = st.builds(events.PartnerChanged, TEXT, TEXT, INSTANT, st.dictionaries(TEXT, TEXT | INSTANT, max_size=3))
 POSTING = st.builds(Posting, TEXT, st.sampled_from(Account), st.integers(-(10**12), 10**12))
 OPERATION = st.builds(
     Operation,
@@ -102,7 +103,7 @@ STANDING = st.builds(
         TEXT,
         TEXT,
         INSTANT,
-        st.lists(EVENT).map(tuple),
+        st.lists(EVENT | CHANGED).map(tuple),
         st.lists(POSTING).map(tuple),
         st.none() | KEY,
     )
@@ -202,9 +203,10 @@ def test_every_event_has_a_tag_of_its_own_for_ever() -> None:
         "DisputeClosed": 13,
         "AcquirerContradicted": 14,
         "PaymentRouted": 15,
+        "PartnerChanged": 16,
         "OperationReconciled": 20,
     }
-    assert set(codec._EVENT_TAGS) == set(Event.__args__)
+    assert set(codec._EVENT_TAGS) == {*Event.__args__, events.PartnerChanged}
 
 
 DECODERS = [

@@ -27,6 +27,8 @@ from actors.commands import (
     CreatePayment,
     DisputeNotification,
     Notification,
+    PartnerCommand,
+    RecordChange,
     RefundPayment,
     ResolveOperation,
     ResultNotification,
@@ -77,7 +79,7 @@ ALWAYS = {RefusalCode.PARTNER_UNAVAILABLE, RefusalCode.OUTCOME_UNKNOWN, RefusalC
 class Sent:
     """A command as its client knows it. The key is the client's promise to itself: one key, one command."""
 
-    command: Command
+    command: Command | PartnerCommand
     command_id: str
     key: str | None
     answer: tuple[int, bytes] | None = None
@@ -94,6 +96,7 @@ class Simulation:
         self.stops: list[Stop] = []
         self.calm = False
         self.acknowledged = 0
+        self.changes = 0
         self.disputes: dict[str, DisputeNotification] = {}  # the newest of each, by the disputed key
 
     async def run(self) -> None:
@@ -114,6 +117,7 @@ class Simulation:
             (2, self.set_clock),
             (3, self.resolve),
             (2, self.resolve_late),
+            (3, self.record_change),
             (20, self.come_back),
             (8, self.notify_result),
             (6, self.dispute),
@@ -182,7 +186,7 @@ class Simulation:
             self.acknowledged += 1
 
     async def try_ask(
-        self, command: Command, command_id: str, key: str | None, actor: PartnerActor | None = None
+        self, command: Command | PartnerCommand, command_id: str, key: str | None, actor: PartnerActor | None = None
     ) -> Answer | RefusalCode | None:
         try:
             result = await self.bench.ask(
@@ -337,6 +341,12 @@ class Simulation:
         for _ in range(3):
             await self.resolve()
 
+    async def record_change(self) -> None:
+        """As the control plane does: some of them again, under another command id."""
+        self.changes += self.rng.random() < 0.6
+        command = RecordChange(f"chg_{self.changes}", "suspended", 5, {})
+        await self.send(Sent(command, self.bench.command_id(), None))
+
     async def wait(self) -> None:
         await asyncio.sleep(self.rng.choice([0, 0.01, 0.2, 1, 6]))
 
@@ -384,7 +394,7 @@ class Simulation:
         await self.end_all()
         books = await bench.audit()
         for sent in self.sent:
-            if sent.answer is None or sent.answer[0] == 202 or isinstance(sent.command, Notification):
+            if sent.answer is None or sent.answer[0] == 202 or isinstance(sent.command, Notification | RecordChange):
                 continue
             said = orjson.loads(sent.answer[1])
             operations = said.get("operations") or [said]

@@ -260,6 +260,21 @@ def test_the_public_events_of_a_history(story: Recorder, types: list[str]) -> No
     assert all(failures)
 
 
+def test_that_a_person_resolved_an_operation_is_an_event_of_its_own() -> None:
+    for succeeded, outcome, kind in ((True, "succeeded", "payment.captured"), (False, "failed", "payment.failed")):
+        story = Recorder().create(manual=False).lose().resolve(succeeded=succeeded)
+        entry = JournalEntry(7, NOW_MS, "c", "r", 1, tuple(story.events), ())
+        *_, before, resolved = views.event_views(entry, {"pay_1": story.payment})
+        assert (before["type"], resolved["type"]) == (kind, "operation.resolved_by_operator")
+        assert before["id"] < resolved["id"]
+        assert resolved["data"] == {
+            "payment_id": "pay_1",
+            "operation_id": story.last,
+            "outcome": outcome,
+            "by": "operator",
+        }
+
+
 def test_ids_of_events_rise_with_the_journal() -> None:
     ids = [views.event_id(sequence, index) for sequence in (1, 9, 10, 10**9) for index in (0, 9, 10)]
     assert ids == sorted(ids)

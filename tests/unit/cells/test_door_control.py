@@ -27,6 +27,7 @@ from tests.unit.cells.open_cell import BUDGET_MS, OpenCell, code, opened
         Method.CELL_STATUS,
         Method.RESOLVE_OPERATION,
         Method.RECONCILE_OPERATIONS,
+        Method.RECORD_CHANGE,
         Method.COMPARE_SETTLEMENT,
         Method.LIST_UNRECONCILED,
         Method.ASSIGN,

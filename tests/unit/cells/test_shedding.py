@@ -26,7 +26,7 @@ def test_every_command_has_a_class_of_work() -> None:
 
 def test_what_goes_on_with_a_payment_is_a_follow_up() -> None:
     assert {method for method, work in WORK.items() if work is Work.FOLLOW_UP} == messages.WRITES - {
-        "create_payment", "reconcile_operations",
+        "create_payment", "reconcile_operations", "record_change",
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from control_plane import registry_codec, registry_keys
 from control_plane.move_record import Burial, Move
+from control_plane.notices import Notice
 from control_plane.registry_records import IMPORTED, Cell, Change, Key, Origin, Owner, Partner, Rebalance, RebalanceStep
 from stores import tuple_keys
 from stores.contract import Entry, StoreCorruptError
@@ -44,7 +45,13 @@ def test_what_is_not_there_is_none() -> None:
 
 BURIAL = Burial("acme", "cell-0", "move_1", "cell-1", "t", "move_0", ("cell-2",))
 MOVE = Move("move_1", "acme", "cell-0", "cell-1", "t", "copying", 1, "ann", "now", passed_over=(("cell-2", "move_0"),))
+NOTICE = Notice("acme", 7, "chg_1", "key_rotated", 5, {"key_id": "key_1", "n": 2})
 DECODERS: list[tuple[str, Callable[[bytes], Any], bytes]] = [
+    (
+        "notice",
+        lambda value: registry_codec.decode_notice(Entry(registry_keys.notice("acme", 7), value)),
+        registry_codec.encode_notice(NOTICE),
+    ),
     (
         "partner",
         lambda value: registry_codec.decode_partner(Entry(registry_keys.partner("acme"), value)),

@@ -96,6 +96,7 @@ def test_every_command_of_a_partner_has_its_endpoint() -> None:
         Method.LIST_UNKNOWN,
         Method.COUNT_OPEN,
         Method.RECONCILE_OPERATIONS,
+        Method.RECORD_CHANGE,
         Method.COMPARE_SETTLEMENT,
         Method.LIST_UNRECONCILED,
     }
