@@ -30,7 +30,7 @@ from chaos.faults import (
     in_words,
 )
 from chaos.needs import Need, Needs
-from chaos.toxics import Bandwidth, Latency, ResetPeer, Slicer, Stream, Toxic
+from chaos.toxics import Bandwidth, Latency, ResetPeer, Slicer, Stream, Tamper, Toxic
 
 FOLDER: Final = Path(__file__).parent / "experiments"
 EXTENSION: Final = "bulkhead"
@@ -227,6 +227,11 @@ _SLICED: Final = [
     )
     for way in _BOTH_WAYS
 ]
+_TAMPERED: Final = [
+    Tamper(name=f"tamper_{way}_{stream}", stream=stream, way=way, every=limits.CHAOS_TAMPER_EVERY)
+    for stream in _BOTH_WAYS
+    for way in ("flip", "replay", "drop", "inject")
+]
 _PROXIES: Final = frozenset({Need.FAULT_PROXIES})
 _DISK: Final = frozenset({Need.SQLITE, Need.STRACE})
 _CLOCK: Final = frozenset({Need.CLOCK})
@@ -343,6 +348,10 @@ EXPERIMENTS: Final = (
     Experiment("network-slicing", "The network between routers and a cell delivers frames in slices", Scope.CELL,
                NO_ERROR, NO_ERROR, NO_ERROR, limits.GOAL_NETWORK_MS,
                *_network("slices", *_SLICED), goal_from_end=True, needs=_PROXIES),
+    Experiment("relay-tampering", "A relay between routers and a cell tampers with frames", Scope.CELL,
+               MAY_REFUSE, MAY_REFUSE, NO_ERROR, limits.GOAL_NETWORK_MS,
+               *_network("tampered with", *_TAMPERED), goal_from_end=True,
+               signs=(Sign("log", "client_refused", "${cell}.door"), _CELL_LOST), needs=_PROXIES),
     # What all share.
     Experiment("router-killed", "A router is killed", Scope.ALL,
                MAY_CUT_OFF, MAY_CUT_OFF, MAY_CUT_OFF, limits.GOAL_ROUTER_KILLED_MS,

@@ -24,6 +24,7 @@ from chaos.toxics import (
     Slicer,
     SlowClose,
     Stream,
+    Tamper,
     Timeout,
     Toxic,
     ToxicError,
@@ -329,6 +330,7 @@ class _Pump:
     async def _pass(self, at_s: float, piece: bytes) -> None:
         """Pass one piece on, in slices where there is a slicer, each as late and as slow as the toxics say."""
         await self._delay(at_s)
+        piece = self._tamper(piece)
         while piece:
             toxics = self._toxics()
             if any(isinstance(toxic, Timeout | ResetPeer) for toxic, _ in toxics):
@@ -347,6 +349,24 @@ class _Pump:
             self._count(toxics, len(first))
             if pause_s:
                 await self._proxy.wait(time.monotonic() + pause_s)
+
+    def _tamper(self, piece: bytes) -> bytes:
+        """Return what a hostile relay makes of a piece."""
+        for toxic, _ in self._toxics():
+            if not isinstance(toxic, Tamper) or self._dice.randrange(toxic.every) or not piece:
+                continue
+            match toxic.way:
+                case "flip":
+                    position = self._dice.randrange(len(piece))
+                    changed = piece[position] ^ 1 << self._dice.randrange(8)
+                    piece = piece[:position] + bytes([changed]) + piece[position + 1 :]
+                case "replay":
+                    piece += piece
+                case "drop":
+                    piece = b""
+                case "inject":
+                    piece += limits.TAMPER_INJECTED
+        return piece
 
     async def _delay(self, at_s: float) -> None:
         while True:

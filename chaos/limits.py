@@ -147,6 +147,8 @@ FAULT_PROXY_REQUEST_BYTES_MAX: Final = 64 * 1_024
 TOXICS_MAX: Final = 32
 TOXIC_TIME_MS_MAX: Final = 3_600_000
 TOXIC_BYTES_MAX: Final = 1 << 40
+# What a relay that tampers puts in: the answer of a captured payment, as it looked before frames were sealed.
+TAMPER_INJECTED: Final = b"\x00\x00\x00\x05\x93\x05\x01\xc4\x00"
 TOXIC_RATE_KB_MAX: Final = 1 << 30
 
 CLOCK_OFFSET_S_MAX: Final = 10 * 366 * 86_400
@@ -229,6 +231,8 @@ CHAOS_SLICE_VARIATION_BYTES: Final = 250
 CHAOS_SLICE_PAUSE_US: Final = 100
 # After its disk or its network is well again a cell is served as ever within this.
 GOAL_DISK_MS: Final = 4_000
+# A hostile relay tampers with one piece of data in so many, in each of its ways and each direction.
+CHAOS_TAMPER_EVERY: Final = 100
 GOAL_NETWORK_MS: Final = 2_000
 GOAL_CLOCK_MS: Final = GOAL_WORKER_KILLED_MS
 CHAOS_FINDINGS_SHOWN_MAX: Final = 50

@@ -1,7 +1,8 @@
 """What a fault proxy can do to connections: Toxiproxy's toxics as values, and how they are read from JSON.
 
 Names and meanings are those of Toxiproxy (https://github.com/Shopify/toxiproxy), so that its users need not learn
-others. `stream` says which way: "upstream" is from the client to the server. No I/O here: see fault_proxy.py.
+others; `tamper` alone is no toxic of Toxiproxy's. `stream` says which way: "upstream" is from the client to the server.
+No I/O here: see fault_proxy.py.
 """
 
 from dataclasses import asdict
@@ -99,6 +100,14 @@ class LimitData(Toxic):
     bytes: _Bytes
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Tamper(Toxic):
+    """One piece of data in `every` is tampered with, as a hostile relay might: `way` says how."""
+
+    way: Literal["flip", "replay", "drop", "inject"]
+    every: Annotated[int, Field(ge=1, le=limits.TOXIC_BYTES_MAX)]
+
+
 TYPES: Final[dict[str, type[Toxic]]] = {
     "latency": Latency,
     "bandwidth": Bandwidth,
@@ -107,6 +116,7 @@ TYPES: Final[dict[str, type[Toxic]]] = {
     "reset_peer": ResetPeer,
     "slicer": Slicer,
     "limit_data": LimitData,
+    "tamper": Tamper,
 }
 
 

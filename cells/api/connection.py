@@ -6,21 +6,19 @@ partner is its own share (door, mailbox), what bounds a connection is CONNECTION
 
 import asyncio
 import contextlib
-import hmac
 import itertools
 import random
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field
 from typing import Any, cast
 
-import structlog
-
 from actors.values import dataclass
 from cells.api import frames, limits
 from cells.api.log_budget import LogBudget
+from cells.api.sealing import ClientHandshake, SealedFrames, ServerHandshake
 
-log = structlog.get_logger()
+# Of all connections that this process opens: one that is tampered with is opened again and again.
+_log = LogBudget()
 
 
 class PeerError(Exception):
@@ -61,15 +59,14 @@ class Connection(asyncio.Protocol):
     """One connection to a server, from its handshake to its end. Never connects again."""
 
     def __init__(self, role: str, key: bytes, on_lost: Callable[[], None]) -> None:
-        self._role = role
-        self._key = key
+        self._handshake = ClientHandshake(role, key)
+        self._sealed: SealedFrames | None = None
         self._grace_s = limits.ANSWER_GRACE_MS.get(role, 0) / 1000
         self._on_lost = on_lost
         self._decoder = frames.Decoder(limits.HANDSHAKE_FRAME_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[bytes]] = {}
-        self._nonces = (b"", b"")
         self._loop = asyncio.get_running_loop()
         self._welcomed: asyncio.Future[None] = self._loop.create_future()
 
@@ -112,8 +109,8 @@ class Connection(asyncio.Protocol):
 
         Raises PeerUnavailableError, PeerLostError, PeerTimeoutError.
         """
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        transport, sealed = self._transport, self._sealed
+        if transport is None or sealed is None or transport.is_closing():
             raise PeerUnavailableError("the connection is closed")
         if (
             len(self._pending) >= limits.CONNECTION_REQUESTS_MAX
@@ -122,14 +119,14 @@ class Connection(asyncio.Protocol):
             raise PeerUnavailableError("the peer takes no more requests")
         number = next(self._ids)
         try:
-            data = frames.encode([frames.REQUEST, number, method, budget_ms, partner_id, body])
+            payload = frames.pack([frames.REQUEST, number, method, budget_ms, partner_id, body])
         except frames.FrameError as error:
             raise PeerUnavailableError(str(error)) from error
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._pending[number] = future
         wait_s = budget_ms / 1000 + self._grace_s if budget_ms > 0 else 0
         timer = self._loop.call_later(wait_s, self._expire, number)
-        transport.write(data)
+        transport.write(sealed.seal(payload))
         try:
             return await future
         finally:
@@ -150,51 +147,54 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came."""
         try:
-            for frame in self._decoder.feed(data):
+            if self._sealed is None:
+                self._shake_hands(data)
+                return
+            for frame in self._sealed.feed(data):
                 self._take(frame)
         except (frames.FrameError, ValueError, TypeError, IndexError) as error:
-            log.warning("peer_sent_no_frame", error=str(error))
+            _log.warning("peer_refused", error=str(error))
+            self._fail_welcome(str(error))
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell all who wait."""
-        error = PeerLostError(f"the connection ended: {exc or 'closed by the peer'}")
-        if not self._welcomed.done():
-            self._welcomed.set_exception(error)
-            self._welcomed.exception()  # seen: open() may have timed out already
-            self._pending.clear()
+        reason = f"the connection ended: {exc or 'closed by the peer'}"
+        if self._sealed is None:
+            self._fail_welcome(reason)
             return
+        error = PeerLostError(reason)
         pending, self._pending = self._pending, {}
         for future in pending.values():
             if not future.done():
                 future.set_exception(error)
         self._on_lost()
 
-    def _take(self, frame: list[Any]) -> None:
-        kind = frame[0]
-        if kind == frames.ANSWER:
-            _, number, body = frame
-            if not isinstance(body, bytes):
-                raise frames.FrameError("an answer does not have its types")
-            future = self._pending.get(number)
-            if future is not None and not future.done():
-                future.set_result(body)
-        elif kind == frames.CHALLENGE and not self._welcomed.done():
-            server_nonce = frame[1]
-            if not isinstance(server_nonce, bytes) or len(server_nonce) != frames.NONCE_BYTES:
-                raise frames.FrameError("a challenge does not have its types")
-            client_nonce = secrets.token_bytes(frames.NONCE_BYTES)
-            self._nonces = (server_nonce, client_nonce)
-            mac = frames.proof(self._key, self._role, server_nonce, client_nonce)
+    def _shake_hands(self, data: bytes) -> None:
+        frame = self._decoder.feed_one(data)
+        if frame is None:
+            return
+        if frame[0] == frames.CHALLENGE:
             assert self._transport is not None
-            self._transport.write(frames.encode([frames.PROOF, self._role, client_nonce, mac]))
-        elif kind == frames.WELCOME and not self._welcomed.done():
-            if not self._nonces[0] or not hmac.compare_digest(frames.welcome(self._key, *self._nonces), frame[1]):
-                raise frames.FrameError("the server does not know the cell's secret")
-            self._decoder.bytes_max = limits.FRAME_BYTES_MAX
+            self._transport.write(frames.announce(frames.pack(self._handshake.prove(frame))))
+            return
+        sealed = self._handshake.finish(frame, limits.FRAME_BYTES_MAX)
+        if not self._welcomed.done():
+            self._sealed = sealed
             self._welcomed.set_result(None)
-        else:
-            raise frames.FrameError(f"a frame of kind {kind} was not expected")
+
+    def _take(self, frame: list[Any]) -> None:
+        kind, number, body = frame
+        if kind != frames.ANSWER or not isinstance(body, bytes):
+            raise frames.FrameError("an answer does not have its types")
+        future = self._pending.get(number)
+        if future is not None and not future.done():
+            future.set_result(body)
+
+    def _fail_welcome(self, reason: str) -> None:
+        if not self._welcomed.done():
+            self._welcomed.set_exception(PeerLostError(reason))
+            self._welcomed.exception()  # seen: open() may have timed out already
 
     def _expire(self, number: int) -> None:
         future = self._pending.get(number)
@@ -337,8 +337,9 @@ class _ServedConnection(asyncio.Protocol):
         self._handler = handler
         self._all = all_of_them
         self._decoder = frames.Decoder(limits.HANDSHAKE_FRAME_BYTES_MAX)
-        self._server_nonce = secrets.token_bytes(frames.NONCE_BYTES)
-        self._role: str | None = None
+        self._handshake = ServerHandshake()
+        self._sealed: SealedFrames | None = None
+        self._role = ""  # until it is proven
         self._tasks: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()
         self._transport: asyncio.Transport | None = None
@@ -353,7 +354,7 @@ class _ServedConnection(asyncio.Protocol):
         self._all.begin(self)
         loop = asyncio.get_running_loop()
         self._handshake_timer = loop.call_later(limits.HANDSHAKE_TIMEOUT_MS / 1000, self.abort)
-        self._transport.write(frames.encode([frames.CHALLENGE, self._server_nonce]))
+        self._transport.write(frames.announce(frames.pack(self._handshake.challenge())))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._all.end(self)
@@ -364,16 +365,16 @@ class _ServedConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for frame in self._decoder.feed(data):
+            if self._sealed is None:
+                self._prove(data)
+                return
+            for frame in self._sealed.feed(data):
                 self._take(frame)
         except (frames.FrameError, ValueError, TypeError) as error:
             self._all.budget.warning("client_refused", error=str(error), role=self._role)
             self.abort()
 
     def _take(self, frame: list[Any]) -> None:
-        if self._role is None:
-            self._prove(frame)
-            return
         kind, number, method, budget_ms, partner_id, body = frame
         if (
             kind != frames.REQUEST
@@ -392,38 +393,34 @@ class _ServedConnection(asyncio.Protocol):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _prove(self, frame: list[Any]) -> None:
-        kind, role, client_nonce, mac = frame
-        key = self._keys.get(role) if kind == frames.PROOF and isinstance(role, str) else None
-        if (
-            key is None
-            or not isinstance(client_nonce, bytes)
-            or len(client_nonce) != frames.NONCE_BYTES
-            or not isinstance(mac, bytes)
-            or not hmac.compare_digest(frames.proof(key, role, self._server_nonce, client_nonce), mac)
-        ):
-            raise frames.FrameError("the client does not know the secret of its role")
+    def _prove(self, data: bytes) -> None:
+        frame = self._decoder.feed_one(data)
+        if frame is None:
+            return
+        role = self._handshake.check(frame, self._keys)
         self._all.prove(self)
         self._role = role
-        self._decoder.bytes_max = limits.ROUTER_FRAME_BYTES_MAX if role == "router" else limits.FRAME_BYTES_MAX
+        bytes_max = limits.ROUTER_FRAME_BYTES_MAX if role == "router" else limits.FRAME_BYTES_MAX
+        welcome, self._sealed = self._handshake.welcome(self._keys[role], bytes_max)
         assert self._handshake_timer is not None
         self._handshake_timer.cancel()
         assert self._transport is not None
-        self._transport.write(frames.encode([frames.WELCOME, frames.welcome(key, self._server_nonce, client_nonce)]))
+        self._transport.write(frames.announce(frames.pack(welcome)))
 
     async def _serve(self, number: int, request: Request) -> None:
         try:
-            data = frames.encode([frames.ANSWER, number, await self._handler(request)])
+            payload = frames.pack([frames.ANSWER, number, await self._handler(request)])
         except Exception:  # noqa: BLE001 - logged, trace and all
             # A bug in a handler takes its own request only; the asker meets its deadline or asks again.
             self._all.budget.warning("handler_failed", method=request.method, partner=request.partner_id, exc_info=True)
             return
-        transport = self._transport
+        transport, sealed = self._transport, self._sealed
         assert transport is not None
+        assert sealed is not None
         if transport.is_closing():
             return
         if transport.get_write_buffer_size() > limits.CONNECTION_UNSENT_BYTES_MAX:
             self._all.budget.warning("client_reads_nothing", role=self._role)
             transport.abort()
             return
-        transport.write(data)
+        transport.write(sealed.seal(payload))

@@ -8,6 +8,9 @@ from actors.profile import MAIN_ACQUIRER as _MAIN
 FRAME_BYTES_MAX: Final = 1_048_576
 # What of a frame is left to an answer's body.
 ANSWER_BYTES_MAX: Final = FRAME_BYTES_MAX - 1_024
+# What AES-256-GCM adds to a frame (NIST SP 800-38D), and how many frames one key seals: far below where it wears out.
+SEAL_BYTES: Final = 16
+FRAMES_PER_KEY_MAX: Final = 2**36
 # Before its proof a peer may send this much in a frame: a proof has some 120 bytes.
 HANDSHAKE_FRAME_BYTES_MAX: Final = 256
 # What a router may send in a frame: bodies that it lets in have 64 KiB.

@@ -124,7 +124,7 @@ def seeds(target: str) -> list[bytes]:
     if target == "frames":
         from cells.api import frames as wire  # noqa: PLC0415
 
-        return [b"\x05" + wire.encode([wire.REQUEST, 1, "get_balance", 8_000, "alpha", b"x" * 20]) * 2]
+        return [b"\x05" + wire.announce(wire.pack([wire.REQUEST, 1, "get_balance", 8_000, "alpha", b"x" * 20])) * 2]
     if target == "messages":
         from cells.api import messages  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Payments of a whole gateway through fault proxies before its doors: cut, slowed and sliced, and whole again."""
+"""Payments of a whole gateway through a relay before its door: cut, slowed, sliced, tampered with, and whole again."""
 
 import asyncio
 from functools import partial
@@ -10,8 +10,8 @@ import pytest
 from chaos.fault_proxy import FaultProxy
 from chaos.gateway import Gateway
 from chaos.ports import HOST, free_block
-from chaos.toxics import Latency, ResetPeer, Slicer
-from tests.eventually import eventually_true
+from chaos.toxics import Latency, ResetPeer, Slicer, Tamper
+from tests.eventually import eventually, eventually_true
 
 BODY = {"amount": 100, "currency": "EUR", "payment_method": "tok_approve", "capture_method": "automatic"}
 
@@ -64,7 +64,29 @@ async def test_payments_go_through_the_proxy_whatever_it_does(tmp_path: Path) ->
                 async def is_done(name: str) -> bool:
                     return (await pay(name)).status_code in {201, 202}
 
-                for name in ("reset", "cut"):
+                tampered = [
+                    Tamper(way="flip", every=1, stream="upstream"),
+                    Tamper(way="flip", every=1),
+                    Tamper(way="replay", every=1, stream="upstream"),
+                    Tamper(way="inject", every=1),
+                ]
+
+                async def is_as_ever() -> bool:
+                    return (await pay("calm")).content == paid.content
+
+                def has_opened_another(connections: int) -> bool:
+                    return proxy.accepted > connections
+
+                for number, toxic in enumerate(tampered):
+                    await eventually_true(is_as_ever, within_s=30)
+                    connections = proxy.accepted
+                    proxy.add(toxic)
+                    assert (await pay(f"tampered-{number}")).status_code in {201, 202, 503}
+                    proxy.clear()
+                    # The connection ends, and the router opens another one.
+                    await eventually(partial(has_opened_another, connections), within_s=30)
+
+                for name in ("reset", "cut", *(f"tampered-{number}" for number in range(len(tampered)))):
                     await eventually_true(partial(is_done, name), within_s=30)
                 assert (await pay("calm")).content == paid.content
             assert (await asyncio.to_thread(gateway.audit))["ok"]

@@ -15,8 +15,11 @@ import pytest
 from cells.api import frames, limits, messages
 from cells.api.connection import Connection, PeerError
 from cells.api.messages import Method, RefusalCode, Refused
+from cells.api.sealing import VERSION, ClientHandshake
+from tests import sealed_stream
 from tests.acceptance.bad_input.conftest import Site
 from tests.eventually import eventually_true
+from tests.sealed_stream import SealedStream, encode
 
 BUDGET_MS: Final = 3_000
 STRANGERS: Final = 1_000
@@ -35,12 +38,13 @@ def announce(payload: bytes) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def opened(address: Address) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]]:
-    """Connect and take the challenge's nonce."""
+async def opened(address: Address) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, list[Any]]]:
+    """Connect and take the challenge."""
     reader, writer = await asyncio.open_connection(*address)
     try:
-        _, nonce = await read_frame(reader)
-        yield reader, writer, nonce
+        async with asyncio.timeout(10):
+            challenge = await sealed_stream.read_frame(reader)
+        yield reader, writer, challenge
     finally:
         writer.close()
         with contextlib.suppress(OSError):
@@ -48,27 +52,21 @@ async def opened(address: Address) -> AsyncIterator[tuple[asyncio.StreamReader, 
 
 
 @contextlib.asynccontextmanager
-async def proven(
-    address: Address, role: str, key: bytes
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def proven(address: Address, role: str, key: bytes) -> AsyncIterator[SealedStream]:
     """A connection whose other end takes us for a member."""
-    async with opened(address) as (reader, writer, nonce):
-        writer.write(proof(role, key, nonce))
-        kind, _ = await read_frame(reader)
-        assert kind == frames.WELCOME
-        yield reader, writer
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        async with asyncio.timeout(10):
+            member = await sealed_stream.prove(reader, writer, role, key)
+        yield member
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
-def proof(role: str, key: bytes, nonce: bytes) -> bytes:
-    mine = secrets.token_bytes(frames.NONCE_BYTES)
-    return frames.encode([frames.PROOF, role, mine, frames.proof(key, role, nonce, mine)])
-
-
-async def read_frame(reader: asyncio.StreamReader) -> list[Any]:
-    async with asyncio.timeout(10):
-        (length,) = struct.unpack(">I", await reader.readexactly(4))
-        (frame,) = frames.Decoder().feed(struct.pack(">I", length) + await reader.readexactly(length))
-    return frame
+def proof(role: str, key: bytes, challenge: list[Any]) -> bytes:
+    return encode(ClientHandshake(role, key).prove(challenge))
 
 
 async def is_dropped(reader: asyncio.StreamReader) -> bool:
@@ -98,9 +96,9 @@ BROKEN: Final = (
     announce(msgpack.packb([2, msgpack.Timestamp(1, 1)])),
     announce(msgpack.packb([4, 1, "create_payment", 8_000, "alpha", b""])),
     announce(msgpack.packb([5, 1, b""])),
-    announce(msgpack.packb([2, None, None, None])),
-    announce(msgpack.packb([2, "router", b"short", b"x" * 32])),
-    announce(msgpack.packb([2, "router", b"n" * 32, "text"])),
+    announce(msgpack.packb([2, None, None, None, None, None])),
+    announce(msgpack.packb([2, VERSION, "router", b"short", b"p" * 32, b"x" * 32])),
+    announce(msgpack.packb([2, VERSION, "router", b"n" * 32, b"p" * 32, "text"])),
 )
 
 
@@ -111,10 +109,10 @@ async def test_who_is_no_member_is_dropped(site: Site, where: str) -> None:
     with site.unharmed():
         address: Address = getattr(site, where)
         key = site.role_key(role)
-        async with opened(address) as (_, _, another_nonce):
+        async with opened(address) as (_, _, another_challenge):
             attempts = {
                 **{f"broken {data[:20]!r}": data for data in BROKEN},
-                "a nonce of another connection": proof(role, key, another_nonce),
+                "a nonce of another connection": proof(role, key, another_challenge),
             }
             for name, data in attempts.items():
                 async with opened(address) as (reader, writer, _):
@@ -127,8 +125,8 @@ async def test_who_is_no_member_is_dropped(site: Site, where: str) -> None:
             "no role": ("", b""),
         }
         for name, (claimed, with_key) in proofs.items():
-            async with opened(address) as (reader, writer, nonce):
-                writer.write(proof(claimed, with_key, nonce))
+            async with opened(address) as (reader, writer, challenge):
+                writer.write(proof(claimed, with_key, challenge))
                 assert await is_dropped(reader), name
         for _ in range(100):
             async with opened(address) as (reader, writer, _):
@@ -180,21 +178,23 @@ async def test_a_router_gone_mad_is_dropped_at_what_is_no_request(site: Site) ->
     with site.unharmed():
         for changes in wrong:
             fields = [changes.get(n, value) for n, value in enumerate(request)]
-            async with proven(site.door, "router", key) as (reader, writer):
-                writer.write(announce(msgpack.packb([field for field in fields if field is not ...])))
-                assert await is_dropped(reader), changes
-        for data in (*BROKEN[:-5], announce(b"\x91" * 100_000), announce(b"\xdd\x00\x01\x86\xa0" + b"\xc0" * 100_000)):
-            async with proven(site.door, "router", key) as (reader, writer):
-                writer.write(data)
-                assert await is_dropped(reader), data[:30]
+            async with proven(site.door, "router", key) as member:
+                member.writer.write(member.seal(msgpack.packb([field for field in fields if field is not ...])))
+                assert await is_dropped(member.reader), changes
+        sealed = (b"", b"\xc1", b"\x91" * 100_000, b"\xdd\x00\x01\x86\xa0" + b"\xc0" * 100_000)
+        for data in (*BROKEN, *sealed):
+            async with proven(site.door, "router", key) as member:
+                member.writer.write(member.seal(data) if data in sealed else data)
+                assert await is_dropped(member.reader), data[:30]
         for _ in range(100):
-            good = bytearray(frames.encode(request))
+            good = bytearray(frames.pack(request))
             for _ in range(chance.randint(1, 3)):
-                good[chance.randrange(4, len(good))] = chance.randrange(256)
-            async with proven(site.door, "router", key) as (reader, writer):
-                writer.write(bytes(good) + b"\xff" * 4)
-                answered = await reader.read(2_000)
-                assert answered == b"" or answered[4] == 0x93, "an answer or the end"
+                good[chance.randrange(len(good))] = chance.randrange(256)
+            async with proven(site.door, "router", key) as member:
+                member.writer.write(member.seal(bytes(good)) + b"\xff" * 4)
+                with contextlib.suppress(EOFError, ConnectionError):
+                    kind, *_ = await member.receive()
+                    assert kind == frames.ANSWER, "an answer or the end"
 
 
 def command(arguments: Any, **changes: Any) -> bytes:
@@ -328,17 +328,17 @@ async def test_a_flood_of_requests_is_answered_or_dropped(site: Site) -> None:
     it may cost the door's time while it lasts, fills beta's share, and leaves nothing behind.
     """
     body = command({"limit": 100})
-    frame = frames.encode([frames.REQUEST, 1, Method.LIST_EVENTS, BUDGET_MS, "beta", body])
-    giant = frames.encode([frames.REQUEST, 1, Method.GET_BALANCE, BUDGET_MS, "beta", bytes(120_000)])
+    frame = frames.pack([frames.REQUEST, 1, Method.LIST_EVENTS, BUDGET_MS, "beta", body])
+    giant = frames.pack([frames.REQUEST, 1, Method.GET_BALANCE, BUDGET_MS, "beta", bytes(120_000)])
     with site.unharmed():
-        for data, count, reads in ((frame, 25_000, True), (frame, 25_000, False), (giant, 400, False)):
-            async with proven(site.door, "router", site.role_key("router")) as (reader, writer):
-                reading = asyncio.create_task(reader.read()) if reads else None
+        for payload, count, reads in ((frame, 25_000, True), (frame, 25_000, False), (giant, 400, False)):
+            async with proven(site.door, "router", site.role_key("router")) as member:
+                reading = asyncio.create_task(member.reader.read()) if reads else None
                 with contextlib.suppress(ConnectionError, TimeoutError):
                     async with asyncio.timeout(15):
                         for _ in range(count // 100):
-                            writer.write(data * 100)
-                            await writer.drain()
+                            member.writer.write(b"".join(member.seal(payload) for _ in range(100)))
+                            await member.writer.drain()
                 if reading is not None:
                     reading.cancel()
         # What was taken of it is served out first; then beta has its share back, as the tests after this one expect.

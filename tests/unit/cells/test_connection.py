@@ -20,7 +20,10 @@ from cells.api.connection import (
     PeerUnavailableError,
     Request,
 )
+from cells.api.sealing import NONCE_BYTES, VERSION, ClientHandshake
+from tests import sealed_stream
 from tests.eventually import eventually
+from tests.sealed_stream import SealedStream, encode, read_frame
 
 HOST = "127.0.0.1"
 ROUTER = b"r" * 32
@@ -114,17 +117,12 @@ async def impostor(
             await asyncio.gather(*(task for task in served if task is not None))
 
 
-async def read_frame(reader: asyncio.StreamReader) -> list[Any]:
-    (length,) = struct.unpack(">I", await reader.readexactly(4))
-    (frame,) = frames.Decoder().feed(struct.pack(">I", length) + await reader.readexactly(length))
-    return frame
+async def prove(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> SealedStream:
+    return await sealed_stream.prove(reader, writer, "router", ROUTER)
 
 
-async def prove(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    _, nonce = await read_frame(reader)
-    mine = b"n" * frames.NONCE_BYTES
-    writer.write(frames.encode([frames.PROOF, "router", mine, frames.proof(ROUTER, "router", nonce, mine)]))
-    assert await read_frame(reader) == [frames.WELCOME, frames.welcome(ROUTER, nonce, mine)]
+async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> SealedStream:
+    return await sealed_stream.welcome(reader, writer, {"router": ROUTER})
 
 
 # The handshake
@@ -177,9 +175,9 @@ async def test_a_server_that_does_not_know_the_secret_is_not_told_anything() -> 
     heard: list[list[Any]] = []
 
     async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(frames.encode([frames.CHALLENGE, bytes(frames.NONCE_BYTES)]))
+        writer.write(encode([frames.CHALLENGE, VERSION, bytes(NONCE_BYTES)]))
         heard.append(await read_frame(reader))
-        writer.write(frames.encode([frames.WELCOME, bytes(32)]))
+        writer.write(encode([frames.WELCOME, bytes(32), bytes(32)]))
 
     async with impostor(pretend) as port:
         with pytest.raises(PeerUnavailableError):
@@ -190,9 +188,9 @@ async def test_a_server_that_does_not_know_the_secret_is_not_told_anything() -> 
 
 async def test_a_server_that_sends_the_proof_back_is_no_member() -> None:
     async def reflect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(frames.encode([frames.CHALLENGE, bytes(frames.NONCE_BYTES)]))
-        _, _, _, mac = await read_frame(reader)
-        writer.write(frames.encode([frames.WELCOME, mac]))
+        writer.write(encode([frames.CHALLENGE, VERSION, bytes(NONCE_BYTES)]))
+        *_, public, mac = await read_frame(reader)
+        writer.write(encode([frames.WELCOME, public, mac]))
 
     async with impostor(reflect) as port:
         with pytest.raises(PeerUnavailableError):
@@ -202,16 +200,18 @@ async def test_a_server_that_sends_the_proof_back_is_no_member() -> None:
 @pytest.mark.parametrize(
     "first",
     [
-        [frames.WELCOME, bytes(32)],
-        [frames.CHALLENGE, 2**40],  # not so many zeros
-        [frames.CHALLENGE, b"short"],
-        [frames.CHALLENGE],
+        [frames.WELCOME, bytes(32), bytes(32)],
+        [frames.CHALLENGE, VERSION, 2**40],  # not so many zeros
+        [frames.CHALLENGE, VERSION, b"short"],
+        [frames.CHALLENGE, VERSION + 1, bytes(NONCE_BYTES)],
+        [frames.CHALLENGE, VERSION],
+        [frames.ANSWER, 1, b""],
         [99],
     ],
 )
 async def test_a_server_that_begins_otherwise_is_left(first: list[Any]) -> None:
     async def begin(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(frames.encode(first))
+        writer.write(encode(first))
 
     async with impostor(begin) as port:
         with pytest.raises(PeerUnavailableError):
@@ -279,16 +279,39 @@ async def test_a_client_that_has_proven_itself_may_be_silent(monkeypatch: pytest
     [
         [frames.REQUEST, 1, "get_balance", 1_000, "alpha", b""],  # before the proof
         [frames.PROOF],
-        [frames.PROOF, "router", b"n" * 32, "mac"],
-        [frames.PROOF, "router", b"short", b"m" * 32],
-        [frames.PROOF, ["router"], b"n" * 32, b"m" * 32],
+        [frames.PROOF, VERSION, "router", b"n" * 32, b"p" * 32, "mac"],
+        [frames.PROOF, VERSION, "router", b"short", b"p" * 32, b"m" * 32],
+        [frames.PROOF, VERSION, ["router"], b"n" * 32, b"p" * 32, b"m" * 32],
+        [frames.PROOF, VERSION + 1, "router", b"n" * 32, b"p" * 32, b"m" * 32],
     ],
 )
 async def test_a_client_that_begins_otherwise_is_dropped(frame: list[Any]) -> None:
     echo = Echo()
     async with serving(echo) as port, raw(port) as (reader, writer):
         await read_frame(reader)
-        writer.write(frames.encode(frame))
+        writer.write(encode(frame))
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    assert echo.requests == []
+
+
+@pytest.mark.parametrize(
+    "first", [[frames.CHALLENGE, VERSION + 1, bytes(NONCE_BYTES)], [frames.CHALLENGE, bytes(NONCE_BYTES)]]
+)
+async def test_another_version_of_the_frames_is_named(first: list[Any]) -> None:
+    async def begin(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(encode(first))
+
+    async with impostor(begin) as port:
+        with pytest.raises(PeerUnavailableError, match=r"version.*run both from the same version"):
+            await Connection.open(HOST, port, "router", ROUTER)
+
+
+async def test_nothing_may_follow_a_proof_before_the_welcome() -> None:
+    echo = Echo()
+    async with serving(echo) as port, raw(port) as (reader, writer):
+        proof = encode(ClientHandshake("router", ROUTER).prove(await read_frame(reader)))
+        writer.write(proof + encode([frames.REQUEST, 1, "echo", BUDGET_MS, "alpha", b"in clear"]))
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     assert echo.requests == []
@@ -436,10 +459,10 @@ async def test_more_requests_at_once_than_a_connection_may_have_are_refused_at_o
 async def test_a_client_that_sends_more_at_once_than_allowed_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     echo = Echo()
     async with serving(echo) as port, raw(port) as (reader, writer):
-        await prove(reader, writer)
+        member = await prove(reader, writer)
         monkeypatch.setattr(limits, "CONNECTION_REQUESTS_MAX", 3)
         for number in range(4):
-            writer.write(frames.encode([frames.REQUEST, number, "hold", BUDGET_MS, "alpha", b"x"]))
+            member.send([frames.REQUEST, number, "hold", BUDGET_MS, "alpha", b"x"])
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
 
@@ -448,10 +471,7 @@ async def test_a_server_that_reads_nothing_is_taken_for_stopped(monkeypatch: pyt
     monkeypatch.setattr(limits, "CONNECTION_UNSENT_BYTES_MAX", 100_000)
 
     async def welcome_and_stop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonce = bytes(frames.NONCE_BYTES)
-        writer.write(frames.encode([frames.CHALLENGE, nonce]))
-        _, _, client_nonce, _ = await read_frame(reader)
-        writer.write(frames.encode([frames.WELCOME, frames.welcome(ROUTER, nonce, client_nonce)]))
+        await welcome(reader, writer)
         await stopped.wait()
 
     stopped = asyncio.Event()
@@ -474,31 +494,17 @@ async def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.Monkey
     monkeypatch.setattr(limits, "CONNECTION_UNSENT_BYTES_MAX", 100_000)
     echo = Echo()
     async with serving(echo) as port, raw(port) as (reader, writer):
-        await prove(reader, writer)
+        member = await prove(reader, writer)
         body = bytes(limits.ROUTER_FRAME_BYTES_MAX - 100)
         with pytest.raises(ConnectionError):  # noqa: PT012 - it takes some, then drops it
             for number in range(200):
-                writer.write(frames.encode([frames.REQUEST, number, "echo", BUDGET_MS, "alpha", body]))
+                member.send([frames.REQUEST, number, "echo", BUDGET_MS, "alpha", body])
                 await writer.drain()
     assert len(echo.requests) < 200
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        struct.pack(">I", limits.FRAME_BYTES_MAX + 1),
-        b"GET / HTTP/1.1\r\n\r\n",
-        struct.pack(">I", 1) + b"\xc1",
-        frames.encode([frames.ANSWER, 1, b""]),
-        frames.encode([frames.REQUEST, "1", "echo", 1_000, "alpha", b""]),
-        frames.encode([frames.REQUEST, 1, b"echo", 1_000, "alpha", b""]),
-        frames.encode([frames.REQUEST, 1, "echo", None, "alpha", b""]),
-        frames.encode([frames.REQUEST, 1, "echo", 1_000, 5, b""]),
-        frames.encode([frames.REQUEST, 1, "echo", 1_000, "alpha", "text"]),
-        frames.encode([frames.REQUEST, 1, "echo", 1_000, "alpha"]),
-    ],
-)
-async def test_a_client_that_sends_a_broken_or_giant_frame_is_dropped_and_others_are_not(data: bytes) -> None:
+@pytest.mark.parametrize("data", [struct.pack(">I", limits.FRAME_BYTES_MAX + 1), b"GET / HTTP/1.1\r\n\r\n"])
+async def test_a_client_that_sends_what_is_no_frame_is_dropped(data: bytes) -> None:
     echo = Echo()
     async with serving(echo) as port, connected(port) as other, raw(port) as (reader, writer):
         await prove(reader, writer)
@@ -506,27 +512,50 @@ async def test_a_client_that_sends_a_broken_or_giant_frame_is_dropped_and_others
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
         assert await other.request("echo", "alpha", b"x", BUDGET_MS) == b"x"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\xc1",
+        frames.pack([frames.ANSWER, 1, b""]),
+        frames.pack([frames.REQUEST, "1", "echo", 1_000, "alpha", b""]),
+        frames.pack([frames.REQUEST, 1, b"echo", 1_000, "alpha", b""]),
+        frames.pack([frames.REQUEST, 1, "echo", None, "alpha", b""]),
+        frames.pack([frames.REQUEST, 1, "echo", 1_000, 5, b""]),
+        frames.pack([frames.REQUEST, 1, "echo", 1_000, "alpha", "text"]),
+        frames.pack([frames.REQUEST, 1, "echo", 1_000, "alpha"]),
+    ],
+)
+async def test_a_client_that_sends_a_broken_frame_is_dropped_and_others_are_not(payload: bytes) -> None:
+    echo = Echo()
+    async with serving(echo) as port, connected(port) as other, raw(port) as (reader, writer):
+        member = await prove(reader, writer)
+        writer.write(member.seal(payload))
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        assert await other.request("echo", "alpha", b"x", BUDGET_MS) == b"x"
     assert [request.body for request in echo.requests] == [b"x"]
 
 
 @pytest.mark.parametrize(
-    "data",
+    "fields",
     [
-        struct.pack(">I", limits.FRAME_BYTES_MAX + 1),
-        frames.encode([frames.ANSWER, 1]),
-        frames.encode([frames.ANSWER, 1, "text"]),
-        frames.encode([frames.ANSWER, [1], b""]),
-        frames.encode([frames.CHALLENGE, bytes(frames.NONCE_BYTES)]),
+        [frames.ANSWER, 1],
+        [frames.ANSWER, 1, "text"],
+        [frames.ANSWER, [1], b""],
+        [frames.CHALLENGE, VERSION, bytes(NONCE_BYTES)],
+        None,
     ],
 )
-async def test_a_server_that_answers_with_a_broken_or_giant_frame_loses_its_requests(data: bytes) -> None:
+async def test_a_server_that_answers_with_a_broken_or_giant_frame_loses_its_requests(fields: list[Any] | None) -> None:
     async def welcome_and_break(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonce = bytes(frames.NONCE_BYTES)
-        writer.write(frames.encode([frames.CHALLENGE, nonce]))
-        _, _, client_nonce, _ = await read_frame(reader)
-        writer.write(frames.encode([frames.WELCOME, frames.welcome(ROUTER, nonce, client_nonce)]))
-        await read_frame(reader)
-        writer.write(data)
+        member = await welcome(reader, writer)
+        await member.receive()
+        if fields is None:
+            writer.write(struct.pack(">I", limits.FRAME_BYTES_MAX + limits.SEAL_BYTES + 1))
+        else:
+            member.send(fields)
 
     async with impostor(welcome_and_break) as port, connected(port) as one:
         with pytest.raises(PeerLostError):
@@ -535,14 +564,11 @@ async def test_a_server_that_answers_with_a_broken_or_giant_frame_loses_its_requ
 
 async def test_an_answer_that_nobody_awaits_is_ignored() -> None:
     async def answer_twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonce = bytes(frames.NONCE_BYTES)
-        writer.write(frames.encode([frames.CHALLENGE, nonce]))
-        _, _, client_nonce, _ = await read_frame(reader)
-        writer.write(frames.encode([frames.WELCOME, frames.welcome(ROUTER, nonce, client_nonce)]))
+        member = await welcome(reader, writer)
         for _ in range(2):
-            _, number, *_ = await read_frame(reader)
+            _, number, *_ = await member.receive()
             for answered in (number + 70, number, number):
-                writer.write(frames.encode([frames.ANSWER, answered, b"%d" % answered]))
+                member.send([frames.ANSWER, answered, b"%d" % answered])
 
     async with impostor(answer_twice) as port, connected(port) as one:
         assert await one.request("echo", "alpha", b"", BUDGET_MS) == b"1"
@@ -569,9 +595,7 @@ async def test_a_router_s_frames_are_smaller_than_the_control_plane_s() -> None:
 async def test_a_proof_for_another_connection_is_worth_nothing() -> None:
     async with serving(Echo()) as port, raw(port) as (reader, writer), raw(port) as (other_reader, _):
         await read_frame(reader)
-        _, nonce = await read_frame(other_reader)
-        mine = b"n" * frames.NONCE_BYTES
-        writer.write(frames.encode([frames.PROOF, "router", mine, frames.proof(ROUTER, "router", nonce, mine)]))
+        writer.write(encode(ClientHandshake("router", ROUTER).prove(await read_frame(other_reader))))
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
 

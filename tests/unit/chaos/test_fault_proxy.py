@@ -17,6 +17,7 @@ from chaos.toxics import (
     ResetPeer,
     Slicer,
     SlowClose,
+    Tamper,
     Timeout,
     Toxic,
     ToxicError,
@@ -270,6 +271,24 @@ async def test_names_are_unique_and_toxics_are_bounded(proxy: FaultProxy, monkey
     monkeypatch.setattr(limits, "TOXICS_MAX", 1)
     with pytest.raises(ToxicError, match="remove one"):
         proxy.add(Timeout())
+
+
+@pytest.mark.parametrize(
+    ("way", "comes"),
+    [("replay", b"abab"), ("drop", b""), ("inject", b"ab" + limits.TAMPER_INJECTED), ("flip", None)],
+)
+async def test_tamper(proxy: FaultProxy, way: str, comes: bytes | None) -> None:
+    async with client(proxy) as (reader, writer):
+        proxy.add(read_toxic(b'{"type":"tamper","attributes":{"way":"%s","every":1}}' % way.encode()))
+        writer.write(b"ab")
+        if comes is None:
+            assert sum((a ^ b).bit_count() for a, b in zip(await reader.readexactly(2), b"ab", strict=True)) == 1
+            return
+        await asyncio.sleep(0.05)
+        proxy.clear()
+        writer.write(b"!")
+        assert await reader.readexactly(len(comes) + 1) == comes + b"!"
+    assert Tamper(way="drop", every=1).full_name == "tamper_downstream"
 
 
 @pytest.mark.parametrize(
