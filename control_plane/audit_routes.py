@@ -26,7 +26,7 @@ def make_routes(registry: Registry) -> APIRouter:
 async def _tell(registry: Registry, after: int) -> AsyncGenerator[bytes, None]:
     try:
         async for change in registry.audit_log(after):
-            yield _line({"entry": asdict(change)})
+            yield _line({"entry": asdict(change), "hash": registry.hash_of(change)})
         head = await registry.kept_head()
     except ControlPlaneError as error:
         yield _line({"failed": error.fields()})

@@ -5,7 +5,7 @@ instance.json     what this folder is; written last at the first start
 control.sqlite    partners, hashes of keys, operators' changes, where the store is SQLite (control_plane/registry.py)
 registry.sqlite   the same in a folder of before; the first `up` imports it and renames it to registry.sqlite.imported
 control.sock      the control plane, for this user only
-secrets/          pepper, cells' secrets, routers' keys, Ray's tokens, the acquirer's, Redis's; 0600 in one of 0700
+secrets/          pepper, cells' secrets, keys of routers, Ray, acquirers, Redis and the audit log; 0600 in one of 0700
 directory/        what routers read          routers/<name>/   what each router last knew
 cells/<name>/     the partners' books        acquirer/         the simulator's record (-second: another's)
 audit_head.json   the audit log's newest hash, kept beside it (control_plane/audit_chain.py)
@@ -129,6 +129,11 @@ class DataFolder:
     def pepper_file(self) -> Path:
         """The key of the keys' hashes."""
         return self.secrets / "api_key_pepper"
+
+    @property
+    def audit_key_file(self) -> Path:
+        """The key of the audit log's hashes, unless the settings name another file."""
+        return self.secrets / "audit.key"
 
     @property
     def operator_key_file(self) -> Path:

@@ -27,6 +27,9 @@ NOTE_CHARACTERS_MAX: Final = 500
 HISTORY_ROWS_SHOWN_MAX: Final = 20
 AUDIT_ENTRIES_SHOWN_MAX: Final = 10_000
 
+# The audit log's head follows to its second place so often at most.
+AUDIT_COPY_INTERVAL_MS: Final = 1_000
+
 # Operators, and what the admin API takes of them.
 OPERATORS_MAX: Final = 1_000
 OPERATOR_NAME_CHARACTERS_MAX: Final = 100

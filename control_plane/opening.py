@@ -9,7 +9,8 @@ from typing import Any
 
 import structlog
 
-from control_plane import audit_head, registry_import, registry_keys
+from control_plane import audit_head, audit_key, registry_import, registry_keys
+from control_plane.audit_key import AuditKeyFiles
 from control_plane.cell_rules import first_cells
 from control_plane.data_folder import DataFolder, Instance, require_instance, timestamp
 from control_plane.errors import FolderError, InputFileError, SettingsError
@@ -43,7 +44,11 @@ async def open_registry(settings: Settings, folder: DataFolder, instance: Instan
         try:
             if has_file_of_before:
                 await registry_import.run(store, folder.registry_file_of_before, folder.registry_file_imported)
-            registry = await Registry.open(store, where, new=first_start)
+            files = AuditKeyFiles.of(settings, folder)
+            found = audit_key.read(files)
+            key = found or audit_key.make()
+            registry = await Registry.open(store, where, audit_key=key, new=first_start)
+            await audit_key.seal(registry, files, key, is_new=found is None)
             await _keep_heads(registry, folder)
             if not registry.cells():  # also where the data is older than cells' rows
                 await registry.write_cells(first_cells(settings, timestamp()))

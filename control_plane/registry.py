@@ -70,18 +70,19 @@ class Registry:
     (the book is gone or damaged) and RegistryLostError (another control plane owns it; `lost` is set from then on).
     """
 
-    def __init__(self, store: Store, where: str, owner: Owner, held: Held) -> None:
+    def __init__(self, store: Store, where: str, owner: Owner, held: Held, audit_key: bytes) -> None:
         self._store = store
         self._where = where
         self._owner = owner
         self._held = held
+        self._audit_key = audit_key
         self._keep_head: Callable[[Head], None] | None = None
         self._lock = asyncio.Lock()
         self._in_doubt = False  # a commit's outcome is not known, so memory may be behind
         self.lost: RegistryLostError | None = None
 
     @classmethod
-    async def open(cls, store: Store, where: str, *, new: bool = False) -> "Registry":
+    async def open(cls, store: Store, where: str, *, audit_key: bytes, new: bool = False) -> "Registry":
         """Own the book from now on and read it. `new`: it was made at this first start. Raises ControlPlaneError.
 
         An older control plane that still runs is fenced: its next write fails, and it ends.
@@ -96,7 +97,7 @@ class Registry:
                     raise not_whole(where)
                 rows.append(Put(registry_keys.ORIGIN, registry_codec.encode_origin(Origin(NEW, timestamp()))))
             await store.commit([Check(registry_keys.ORIGIN, value)], rows)
-            return cls(store, where, owner, await load(store, where))
+            return cls(store, where, owner, await load(store, where, audit_key), audit_key)
         except StoreError as error:
             raise explain(error, where) from error
 
@@ -203,6 +204,22 @@ class Registry:
         """The number and hash of the audit log's newest entry."""
         return self._held.head
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the audit log's newest entry is keyed."""
+        return self._held.is_sealed
+
+    def hash_of(self, change: Change) -> str:
+        """Return an entry's hash."""
+        return audit_chain.digest(change, self._audit_key)
+
+    async def find_seal(self, at: int | None) -> Change | None:
+        """Return the entry that seals the audit log, None where it is gone; `at`: where it is known to stand."""
+        async for change in self.audit_log(0 if at is None else at - 1):
+            if change.keyed or at is not None:
+                return change if change.keyed and change.what == audit_chain.SEALED else None
+        return None
+
     async def audit_log(self, after: int = 0) -> AsyncGenerator[Change, None]:
         """Give all entries of the audit log after a number, oldest first, read now. Raises ControlPlaneError."""
         try:
@@ -233,7 +250,7 @@ class Registry:
             return True
         try:
             (value,) = (await self._store.read([registry_keys.change(head.sequence)])).values
-            return value is not None and audit_chain.digest(registry_codec.decode_change(value)) == head.hash
+            return value is not None and self.hash_of(registry_codec.decode_change(value)) == head.hash
         except StoreError as error:
             raise explain(error, self._where) from error
 
@@ -442,6 +459,11 @@ class Registry:
             for notice in told:
                 draft.forget_notice(notice)
 
+    async def seal(self) -> None:
+        """Have the audit log's hashes keyed from now on."""
+        async with self.writing() as draft:
+            draft.seal()
+
     async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
         """Write down something that was done elsewhere, such as in a partner's book."""
         async with self.writing() as draft:
@@ -481,7 +503,7 @@ class Registry:
                     await self._read_again()
                 except StoreError as error:
                     raise explain(error, self._where) from error
-            draft = Draft(self._held.head)
+            draft = Draft(self._held.head, self._audit_key, is_sealed=self._held.is_sealed)
             yield draft
             self._require_room_to_tell(draft)
             if dry_run.ASKED.get():
@@ -557,7 +579,7 @@ class Registry:
         """Own the book again and read it. Raises StoreError, RegistryLostError."""
         await self._require_ours()  # before: to take it from another would end that one
         await self._store.acquire(0)
-        held = await load(self._store, self._where)
+        held = await load(self._store, self._where, self._audit_key)
         self._require_owner(held.owner)
         self._held = held
         self._in_doubt = False

@@ -21,6 +21,7 @@ class Held:
     owner: Owner | None = None
     directory_version: int = 0
     head: Head = field(default_factory=lambda: Head(0, audit_chain.NOTHING))  # of the audit log
+    is_sealed: bool = False  # whether that entry's hash is keyed
     partners: dict[str, Partner] = field(default_factory=dict)
     cells: dict[str, Cell] = field(default_factory=dict)
     keys: dict[str, dict[str, Key]] = field(default_factory=dict)
@@ -34,10 +35,12 @@ class Held:
 class Draft:
     """One write in the making: its rows (None: none is left), what must be so for it, and what it does to memory."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, audit_key: bytes, *, is_sealed: bool) -> None:
         self.rows: dict[contract.Key, bytes | None] = {}
         self.checks: list[Check] = []
         self._head = head
+        self._audit_key = audit_key
+        self._is_sealed = is_sealed
         self.changes: list[Change] = []
         self.notices: list[Notice] = []
         self._effects: list[Callable[[Held], None]] = []
@@ -141,9 +144,11 @@ class Draft:
 
         This is the one place where entries are made; a write without one is not committed (`_commit`).
         """
+        if not self._is_sealed:
+            self.seal()
         sequence = self._head.sequence + 1
-        change = Change(sequence, timestamp(), who, what, partner_id, detail, self._head.hash)
-        self._head = head = Head(sequence, audit_chain.digest(change))
+        change = Change(sequence, timestamp(), who, what, partner_id, detail, self._head.hash, keyed=True)
+        self._head = head = Head(sequence, audit_chain.digest(change, self._audit_key))
         self.changes.append(change)
         self.checks.append(Check(registry_keys.change(sequence), None))
         self.rows |= {put.key: put.value for put in rows_of_change(change)}
@@ -171,6 +176,13 @@ class Draft:
                 held.notices.pop(notice.partner_id, None)
 
         self._effects.append(forget)
+
+    def seal(self) -> None:
+        """Append the entry from which on hashes are keyed; it carries the head of what stands before it."""
+        self._is_sealed = True
+        self._effects.append(lambda held: setattr(held, "is_sealed", True))
+        detail = {"key": audit_chain.key_id(self._audit_key), "old_head": str(self._head)}
+        self.note("control_plane", audit_chain.SEALED, None, detail)
 
     @property
     def is_noted(self) -> bool:

@@ -1,6 +1,6 @@
 """Reads the registry's book: everything that is held in memory, or partners and cells alone without owning it."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from control_plane import audit_chain, limits, registry_codec, registry_keys
@@ -47,14 +47,17 @@ async def _read_unowned(
         raise explain(error, where) from error
 
 
-async def load(store: Store, where: str) -> Held:
+async def load(store: Store, where: str, audit_key: bytes) -> Held:
     """Read everything but the changes, a page at a time."""
     found = await store.read([registry_keys.OWNER, registry_keys.DIRECTORY], [registry_keys.newest_change()])
     held = Held(
         owner=registry_codec.decode_owner(found.values[0]),
         directory_version=registry_codec.decode_directory_version(found.values[1]),
-        head=_head_of(found.ranges[0]),
     )
+    for entry in found.ranges[0]:
+        newest = registry_codec.decode_change(entry.value)
+        held.head = Head(newest.sequence, audit_chain.digest(newest, audit_key))
+        held.is_sealed = newest.keyed
     async for entry in rows(store, registry_keys.partners, limits.PARTNERS_MAX, where):
         partner = registry_codec.decode_partner(entry)
         held.partners[partner.id] = partner
@@ -82,11 +85,6 @@ async def load(store: Store, where: str) -> Held:
         deletion = registry_codec.decode_deletion(entry)
         held.deletions[deletion.partner_id] = deletion
     return held
-
-
-def _head_of(newest: Sequence[Entry]) -> Head:
-    changes = [registry_codec.decode_change(entry.value) for entry in newest]
-    return Head(changes[0].sequence, audit_chain.digest(changes[0])) if changes else Head(0, audit_chain.NOTHING)
 
 
 async def rows(

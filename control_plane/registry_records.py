@@ -138,7 +138,10 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry of the audit log. `previous`: the hash of the one before it (audit_chain.py); empty in old ones."""
+    """One entry of the audit log. `previous`: the hash of the one before it (audit_chain.py); empty in old ones.
+
+    `keyed`: whether its own hash needs the key; those of before the seal do not.
+    """
 
     sequence: int
     at: str
@@ -147,6 +150,7 @@ class Change:
     partner_id: str | None
     detail: dict[str, Any]
     previous: str = ""
+    keyed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -401,6 +401,14 @@ def show_audit_verdict(verdict: Verdict) -> None:
         out.print(f"[red]{escape(problem)}[/]", soft_wrap=True)
     if verdict.unchained:
         out.print(f"the first {verdict.unchained} entries are of before there was a chain", soft_wrap=True)
+    if verdict.sealed_at:
+        out.print(f"sealed: from entry {verdict.sealed_at} on, hashes need the key", soft_wrap=True)
+    if verdict.unproven:
+        out.print(
+            f"NOT CHECKED, for want of the key: what {verdict.unproven} entries say. "
+            "Checked: that they follow each other and end in the heads",
+            soft_wrap=True,
+        )
     word = "[bold red]the audit log is not whole[/]" if verdict.problems else "[green]the audit log is whole[/]"
     out.print(f"{word}: {verdict.entries} entries", soft_wrap=True)
     out.print(f"head: {verdict.head.sequence}:{verdict.head.hash}", soft_wrap=True)

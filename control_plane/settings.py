@@ -31,6 +31,9 @@ LOOPBACK: Final = "127.0.0.1"
 # Names of acquirers: the first, and the second simulator.
 MAIN_ACQUIRER: Final = wire_limits.MAIN_ACQUIRER
 SECOND_ACQUIRER: Final = "second"
+# Where the audit log's head is copied to, instead of a file.
+SYSLOG: Final = "syslog"
+_PATHS: Final = frozenset({"data_folder", "control_cluster_file", "audit_key_file", "audit_head_copy"})
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
 
@@ -99,6 +102,10 @@ class Settings(BaseSettings):
     cluster_files: Annotated[tuple[Path, ...], NoDecode] = ()
     # The one for the control plane's own data; unset: the one that all cells share.
     control_cluster_file: Path | None = None
+    # The key of the audit log's hashes, elsewhere than with the other secrets; unset: among them.
+    audit_key_file: Path | None = None
+    # A second place for the audit log's head: a file, on another disk or host's share, or "syslog"; empty: none.
+    audit_head_copy: str = ""
     # For test installations: workers obey faults in metadata, and bulkheads can be switched off to see them missed.
     fault_injection: bool = False
     bulkheads_off: Annotated[tuple[Bulkhead, ...], NoDecode] = ()
@@ -173,10 +180,18 @@ class Settings(BaseSettings):
     def _make_files_absolute(cls, files: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(file.expanduser().absolute() for file in files)
 
-    @field_validator("control_cluster_file")
+    @field_validator("control_cluster_file", "audit_key_file")
     @classmethod
     def _make_file_absolute(cls, file: Path | None) -> Path | None:
         return None if file is None else file.expanduser().absolute()
+
+    @field_validator("audit_head_copy", mode="before")
+    @classmethod
+    def _make_copy_absolute(cls, place: Any) -> Any:
+        text = str(place) if isinstance(place, Path) else place
+        if not isinstance(text, str) or text in {"", SYSLOG}:
+            return text
+        return str(Path(text).expanduser().absolute())
 
     @field_validator("bulkheads_off", mode="before")
     @classmethod
@@ -339,7 +354,7 @@ def load(named_file: Path | None, options: dict[str, Any]) -> Settings:
 
 
 def _beside(file: Path, name: str, value: Any) -> Any:
-    if name in {"data_folder", "control_cluster_file"} and isinstance(value, str):
+    if name in _PATHS and isinstance(value, str) and value not in {"", SYSLOG}:
         return str(file.absolute().parent / Path(value).expanduser())
     if name == "cluster_files" and isinstance(value, list) and all(isinstance(one, str) for one in value):
         return [str(file.absolute().parent / Path(one).expanduser()) for one in value]

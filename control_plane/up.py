@@ -20,6 +20,7 @@ import uvloop
 
 from cells.api import logs
 from control_plane import admin, data_folder, fleet_api, limits, memory, opening, rebalance_api, redis_server, status
+from control_plane.audit_copy import HeadCopy
 from control_plane.burials import Burials
 from control_plane.cell_rules import first_cells, follow_settings
 from control_plane.data_folder import DataFolder, Instance
@@ -244,6 +245,7 @@ class _Up:
             _repeating(load.remember, limits.LOAD_INTERVAL_MS),
             _repeating(rebalancer.work, limits.REBALANCE_STEP_INTERVAL_MS),
             _repeating(supervisor.trim_outputs, limits.TRIM_INTERVAL_MS),
+            self._copying_heads(),
         ):
             announcing = asyncio.create_task(self._announce(supervisor))
             try:
@@ -390,6 +392,13 @@ class _Up:
             for listener in listeners:
                 listener.close()
             self._folder.control_socket.unlink(missing_ok=True)
+
+    def _copying_heads(self) -> contextlib.AbstractAsyncContextManager[None]:
+        place = self._settings.audit_head_copy
+        if not place:
+            return contextlib.nullcontext()
+        copy = HeadCopy(self._registry, place, self._instance.data_id)
+        return _repeating(copy.work, limits.AUDIT_COPY_INTERVAL_MS)
 
     def _listen_on_port(self) -> list[socket.socket]:
         host, port = self._settings.admin_host, self._settings.admin_port

@@ -122,7 +122,7 @@ class Installation:
         await shelf.create("control")
         for cell in self.cells.values():
             await cell.open()
-        self.registry = await Registry.open(await shelf.open("control"), "here", new=True)
+        self.registry = await Registry.open(await shelf.open("control"), "here", audit_key=b"k" * 32, new=True)
         rows = [Cell(name, slot, "active", 1.0, "h", 1, 1, 1, 1, "", "") for slot, name in enumerate(CELLS)]
         await self.registry.write_cells(rows, "ann", "cells_written")
         self.start()

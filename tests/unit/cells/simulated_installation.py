@@ -340,7 +340,7 @@ class Simulation:
     async def start_control_plane(self, *, new: bool = False) -> None:
         life = self.life = Life()
         store = MortalStore(await MemoryShelf(self.books).open("control"), life)
-        self.registry = await Registry.open(store, "here", new=new)
+        self.registry = await Registry.open(store, "here", audit_key=b"k" * 32, new=new)
         self.make_control_plane(life)
         self.ever.append((life, self.moves, self.registry))
         self.up.set()

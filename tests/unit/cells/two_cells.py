@@ -142,7 +142,7 @@ async def installed_at(
     places = {name: cell.place for name, cell in cells.items()}
     shelf = SqliteShelf(tmp_path)
     await shelf.create("control")
-    registry = await Registry.open(await shelf.open("control"), "here", new=True)
+    registry = await Registry.open(await shelf.open("control"), "here", audit_key=b"k" * 32, new=True)
     made = Installed(cells, registry, TwoDoors(cells), None, [], tmp_path, places)  # type: ignore[arg-type]
     made.again()
     yield made

@@ -183,7 +183,7 @@ async def test_what_is_done_with_a_settlement_file_is_noted(
     store = await SqliteShelf(installation.folder.root).open(*registry_keys.BOOK)
     found = (
         await store.read(
-            [registry_keys.change(2), registry_keys.change(3)]  # the first: the local operator
+            [registry_keys.change(3), registry_keys.change(4)]  # before: the log's seal, the local operator
         )
     ).values
     await store.close()

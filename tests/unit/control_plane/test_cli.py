@@ -323,7 +323,7 @@ def test_reading_the_audit_log_leaves_standard_output_to_programs(
     monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(command_line.limits, "AUDIT_PROGRESS_ENTRIES", 1)
-    monkeypatch.setattr(client, "stream", lambda *_: iter([{"entry": ENTRY}, {"head": None}]))
+    monkeypatch.setattr(client, "stream", lambda *_: iter([{"entry": ENTRY, "hash": ""}, {"head": None}]))
     result = run("audit-log", *arguments, "--json")
     assert json.loads(result.stdout)
     assert result.stderr == ""

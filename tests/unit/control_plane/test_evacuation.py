@@ -74,7 +74,7 @@ class Ground:
 async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     shelf = SqliteShelf(tmp_path)
     await shelf.create("control")
-    made = await Registry.open(await shelf.open("control"), "here", new=True)
+    made = await Registry.open(await shelf.open("control"), "here", audit_key=b"k" * 32, new=True)
     rows = [Cell(name, slot, "active", 1.0, "h", 1, 1, 1, 1, "", "") for slot, name in enumerate(CELLS)]
     await made.write_cells(rows, "ann", "cells_written")
     for number in range(12):

@@ -69,7 +69,7 @@ class World:
         self.mover = Mover(self)
 
     async def open(self, *, new: bool = False) -> Rebalancer:
-        self.registry = await Registry.open(MemoryStore(self.book), "here", new=new)
+        self.registry = await Registry.open(MemoryStore(self.book), "here", audit_key=b"k" * 32, new=new)
         return Rebalancer(
             self.registry,
             self.mover,

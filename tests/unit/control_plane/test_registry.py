@@ -64,7 +64,7 @@ async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
 
 @asynccontextmanager
 async def opened(shelf: Shelf, *, new: bool = False) -> AsyncIterator[Registry]:
-    registry = await Registry.open(await shelf.open(*registry_keys.BOOK), "here", new=new)
+    registry = await Registry.open(await shelf.open(*registry_keys.BOOK), "here", audit_key=b"k" * 32, new=new)
     try:
         yield registry
     finally:
@@ -141,7 +141,9 @@ async def test_what_was_written_is_there_after_the_next_start(shelf: Shelf) -> N
         assert again.directory_version() == 8
         assert await again.changes("acme") == changes
         await again.note("ann", "looked", "acme", {})
-        assert [change.sequence for change in await again.changes("acme")] == [7, 6, 5, 4, 2, 1]
+        assert [change.sequence for change in await again.changes("acme")] == [8, 7, 6, 5, 3, 2], (
+            "the first seals the log"
+        )
 
 
 async def test_more_than_a_page_is_read(shelf: Shelf, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +164,7 @@ async def test_more_rows_than_this_version_takes_are_said(
         await onboarded(registry, f"p{index}")
     monkeypatch.setattr(limits, "PARTNERS_MAX", 2)
     with pytest.raises(FolderError, match="more than the 2 rows"):
-        await Registry.open(await shelf.open(*registry_keys.BOOK), "here")
+        await Registry.open(await shelf.open(*registry_keys.BOOK), "here", audit_key=b"k" * 32)
 
 
 async def test_onboarding_gives_what_is_there_already(registry: Registry) -> None:
@@ -375,7 +377,7 @@ async def test_a_missing_book_never_becomes_an_empty_registry(tmp_path: Path) ->
 async def test_a_book_whose_making_was_interrupted_is_not_taken_for_a_whole_one(shelf: Shelf) -> None:
     await write(shelf, Put(registry_keys.partner("acme"), registry_codec.encode_partner(partner())))
     with pytest.raises(FolderError, match="not whole"):
-        await Registry.open(await shelf.open(*registry_keys.BOOK), "here")
+        await Registry.open(await shelf.open(*registry_keys.BOOK), "here", audit_key=b"k" * 32)
     with pytest.raises(FolderError, match="not whole"):
         await read_partners(shelf, "here")
 
@@ -402,7 +404,7 @@ async def test_a_damaged_row_is_reported_and_never_guessed_at(
             await registry.refresh()
         return
     with pytest.raises(FolderError, match="can't be opened") as raised:
-        await Registry.open(await shelf.open(*registry_keys.BOOK), "here")
+        await Registry.open(await shelf.open(*registry_keys.BOOK), "here", audit_key=b"k" * 32)
     assert "backup" in raised.value.hint
 
 
@@ -411,7 +413,7 @@ async def test_a_key_of_no_partner_is_reported(shelf: Shelf, registry: Registry)
     await registry.add_key("acme", a_key(), "ann")
     await write(shelf, Clear(registry_keys.partner("acme")))
     with pytest.raises(FolderError, match="is of no partner"):
-        await Registry.open(await shelf.open(*registry_keys.BOOK), "here")
+        await Registry.open(await shelf.open(*registry_keys.BOOK), "here", audit_key=b"k" * 32)
 
 
 # Two of them
@@ -600,7 +602,7 @@ async def test_a_start_that_meets_a_fault_says_so_and_the_next_one_goes_on(
     assert shelf.book is not None
     shelf.book.inject(fault, call)  # type: ignore[arg-type]
     with pytest.raises(error):
-        await Registry.open(await shelf.open(), "here", new=True)
+        await Registry.open(await shelf.open(), "here", audit_key=b"k" * 32, new=True)
     async with opened(shelf, new=True) as registry:
         await onboarded(registry)
 
@@ -608,9 +610,9 @@ async def test_a_start_that_meets_a_fault_says_so_and_the_next_one_goes_on(
 async def test_of_two_that_start_at_once_one_owns_it(memory: tuple[MemoryBook, Registry]) -> None:
     book, _ = memory
     stop = book.stop("inside")
-    first = asyncio.create_task(Registry.open(MemoryStore(book), "here"))
+    first = asyncio.create_task(Registry.open(MemoryStore(book), "here", audit_key=b"k" * 32))
     await stop.reached.wait()
-    second = await Registry.open(MemoryStore(book), "here")
+    second = await Registry.open(MemoryStore(book), "here", audit_key=b"k" * 32)
     stop.resume()
     with pytest.raises(RegistryLostError, match="at this moment"):
         await first
