@@ -35,7 +35,9 @@ async def test_a_partner_sees_that_its_key_was_rotated(make_gateway: Callable[..
 def _rotate(gateway: Gateway) -> None:
     gateway.create_partner("acme")
     made = gateway.run_json("partner", "rotate-key", "acme", "--grace", "0")["key"]
-    (event,) = wait_for(lambda: events(gateway, made["api_key"], "partner.key_rotated"), "it is told", EVENTS_MS)
+    (event,) = wait_for(
+        lambda: events(gateway, made["api_key"], "partner.key_rotated") or None, "it is told", EVENTS_MS
+    )
     assert (event["data"]["key_id"], event["data"]["hint"]) == (made["id"], made["api_key"][-4:])
     assert made["api_key"] not in str(event)
     assert gateway.run_json("audit")["ok"]
