@@ -23,6 +23,7 @@ from control_plane.api_keys import make_partner_id
 from control_plane.doors import Doors
 from control_plane.dry_run import DryRunDone
 from control_plane.errors import ControlPlaneError, NotFoundError, RefusedError, RegistryError, SettingsError
+from control_plane.free_text import WITHOUT_CARD_NUMBER
 from control_plane.gate import Gate
 from control_plane.importing import Imported
 from control_plane.moves import Moves
@@ -112,7 +113,7 @@ class Resolve(_Body):
 
     partner: Annotated[str, Field(pattern=f"^{PARTNER_ID}$")]
     outcome: Literal["succeeded", "failed"]
-    note: Annotated[str, Field(min_length=1, max_length=limits.NOTE_CHARACTERS_MAX)]
+    note: Annotated[str, Field(min_length=1, max_length=limits.NOTE_CHARACTERS_MAX), WITHOUT_CARD_NUMBER]
 
 
 class NoteReconciliation(_Body):

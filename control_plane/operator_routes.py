@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from control_plane.free_text import WITHOUT_CARD_NUMBER
 from control_plane.operators import OPERATOR_ID, OperatorKey, Operators
 from control_plane.registry import Registry
 from control_plane.registry_records import Operator
@@ -25,7 +26,7 @@ class AddOperator(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    id: Annotated[str, Field(pattern=f"^{OPERATOR_ID}$")]
+    id: Annotated[str, Field(pattern=f"^{OPERATOR_ID}$"), WITHOUT_CARD_NUMBER]
     role: Literal["viewer", "operator", "admin"]
 
 

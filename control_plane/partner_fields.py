@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from cells.api import limits as wire_limits
 from cells.api.currencies import is_chargeable
 from control_plane import limits
+from control_plane.free_text import WITHOUT_CARD_NUMBER
 from control_plane.registry_records import Partner
 from control_plane.settings import AcquirerName
 from router.directory import PARTNER_ID
@@ -24,8 +25,12 @@ def _unlike(names: list[str]) -> list[str]:
     return names
 
 
-Id = Annotated[str, Field(pattern=f"^{PARTNER_ID}$")]
-Name = Annotated[str, Field(min_length=1, max_length=limits.PARTNER_NAME_CHARACTERS_MAX, pattern=r"^[^\x00-\x1f]+$")]
+Id = Annotated[str, Field(pattern=f"^{PARTNER_ID}$"), WITHOUT_CARD_NUMBER]
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=limits.PARTNER_NAME_CHARACTERS_MAX, pattern=r"^[^\x00-\x1f]+$"),
+    WITHOUT_CARD_NUMBER,
+]
 Rate = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_PER_SECOND_MAX)]
 Burst = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_BURST_MAX)]
 InFlight = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_IN_FLIGHT_MAX)]

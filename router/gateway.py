@@ -23,6 +23,7 @@ from router.directory_file import DirectoryWatcher
 from router.edge import KEY, Exchange, respond
 from router.endpoints import Endpoint
 from router.guard import Guard
+from router.idempotency import IdempotencyKeys
 from router.metrics import Metrics
 from router.problems import EdgeCode, ProblemError
 from router.remembered import RememberedRefusals
@@ -46,6 +47,7 @@ class Gateway:
         self._watcher = watcher
         self._cells = cells
         self._pepper = pepper
+        self._idempotency_keys = IdempotencyKeys(pepper)
         self._metrics = metrics
         self._budget = budget
         self.admission = Admission(bulkheads_off)
@@ -83,7 +85,7 @@ class Gateway:
                 self._metrics.answered_from_memory.inc()
                 raise ProblemError(problems.of_refused(remembered))
         with self.admission.partner(partner_id):
-            command = await _read(endpoint, request, exchange)
+            command = await self._read(endpoint, request, exchange, partner_id)
             if endpoint.command is None:
                 return Response(_account(partner_id, partner), media_type=_JSON)
             outcome = await self._ask(endpoint, partner_id, command, held, exchange)
@@ -95,6 +97,34 @@ class Gateway:
             raise ProblemError(problems.of_refused(outcome))
         return _answer(outcome)
 
+    async def _read(self, endpoint: Endpoint, request: Request, exchange: Exchange, partner_id: str) -> Command:
+        """Read the request as the command that it is. Raises ProblemError."""
+        head = exchange.head
+        arguments: dict[str, Any] = {}
+        if endpoint.path_id is not None:
+            given = request.path_params["id"]
+            if re.fullmatch(endpoint.path_id.pattern, given) is None:
+                raise problems.fail(endpoint.path_id.not_found, "The id in the path has not the form of one.")
+            arguments[endpoint.path_id.argument] = given
+        query_string = request.scope["query_string"]
+        if query_string or endpoint.query is not models.NoQuery:
+            arguments.update(reading.read_query(endpoint.query, query_string).model_dump())
+        if not endpoint.writes:
+            return Command(exchange.command_id, exchange.request_id, arguments)
+        assert endpoint.body is not None
+        key = self._idempotency_keys.read(head, partner_id)
+        canonical = b"{}"
+        body = b""
+        if head.announces_body:
+            reading.check_content_type(head)
+            body = await reading.read_body(head, request.receive)
+        fields: dict[str, Any] = {}
+        if body or not endpoint.body_optional:
+            fields, canonical = reading.parse_json(body)
+        arguments.update(reading.validate_body(endpoint.body, fields).model_dump())
+        fingerprint = reading.fingerprint(endpoint.method, request.scope["path"], canonical)
+        return Command(exchange.command_id, exchange.request_id, arguments, key, fingerprint)
+
     async def _ask(
         self, endpoint: Endpoint, partner_id: str, command: Command, held: Directory, exchange: Exchange
     ) -> Answer | Refused:
@@ -105,35 +135,6 @@ class Gateway:
         exchange.cell = cell.name
         with self.admission.cell(cell.name, len(held.cells)):
             return await self._cells.ask(cell.name, partner_id, endpoint.command, command, writes=endpoint.writes)
-
-
-async def _read(endpoint: Endpoint, request: Request, exchange: Exchange) -> Command:
-    """Read the request as the command that it is. Raises ProblemError."""
-    head = exchange.head
-    arguments: dict[str, Any] = {}
-    if endpoint.path_id is not None:
-        given = request.path_params["id"]
-        if re.fullmatch(endpoint.path_id.pattern, given) is None:
-            raise problems.fail(endpoint.path_id.not_found, "The id in the path has not the form of one.")
-        arguments[endpoint.path_id.argument] = given
-    query_string = request.scope["query_string"]
-    if query_string or endpoint.query is not models.NoQuery:
-        arguments.update(reading.read_query(endpoint.query, query_string).model_dump())
-    if not endpoint.writes:
-        return Command(exchange.command_id, exchange.request_id, arguments)
-    assert endpoint.body is not None
-    key = reading.read_idempotency_key(head)
-    canonical = b"{}"
-    body = b""
-    if head.announces_body:
-        reading.check_content_type(head)
-        body = await reading.read_body(head, request.receive)
-    fields: dict[str, Any] = {}
-    if body or not endpoint.body_optional:
-        fields, canonical = reading.parse_json(body)
-    arguments.update(reading.validate_body(endpoint.body, fields).model_dump())
-    fingerprint = reading.fingerprint(endpoint.method, request.scope["path"], canonical)
-    return Command(exchange.command_id, exchange.request_id, arguments, key, fingerprint)
 
 
 def _answer(answer: Answer) -> Response:

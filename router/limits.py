@@ -24,8 +24,6 @@ DISCARDED_BYTES_MAX: Final = 4 * 1_048_576
 QUERY_PARAMETERS_MAX: Final = 16
 PROBLEM_ERRORS_MAX: Final = 20
 PROBLEM_POINTER_CHARACTERS_MAX: Final = 200
-# A text with more digit runs than this that begin like a card's number is refused without looking at the rest.
-CARD_CANDIDATES_MAX: Final = 256
 
 # What runs at once, in one router process. A cell's share is REQUESTS_MAX over the number of cells.
 CONNECTIONS_MAX: Final = 8_192

@@ -180,7 +180,7 @@ def _read_id(request: Request) -> str:
     notification_id = request.headers.get("webhook-id", "")
     if _ID.fullmatch(notification_id) is None:
         raise _unsigned("Its webhook-id is missing or no id.")
-    reading.refuse_card_data(notification_id)
+    reading.refuse_card_data({"webhook-id": notification_id}, "header")
     return notification_id
 
 

@@ -66,7 +66,7 @@ KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
     EdgeCode.BODY_TIMEOUT: Kind(408, "The body did not arrive in time"),
     EdgeCode.BODY_INVALID: Kind(400, "The body is not JSON"),
     EdgeCode.IDEMPOTENCY_KEY_INVALID: Kind(400, "The Idempotency-Key can't be used"),
-    EdgeCode.CARD_DATA_REFUSED: Kind(422, "Card numbers are not accepted here"),
+    EdgeCode.CARD_DATA_REFUSED: Kind(422, "Card data is not accepted here"),
     EdgeCode.VALIDATION_FAILED: Kind(422, "The request does not have the form it should have"),
     RefusalCode.PARTNER_MOVED: Kind(503, "The partner is being moved"),
     RefusalCode.PARTNER_QUARANTINED: Kind(503, "The partner is quarantined"),

@@ -13,9 +13,8 @@ from urllib.parse import parse_qsl
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from cells.api import card_data
 from router import limits, problems
-from router.card_data import holds_card_number
-from router.limits import actor_limits
 from router.problems import EdgeCode, ProblemError
 
 Receive = Callable[[], Awaitable[Any]]
@@ -34,9 +33,6 @@ _NAMES: Final = frozenset(
 )
 _NONE: Final[tuple[bytes, ...]] = ()
 _JSON: Final = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*"?utf-8"?[ \t]*)?', re.IGNORECASE)
-_VISIBLE: Final = re.compile(rb"[\x21-\x7e]+")
-# A string in the terms of structured fields (RFC 9651), which the draft on Idempotency-Key asks for.
-_QUOTED: Final = re.compile(rb'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 
 
 class Head:
@@ -151,7 +147,7 @@ def parse_json(body: bytes) -> tuple[dict[str, Any], bytes]:
         ) from None
     except (orjson.JSONEncodeError, RecursionError):
         raise problems.fail(EdgeCode.BODY_INVALID, "The body is nested too deeply.") from None
-    refuse_card_data(canonical.decode())
+    refuse_card_data(parsed)
     if not isinstance(parsed, dict):
         raise problems.fail(EdgeCode.VALIDATION_FAILED, "The body is not a JSON object.", pointer="")
     return parsed, canonical
@@ -179,7 +175,7 @@ def read_query(model: type[Model], query_string: bytes) -> Model:
         except ValueError:
             raise problems.fail(EdgeCode.VALIDATION_FAILED, "The query string can't be read.") from None
         for name, value in pairs:
-            refuse_card_data(f"{name}={value}")
+            refuse_card_data({name: value}, "parameter")
             if name in fields:
                 raise problems.fail(
                     EdgeCode.VALIDATION_FAILED,
@@ -193,54 +189,35 @@ def read_query(model: type[Model], query_string: bytes) -> Model:
         raise _invalid(error, "parameter") from None
 
 
-def read_idempotency_key(head: Head) -> str | None:
-    """Give the Idempotency-Key: 1 to 255 visible ASCII characters, bare or as a quoted string.
-
-    draft-ietf-httpapi-idempotency-key-header-07 makes it a structured field string; most clients send it bare. `"abc"`
-    and `abc` are the same key. Raises ProblemError (400, 422).
-    """
-    values = head.values(b"idempotency-key")
-    if not values:
-        return None
-    if len(values) > 1:
-        raise _bad_key("is there more than once")
-    value = values[0].strip(b" \t")
-    if value[:1] == b'"':
-        quoted = _QUOTED.fullmatch(value)
-        if quoted is None:
-            raise _bad_key("opens with a quote and is no quoted string")
-        value = re.sub(rb"\\(.)", rb"\1", quoted[1])
-    if len(value) > actor_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX or _VISIBLE.fullmatch(value) is None:
-        raise _bad_key(f"should have 1 to {actor_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX} visible ASCII characters")
-    key = value.decode("ascii")
-    refuse_card_data(key)
-    return key
-
-
 def fingerprint(method: str, path: str, canonical_body: bytes) -> bytes:
     """Give the digest that tells the same request from another one under the same idempotency key."""
     return hashlib.sha256(b"\n".join((method.encode(), path.encode(), canonical_body))).digest()
 
 
-def refuse_card_data(text: str) -> None:
-    """Let pass a text without card numbers. Raises ProblemError (422) otherwise."""
-    if holds_card_number(text):
-        raise problems.fail(
-            EdgeCode.CARD_DATA_REFUSED,
-            "The request holds what looks like a card number. It was not kept. Send a token instead.",
-        )
+def refuse_card_data(value: Any, place: str = "pointer") -> None:
+    """Refuse a JSON value that holds card data, unlogged. Raises ProblemError (422), which names the field.
+
+    `place`: what the field is in, `pointer` (a body), `parameter` (a query string) or `header`.
+    """
+    found = card_data.find(value)
+    if found is None:
+        return
+    detail = f"holds what looks like {found.kind.value}"
+    if place == "pointer":
+        where = {"pointer": _pointer(found.steps)}
+    else:
+        # One whose own name is a card number is not named.
+        where = {place: _shortened(str(found.steps[0]))} if found.steps else {}
+    raise problems.fail(
+        EdgeCode.CARD_DATA_REFUSED,
+        f"The request {detail}. It was not kept. Send a token instead.",
+        pointer=where.get("pointer"),
+        errors=({**where, "detail": detail},),
+    )
 
 
 def _too_large() -> ProblemError:
     return problems.fail(EdgeCode.BODY_TOO_LARGE, f"A body has at most {limits.BODY_BYTES_MAX} bytes.")
-
-
-def _bad_key(what: str) -> ProblemError:
-    return problems.fail(
-        EdgeCode.IDEMPOTENCY_KEY_INVALID,
-        f"The Idempotency-Key {what}.",
-        errors=({"header": "Idempotency-Key", "detail": what},),
-    )
 
 
 def _invalid(error: ValidationError, place: str) -> ProblemError:

@@ -106,6 +106,12 @@ CHALLENGE_URL_CHARACTERS_MAX: Final = actor_limits.CHALLENGE_URL_CHARACTERS_MAX
 ACQUIRER_CONNECTIONS_MAX: Final = 64 * actor_limits.ACQUIRER_SLOTS
 ACQUIRER_KEEP_ALIVE_S: Final = 30
 
+# Groups of digits in one request that begin like a card's number, and numbers made of them, past which the request is
+# refused without trying more: one in ten has the check digit by chance.
+CARD_CANDIDATES_MAX: Final = 256
+CARD_NAMES_REMEMBERED_MAX: Final = 1_024
+CARD_NAME_CHARACTERS_MAX: Final = 64  # longer names of fields name no security code
+
 # What operators may set for a partner, and what it is where they set nothing.
 PARTNER_RATE_PER_SECOND_DEFAULT: Final = actor_limits.RATE_PER_SECOND_DEFAULT
 PARTNER_RATE_PER_SECOND_MAX: Final = actor_limits.RATE_PER_SECOND_MAX

@@ -365,7 +365,8 @@ async def test_a_replay_says_so_and_a_key_goes_along(router: Installation, acme:
     ]
     assert all(answer.headers["idempotent-replayed"] == "true" for answer in answers)
     first, same, other = (command for _, _, command in router.door.asked)
-    assert first.idempotency_key == same.idempotency_key == "one"
+    assert first.idempotency_key == same.idempotency_key != "one"
+    assert len(first.idempotency_key) == 64
     assert first.fingerprint == same.fingerprint != other.fingerprint
     assert len(first.fingerprint) == 32
     assert first.command_id != same.command_id
@@ -456,7 +457,6 @@ JSON = {"content-type": "application/json"}
         (orjson.dumps(BODY), JSON | {"idempotency-key": ""}, 400, "idempotency_key_invalid"),
         (orjson.dumps(BODY), JSON | {"idempotency-key": "a b"}, 400, "idempotency_key_invalid"),
         (orjson.dumps(BODY), JSON | {"idempotency-key": "x" * 256}, 400, "idempotency_key_invalid"),
-        (orjson.dumps(BODY), JSON | {"idempotency-key": CARD}, 422, "card_data_refused"),
         (orjson.dumps(BODY), JSON | {"x-large": "x" * 20_000}, 431, "head_too_large"),
         (orjson.dumps({**BODY, "reference": CARD}), JSON, 422, "card_data_refused"),
         (orjson.dumps({**BODY, "metadata": {CARD: "x"}}), JSON, 422, "card_data_refused"),

@@ -339,7 +339,7 @@ ROWS: Final = (
         tuple(Sent(body=GOOD | {"currency": name}, key="gamma") for name in ("EUR", "JPY")),
     ),
     Row(
-        "what looks like a card number, anywhere",
+        "what looks like a card number, a security code, a PIN or a track (`docs/card-data.md`)",
         422,
         "card_data_refused",
         (
@@ -350,8 +350,10 @@ ROWS: Final = (
             pay(**{"4242424242424242": 1}),
             amount("4242424242424242"),
             get(f"{PAYMENTS}?reference=4242424242424242"),
-            Sent(body=GOOD, headers=(("Idempotency-Key", "4242424242424242"),)),
-            raw(b'{"a":"' + b"4 " * 30_000 + b'"}'),
+            pay(reference="4242.4242.4242.4242"),
+            pay(description="4242424242424242D27121010000"),
+            pay(metadata={"cvv": "123"}),
+            raw(b'{"a":"' + b"4000 " * 12_000 + b'"}'),
         ),
     ),
     Row(

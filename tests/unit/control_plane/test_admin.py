@@ -172,6 +172,24 @@ async def test_an_operation_is_resolved_with_who_and_why(client: httpx.AsyncClie
     assert (await client.post("/unknown/op_1/resolve", json={**body, "note": ""})).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/partners", {**ACME, "name": "Acme 4242 4242 4242 4242"}),
+        ("/partners", {"id": "p4242424242424242", "name": "Acme"}),
+        ("/operators", {"id": "ann4242424242424242", "role": "viewer"}),
+        ("/unknown/op_1/resolve", {"partner": "acme", "outcome": "failed", "note": "card 4242-4242-4242-4242"}),
+    ],
+)
+async def test_no_card_number_is_stored_of_what_operators_write(
+    client: httpx.AsyncClient, path: str, body: dict[str, str]
+) -> None:
+    refused = await client.post(path, json=body)
+    assert refused.status_code == 400
+    assert "card number" in refused.text
+    assert "4242" not in refused.text
+
+
 async def test_what_is_done_with_a_settlement_file_is_noted(
     client: httpx.AsyncClient, installation: Installation
 ) -> None:
