@@ -11,6 +11,7 @@ class Bulkhead(StrEnum):
     """What keeps one partner's or one cell's trouble from the others."""
 
     PARTNER_SHARE = "partner_share"  # how much of router, door and mailbox one partner takes
+    ROUTER_BUDGET = "router_budget"  # how much CPU time of a router, how many reads and whose turn
     CELL_SHARE = "cell_share"  # how much of the router one cell takes
     RATE_LIMIT = "rate_limit"  # payments a second
     IN_FLIGHT_LIMIT = "in_flight_limit"  # payments whose outcome is to come

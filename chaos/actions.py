@@ -123,6 +123,14 @@ def start_flood_of_bad_keys() -> None:
 
 
 @_ending
+def start_hostile_partner(partner: str) -> None:
+    """Let a partner send what costs a router most, at its full limit."""
+    run = session.current()
+    run.strike()
+    run.start_attack(partner)
+
+
+@_ending
 def hang_cell(cell: str, per_second: float) -> None:
     """SIGSTOP a cell's door and the control plane, which would replace it, while the cell's partners go on sending."""
     run = session.current()

@@ -60,7 +60,13 @@ _PENDING: Final = frozenset(
     }
 )
 _LIMITED: Final = frozenset(
-    {Outcome(429, "rate_limited"), Outcome(429, "too_many_in_flight"), Outcome(429, "mailbox_full")}
+    {
+        Outcome(429, "rate_limited"),
+        Outcome(429, "too_many_in_flight"),
+        Outcome(429, "mailbox_full"),
+        Outcome(429, "cpu_budget_exhausted"),
+        Outcome(429, "too_many_reads"),
+    }
 )
 EXCUSED_OUTCOMES: Final = {
     Excuse.OVERDUE: _REFUSED,

@@ -219,6 +219,11 @@ CHAOS_FLOOD_START_MS: Final = 1_500
 CHAOS_ORDERED_REPEATS_MAX: Final = 10
 CHAOS_FLOOD_FIRST_AMOUNT: Final = 100_000_000
 CHAOS_BAD_KEYS_PER_SECOND: Final = 300
+# A hostile partner: its worst requests, as many writes and reads as its limit lets in, after so many in a row each.
+CHAOS_HOSTILE_CONNECTIONS: Final = 130
+CHAOS_HOSTILE_AT_ONCE: Final = 3
+CHAOS_HOSTILE_PER_SECOND: Final = 2.0 * api_limits.PARTNER_RATE_PER_SECOND_DEFAULT
+CHAOS_HOSTILE_BODY_BYTES: Final = 60_000
 # Slow, and within the time that the gateway waits for an acquirer.
 ACQUIRER_SLOW_MS: Final = 2_000
 # An fsync that takes so long is a disk in trouble; commits of one partner still end within the client's deadline.

@@ -21,6 +21,7 @@ import psutil
 
 from cells.fault_injection import METADATA_KEY
 from chaos import limits, limits_checker, machine, needs, partners, run_checkers, safeguards
+from chaos.attack_partner import Attack, Orders
 from chaos.bounds_reader import BoundsReader
 from chaos.catalogue import Experiment, Scope, Sign
 from chaos.checker import Judgement, judge_money, judge_ordered
@@ -77,6 +78,7 @@ class Session:
         self._old_keys: dict[str, set[str]] = {}
         self._load: LoadProcess | None = None
         self._flood: LoadProcess | None = None
+        self._attack: Attack | None = None
         self._readings: dict[str, machine.Reading] = {}
         self._watcher: Watcher | None = None
         self._guards = safeguards.Safeguards({})
@@ -167,6 +169,20 @@ class Session:
         self._flood = LoadProcess(self.folder, plan)
         self.undo.add("end the flood", self._end_flood)
         self._flood.start()
+
+    def start_attack(self, partner: str) -> None:
+        """Run the attack of a partner in a process of its own until the fault is taken away."""
+        orders = Orders(
+            self.require_gateway().base_url,
+            self.keys[partner],
+            limits.CHAOS_HOSTILE_CONNECTIONS,
+            limits.CHAOS_HOSTILE_AT_ONCE,
+            limits.CHAOS_HOSTILE_PER_SECOND,
+            self.settings.duration_s + limits.CHAOS_LOAD_MORE_S,
+        )
+        self._attack = Attack(orders)
+        self.undo.add("end the attack", self._attack.end)
+        self._attack.start()
 
     def order_fault(self, partner: str, fault: str) -> None:
         """Send one payment that orders a fault of its partner's worker, and wait for what its client is told."""
@@ -482,7 +498,7 @@ class Session:
         self._readings[name] = machine.read(ours)
 
     def _programs(self) -> Iterator[psutil.Process]:
-        pids = [load.pid for load in (self._load, self._flood) if load is not None]
+        pids = [load.pid for load in (self._load, self._flood, self._attack) if load is not None]
         if isinstance(self.gateway, Gateway) and self.gateway.up is not None:
             pids.append(self.gateway.up.pid)
         if self.own is not None and self.own.server is not None:

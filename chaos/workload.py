@@ -29,6 +29,8 @@ _CODES_THAT_MEAN_AGAIN: Final = frozenset(
         "idempotency_key_in_use",
         "payment_processing",
         "rate_limited",
+        "cpu_budget_exhausted",
+        "too_many_reads",
         "too_many_in_flight",
         "mailbox_full",
         "cell_overloaded",

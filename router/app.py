@@ -161,6 +161,7 @@ def _add_own_pages(
     async def measure(_: Request) -> Response:
         held = watcher.current
         metrics.running.set(gateway.admission.running)
+        metrics.waiting.set(gateway.turns.waiting)
         metrics.directory_version.set(-1 if held is None else held.version)
         metrics.directory_age.set(watcher.age_s)
         metrics.directory_rejected.set(watcher.rejected)

@@ -27,6 +27,8 @@ from router.reading import Head
 log = structlog.get_logger()
 
 KEY: Final = "bulkhead"
+# In the ASGI scope, too: the server's connection (router/server.py).
+CONNECTION: Final = "bulkhead.connection"
 
 
 class Exchange:

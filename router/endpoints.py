@@ -51,12 +51,14 @@ ALWAYS: Final[tuple[Code, ...]] = (
     EdgeCode.AUTHORIZATION_MALFORMED,
     EdgeCode.UNAUTHORIZED,
     EdgeCode.TOO_MANY_FAILED_AUTHENTICATIONS,
+    EdgeCode.CPU_BUDGET_EXHAUSTED,
     RefusalCode.TOO_MANY_IN_FLIGHT,
     EdgeCode.OVERLOADED,
     EdgeCode.VALIDATION_FAILED,
     EdgeCode.CARD_DATA_REFUSED,
     RefusalCode.INTERNAL_ERROR,
 )
+OF_READS: Final[tuple[Code, ...]] = (EdgeCode.TOO_MANY_READS,)
 OF_CELLS: Final[tuple[Code, ...]] = (
     RefusalCode.PARTNER_MOVED,
     RefusalCode.PARTNER_QUARANTINED,
@@ -223,7 +225,7 @@ def codes(endpoint: Endpoint) -> tuple[Code, ...]:
     """Give every code that the endpoint may answer with."""
     return (
         ALWAYS
-        + (OF_WRITES if endpoint.writes else ())
+        + (OF_WRITES if endpoint.writes else OF_READS)
         + (OF_CELLS if endpoint.command is not None else ())
         + endpoint.refusals
     )

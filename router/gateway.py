@@ -4,6 +4,7 @@ The order is a promise: no body is read for a caller who is not known, and no ce
 """
 
 import re
+import time
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,20 +15,23 @@ from starlette.responses import Response
 
 from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.log_budget import LogBudget
-from cells.api.messages import Answer, Command, Method, RefusalCode, Refused
-from router import keys, models, problems, reading
+from cells.api.messages import Answer, Command, Method, RateState, RefusalCode, Refused
+from router import keys, limits, models, problems, reading
 from router.admission import Admission
+from router.budgets import Budgets, OverBudgetError
 from router.cells_client import CellsClient
 from router.directory import Directory, Partner
 from router.directory_file import DirectoryWatcher
-from router.edge import KEY, Exchange, respond
+from router.edge import CONNECTION, KEY, Exchange, respond
 from router.endpoints import Endpoint
 from router.guard import Guard
 from router.idempotency import IdempotencyKeys
 from router.metrics import Metrics
 from router.problems import EdgeCode, ProblemError
+from router.reading import Head
 from router.remembered import RememberedRefusals
 from router.spreading import Spreading
+from router.turns import Turns
 
 _JSON: Final = "application/json"
 
@@ -51,6 +55,8 @@ class Gateway:
         self._metrics = metrics
         self._budget = budget
         self.admission = Admission(bulkheads_off)
+        self.budgets = Budgets(bulkheads_off)
+        self.turns = Turns(bulkheads_off)
         self.remembered = RememberedRefusals()
         self.guard = Guard(watcher, pepper, metrics, budget)
         self.spreading: Spreading | None = None
@@ -66,6 +72,10 @@ class Gateway:
                 limited = self.guard.note(error, exchange.request_id, address)
                 if limited is not None:
                     return respond(limited, exchange)
+            elif isinstance(error, OverBudgetError):
+                self._metrics.over_budget.inc()
+                if CONNECTION in request.scope:  # it is so where the server is our own
+                    request.scope[CONNECTION].hold(error.wait_ms)
             return respond(error.problem, exchange)
 
     async def _serve(self, endpoint: Endpoint, request: Request, exchange: Exchange) -> Response:
@@ -77,6 +87,9 @@ class Gateway:
         )
         exchange.partner_id = partner_id
         exchange.api_version = partner.api_version
+        announced_bytes = exchange.head.expected_bytes
+        account = self.budgets.admit(partner_id, partner, announced_bytes)
+        reads = None if endpoint.writes else self.budgets.admit_read(account)
         if endpoint.writes and partner.status != "active":
             raise problems.fail(RefusalCode.PARTNER_SUSPENDED, "The partner is suspended: it can read, not write.")
         if endpoint.command == Method.CREATE_PAYMENT:
@@ -85,9 +98,17 @@ class Gateway:
                 self._metrics.answered_from_memory.inc()
                 raise ProblemError(problems.of_refused(remembered))
         with self.admission.partner(partner_id):
-            command = await self._read(endpoint, request, exchange, partner_id)
+            turn = self.turns.enter(partner_id, announced_bytes)
+            if turn is not None:
+                await turn
+            body = await _receive(endpoint, request, exchange.head)
+            began_s = time.thread_time()
+            try:
+                command = self._read(endpoint, request, exchange, partner_id, body)
+            finally:  # whatever came of it
+                account.charge((time.thread_time() - began_s) * 1_000_000)
             if endpoint.command is None:
-                return Response(_account(partner_id, partner), media_type=_JSON)
+                return Response(_account(partner_id, partner), 200, _headers(None, reads), _JSON)
             outcome = await self._ask(endpoint, partner_id, command, held, exchange)
         if isinstance(outcome, Refused):
             if endpoint.command == Method.CREATE_PAYMENT:
@@ -95,11 +116,11 @@ class Gateway:
                 if self.spreading is not None:
                     self.spreading.tell(partner_id, partner.profile_version, outcome)
             raise ProblemError(problems.of_refused(outcome))
-        return _answer(outcome)
+        account.charge(len(outcome.body) * limits.BYTES_CPU_US_PER_KIB / 1_024)
+        return _answer(outcome, reads)
 
-    async def _read(self, endpoint: Endpoint, request: Request, exchange: Exchange, partner_id: str) -> Command:
+    def _read(self, endpoint: Endpoint, request: Request, exchange: Exchange, partner_id: str, body: bytes) -> Command:
         """Read the request as the command that it is. Raises ProblemError."""
-        head = exchange.head
         arguments: dict[str, Any] = {}
         if endpoint.path_id is not None:
             given = request.path_params["id"]
@@ -112,12 +133,8 @@ class Gateway:
         if not endpoint.writes:
             return Command(exchange.command_id, exchange.request_id, arguments)
         assert endpoint.body is not None
-        key = self._idempotency_keys.read(head, partner_id)
+        key = self._idempotency_keys.read(exchange.head, partner_id)
         canonical = b"{}"
-        body = b""
-        if head.announces_body:
-            reading.check_content_type(head)
-            body = await reading.read_body(head, request.receive)
         fields: dict[str, Any] = {}
         if body or not endpoint.body_optional:
             fields, canonical = reading.parse_json(body)
@@ -137,14 +154,29 @@ class Gateway:
             return await self._cells.ask(cell.name, partner_id, endpoint.command, command, writes=endpoint.writes)
 
 
-def _answer(answer: Answer) -> Response:
+async def _receive(endpoint: Endpoint, request: Request, head: Head) -> bytes:
+    """Receive the body that the endpoint takes, if any comes. Raises ProblemError."""
+    if not endpoint.writes or not head.announces_body:
+        return b""
+    reading.check_content_type(head)
+    return await reading.read_body(head, request.receive)
+
+
+def _answer(answer: Answer, reads: RateState | None) -> Response:
     assert 200 <= answer.status <= 299, "a cell answers with a success or refuses"
-    headers: dict[str, str] = {}
-    if answer.rate is not None:
-        headers.update(problems.rate_headers(answer.rate))
+    headers = _headers(answer.rate, reads)
     if answer.replayed:
         headers["idempotent-replayed"] = "true"
     return Response(answer.body, answer.status, headers, _JSON)
+
+
+def _headers(payments: RateState | None, reads: RateState | None) -> dict[str, str]:
+    """Encode the limit of payments, and that of reads where the request was one, as lists of policies."""
+    found = {} if payments is None else problems.rate_headers(payments)
+    if reads is not None:
+        for name, value in problems.rate_headers(reads, "reads").items():
+            found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
 
 
 def _account(partner_id: str, partner: Partner) -> bytes:

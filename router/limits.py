@@ -21,6 +21,9 @@ BODY_TIMEOUT_MS: Final = 10_000
 # Of a body that nobody wants any more so much is thrown away, for at most BODY_TIMEOUT_MS: closing at once would
 # reset the connection, and its sender would never see the answer (RFC 9112, 9.6).
 DISCARDED_BYTES_MAX: Final = 4 * 1_048_576
+# Fields, elements and values of a JSON body, at all depths: the largest that can be right has fewer than this, and what
+# each costs to check is not bounded by its bytes.
+BODY_VALUES_MAX: Final = 512
 QUERY_PARAMETERS_MAX: Final = 16
 PROBLEM_ERRORS_MAX: Final = 20
 PROBLEM_POINTER_CHARACTERS_MAX: Final = 200
@@ -31,6 +34,31 @@ CONNECTIONS_MAX: Final = 8_192
 ACCEPTS_PER_TURN_MAX: Final = 16
 REQUESTS_MAX: Final = 4_000
 PARTNER_REQUESTS_MAX: Final = 512
+# What a partner's requests may cost one router, of its CPU time. Each of its payments a second brings so much: a
+# payment, its captures, refunds and reads take some 0.3 ms each, and three times that on a slow machine.
+PAYMENT_CPU_BUDGET_US: Final = 2_000
+CPU_BUDGET_US_PER_SECOND_MIN: Final = 50_000
+CPU_BUDGET_US_PER_SECOND_MAX: Final = 600_000
+CPU_BUDGET_BURST_US_MIN: Final = 200_000
+CPU_BUDGET_BURST_US_MAX: Final = 1_000_000
+# What a request costs by arriving, for each KiB of its body and of its answer, and as it is refused (measured with
+# bench/edge_steps.py). The rest is measured as it is served.
+ARRIVAL_CPU_US: Final = 100
+BYTES_CPU_US_PER_KIB: Final = 2
+REFUSAL_CPU_US: Final = 100
+# Nobody is refused for longer than this after the last request, and no connection stays unread for longer.
+BUDGET_WAIT_MS_MAX: Final = 2_000
+BUDGETS_MAX: Final = 10_000
+# Reads of a partner: so many for each of its payments a second, and for each of its burst.
+READS_PER_PAYMENT: Final = 4
+READS_PER_SECOND_MIN: Final = 100
+READS_BURST_MIN: Final = 200
+# How much work a turn of the event loop begins before others have their turn, what one request's is taken for, and what
+# each partner may begin in a round.
+TURN_US: Final = 2_000
+WORK_US: Final = 200
+WORK_US_PER_KIB: Final = 15
+QUANTUM_US: Final = 1_200
 # Notifications of acquirers that are read or under way: they have places of their own.
 NOTIFICATIONS_MAX: Final = 256
 KEEP_ALIVE_S: Final = 75
@@ -79,5 +107,11 @@ assert PARTNER_REQUESTS_MAX < REQUESTS_MAX, "one hanging partner can't use up th
 assert PARTNER_REQUESTS_MAX >= wire.DOOR_PARTNER_COMMANDS_MAX, "the door's own bound is met first"
 assert REQUESTS_MAX + NOTIFICATIONS_MAX <= wire.CONNECTION_REQUESTS_MAX
 assert REQUESTS_MAX + NOTIFICATIONS_MAX < CONNECTIONS_MAX
+assert WORK_US + BODY_BYTES_MAX * WORK_US_PER_KIB // 1_024 <= QUANTUM_US <= TURN_US, (
+    "each round has room for any request"
+)
+assert CPU_BUDGET_US_PER_SECOND_MIN <= CPU_BUDGET_US_PER_SECOND_MAX < 1_000_000, "one partner can't use up the router"
+assert CPU_BUDGET_BURST_US_MIN <= CPU_BUDGET_BURST_US_MAX
+assert actor_limits.METADATA_ENTRIES_MAX * 2 + 64 < BODY_VALUES_MAX, "any body that can be right is let in"
 assert DIRECTORY_POLL_MS < DIRECTORY_WAIT_MS_MAX < actor_limits.COMMAND_DEADLINE_MS // 2, "there is time to follow"
 assert CELL_WAIT_PAUSE_MS < CELL_WAIT_MS < actor_limits.COMMAND_DEADLINE_MS

@@ -54,6 +54,14 @@ class Metrics:
         self.answered_from_memory = Counter(
             "bulkhead_router_remembered_429_answers", "New payments answered by a remembered 429.", registry=registry
         )
+        self.over_budget = Counter(
+            "bulkhead_router_over_budget",
+            "Requests of partners that had used up their CPU time here.",
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "bulkhead_router_requests_waiting", "Requests that wait for their partner's turn now.", registry=registry
+        )
         self.guesses_limited = Counter(
             "bulkhead_router_failed_authentications_limited",
             "Failed authentications of an address past its bound.",

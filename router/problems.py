@@ -30,6 +30,8 @@ class EdgeCode(StrEnum):
     AUTHORIZATION_MALFORMED = "authorization_malformed"
     UNAUTHORIZED = "unauthorized"
     TOO_MANY_FAILED_AUTHENTICATIONS = "too_many_failed_authentications"
+    CPU_BUDGET_EXHAUSTED = "cpu_budget_exhausted"
+    TOO_MANY_READS = "too_many_reads"
     SIGNATURE_INVALID = "signature_invalid"
     OVERLOADED = "overloaded"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
@@ -59,6 +61,8 @@ KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
     EdgeCode.AUTHORIZATION_MALFORMED: Kind(400, "The Authorization header can't be read"),
     EdgeCode.UNAUTHORIZED: Kind(401, "A valid API key is needed"),
     EdgeCode.TOO_MANY_FAILED_AUTHENTICATIONS: Kind(429, "Too many API keys that are not valid"),
+    EdgeCode.CPU_BUDGET_EXHAUSTED: Kind(429, "The partner's requests cost too much"),
+    EdgeCode.TOO_MANY_READS: Kind(429, "Too many reads"),
     EdgeCode.SIGNATURE_INVALID: Kind(401, "A valid signature is needed"),
     EdgeCode.OVERLOADED: Kind(503, "The gateway has too much to do"),
     EdgeCode.UNSUPPORTED_MEDIA_TYPE: Kind(415, "The body is not application/json"),
@@ -179,7 +183,7 @@ def respond(problem: Problem, request_id: str) -> Response:
     return Response(orjson.dumps(body), kind.status, headers, MEDIA_TYPE)
 
 
-def rate_headers(rate: RateState) -> dict[str, str]:
+def rate_headers(rate: RateState, policy: str = "default") -> dict[str, str]:
     """Tell the rate limit as draft-ietf-httpapi-ratelimit-headers-10 has it: structured fields (RFC 9651).
 
     The quota is what may come at once (`q`), its window the time in which all of it comes again (`w`); `t` is the
@@ -187,6 +191,6 @@ def rate_headers(rate: RateState) -> dict[str, str]:
     """
     window_s = max(1, math.ceil(rate.burst / max(1, rate.per_second)))
     return {
-        "ratelimit-policy": f'"default";q={rate.burst};w={window_s}',
-        "ratelimit": f'"default";r={max(0, rate.remaining)};t={max(0, math.ceil(rate.reset_ms / 1000))}',
+        "ratelimit-policy": f'"{policy}";q={rate.burst};w={window_s}',
+        "ratelimit": f'"{policy}";r={max(0, rate.remaining)};t={max(0, math.ceil(rate.reset_ms / 1000))}',
     }

@@ -82,6 +82,14 @@ class Head:
         # The server takes one Content-Length of digits only.
         return int(lengths[0][:20]) if len(lengths) == 1 and lengths[0].isdigit() else limits.BODY_BYTES_MAX + 1
 
+    @property
+    def expected_bytes(self) -> int:
+        """How long the body may be, as far as the head tells: nothing, what it announces, or BODY_BYTES_MAX."""
+        announced = self.announced_bytes
+        if announced is None:
+            return limits.BODY_BYTES_MAX if b"transfer-encoding" in self.found else 0
+        return min(announced, limits.BODY_BYTES_MAX)
+
 
 def check_content_type(head: Head) -> None:
     """Let pass application/json in UTF-8, not compressed. Raises ProblemError (415)."""
@@ -139,6 +147,7 @@ def parse_json(body: bytes) -> tuple[dict[str, Any], bytes]:
     """
     try:
         parsed = orjson.loads(body)
+        _require_few_values(parsed)
         canonical = orjson.dumps(parsed, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONDecodeError as error:
         # The position is safe to tell; the parser's words may quote the body.
@@ -151,6 +160,24 @@ def parse_json(body: bytes) -> tuple[dict[str, Any], bytes]:
     if not isinstance(parsed, dict):
         raise problems.fail(EdgeCode.VALIDATION_FAILED, "The body is not a JSON object.", pointer="")
     return parsed, canonical
+
+
+def _require_few_values(parsed: Any) -> None:
+    """Refuse more values than any body has that can be right: what follows costs by the value. Raises ProblemError."""
+    left = limits.BODY_VALUES_MAX
+    nested = [parsed]
+    while nested:
+        one = nested.pop()
+        left -= len(one) if type(one) in (dict, list) else 1
+        if left < 0:
+            # No name of a field is told: what looks like a card number was not looked for.
+            raise problems.fail(
+                EdgeCode.VALIDATION_FAILED, f"The body has more than {limits.BODY_VALUES_MAX} fields and values."
+            )
+        if type(one) is dict:
+            nested += [value for value in one.values() if type(value) in (dict, list)]
+        elif type(one) is list:
+            nested += [value for value in one if type(value) in (dict, list)]
 
 
 def validate_body(model: type[Model], fields: dict[str, Any]) -> Model:

@@ -13,6 +13,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from router import limits, problems
+from router.edge import CONNECTION
 from router.guard import Guard
 from router.problems import KINDS, EdgeCode
 
@@ -50,6 +51,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _refusal: bytes | None = None  # what the request at hand is answered with once it is whole, by the guard
     _timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
+    _hold_ms = 0  # after the answer at hand nothing is read for so long
+    _hold_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Refuse the connection, or await its first head."""
@@ -63,6 +66,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Forget the timers."""
         self._stop_timer()
         self._stop_unread_timer()
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -157,6 +162,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._guard is not None and self._is_refused(self._guard):
             return
+        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         if len(self.pipeline) > limits.PIPELINED_REQUESTS_MAX:
             self._end()
@@ -206,13 +212,23 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
+    def hold(self, ms: int) -> None:
+        """Read nothing for so long once the answer at hand is out; requests that came in a row with it end with it."""
+        self._hold_ms = min(ms, limits.BUDGET_WAIT_MS_MAX)
+
     def on_response_complete(self) -> None:
         """End a connection whose peer waits for "100 Continue" in vain: it may send the body now, or the next head."""
+        if self._hold_ms and self.pipeline:
+            self._end()
         super().on_response_complete()
         if self._is_in_body and self.expect_100_continue:
             self._end()
         elif self.transport.is_closing():
             self._abort_later()
+        elif self._hold_ms:
+            self.flow.pause_reading()
+            self._hold_timer = self.loop.call_later(self._hold_ms / 1000, self.flow.resume_reading)
+            self._hold_ms = 0
 
     @property
     def _is_idle(self) -> bool:

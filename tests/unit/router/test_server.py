@@ -13,6 +13,7 @@ import uvloop
 
 from router import limits
 from router.__main__ import server_sockets
+from router.edge import CONNECTION
 from router.server import BoundedProtocol
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n"
@@ -378,3 +379,33 @@ def test_many_are_let_in_at_each_turn_of_the_event_loop() -> None:
             clients.enter_context(socket.create_connection(listener.getsockname()[:2]))
         turns = uvloop.run(turns_until_all_are_in(listener))
     assert turns < clients_count / 4
+
+
+async def answer_and_hold(scope: Any, receive: Any, send: Any) -> None:
+    scope[CONNECTION].hold(300)
+    await answer_with_nothing(scope, receive, send)
+
+
+@pytest.mark.parametrize("application", [answer_and_hold], indirect=True)
+async def test_a_held_connection_is_not_read_for_so_long(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    for _ in range(3):
+        writer.write(REQUEST + b"\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204"), "each is answered once it is read"
+    assert loop.time() - began_s >= 0.6, "it was read again twice, each time after its hold"
+    writer.close()
+
+
+@pytest.mark.parametrize("application", [answer_and_hold], indirect=True)
+async def test_a_held_connection_takes_no_requests_in_a_row(port: int) -> None:
+    text = await exchange(port, 5 * (REQUEST + b"\r\n"))
+    assert text.count(b"HTTP/1.1 204") == 1
+
+
+@pytest.mark.parametrize("application", [answer_and_hold], indirect=True)
+async def test_a_held_connection_that_its_peer_ends_leaves_nothing(port: int) -> None:
+    for _ in range(3):
+        text = await exchange(port, REQUEST + b"connection: close\r\n\r\n")
+        assert text.startswith(b"HTTP/1.1 204")
