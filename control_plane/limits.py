@@ -78,6 +78,10 @@ PROBE_INTERVAL_WAITING_MS: Final = 100
 PROBE_TIMEOUT_MS: Final = 5_000
 # A process that answered once and then is silent for this long is killed and started again.
 UNRESPONSIVE_MS_MAX: Final = 8_000
+# The same where its event loop's thread ran, or waited for a core, for at least this share of that time: it has more to
+# do than it can, and goes on where it is let. One that loops for ever is ended by this.
+BUSY_PERCENT_MIN: Final = 50
+BUSY_SILENT_MS_MAX: Final = 24_000
 # The same where the kernel says that it is stopped (SIGSTOP): no load explains that. Ray's processes carry no payment,
 # and to replace them costs the cell's partners seconds: so these are given longer.
 STOPPED_MS_MAX: Final = 1_000
@@ -243,6 +247,7 @@ IMPORT_COMMIT_BYTES: Final = 1_000_000
 
 assert 4 * ROUTERS_MAX <= REDIS_CLIENTS_MAX, "all routers fit in, also while lost connections linger"
 assert PROBE_INTERVAL_MS + PROBE_TIMEOUT_MS < UNRESPONSIVE_MS_MAX, "one lost probe kills nobody"
+assert UNRESPONSIVE_MS_MAX < BUSY_SILENT_MS_MAX
 assert DIRECTORY_TAKEN_TIMEOUT_MS < CELL_JOIN_MS_MAX
 assert START_TIMEOUT_MS + CELL_JOIN_MS_MAX < CELL_WATCH_MS_MAX
 assert START_TIMEOUT_MS + CELL_REMOVE_GRACE_MS < CELL_WATCH_MS_MAX

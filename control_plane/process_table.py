@@ -73,6 +73,16 @@ class ProcessHandle:
             return False
         return stat[stat.rindex(b")") + 2 :][:1] == b"T"
 
+    def wanted_cpu_ms(self) -> float:
+        """Return for how long its first thread, the event loop's, ran or waited for a core (/proc/<pid>/schedstat).
+
+        Where the kernel does not count that it is always 0.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            ran_ns, waited_ns, _ = (_PROC / str(self.pid) / "schedstat").read_bytes().split()
+            return (int(ran_ns) + int(waited_ns)) / 1_000_000
+        return 0.0
+
     def children(self, names: tuple[str, ...]) -> "list[ProcessHandle]":
         """Take hold of its children that have one of these names (at most 15 characters, proc(5))."""
         found: list[ProcessHandle] = []

@@ -319,19 +319,21 @@ class Supervisor:
         assert handle is not None
         answered = handle.adopted  # an adopted process was ready in its day
         silent_since: float | None = None
+        wanted_ms = 0.0  # CPU time that it wanted by then
         why = ""
         ended = asyncio.ensure_future(handle.wait_ended())
         standing = asyncio.create_task(self._kill_where_it_stands(keeper.spec, handle))
         try:
             while not ended.done():
-                asked = time.monotonic()
+                asked, wanted_by_then_ms = time.monotonic(), handle.wanted_cpu_ms()
                 if await self._probe_in_time(keeper.spec):
                     silent_since = None
                     answered = True
                     if keeper.state != "ready" and not why:
                         self._say_ready(keeper)
                 else:
-                    silent_since = asked if silent_since is None else silent_since
+                    if silent_since is None:
+                        silent_since, wanted_ms = asked, wanted_by_then_ms
                     if keeper.state == "ready":
                         keeper.state = "silent"
                 well = silent_since is None
@@ -341,10 +343,12 @@ class Supervisor:
                 if silent_since is None or why or ended.done() or standing.done():
                     continue
                 if (now - asked) * 1000 > limits.PROBE_TIMEOUT_MS + pause_ms + limits.SUPERVISOR_LATE_MS:
-                    silent_since = now  # who is late oneself accuses nobody
+                    silent_since, wanted_ms = now, handle.wanted_cpu_ms()  # who is late oneself accuses nobody
                     continue
-                allowed_ms = limits.UNRESPONSIVE_MS_MAX if answered else limits.START_TIMEOUT_MS
-                if (now - silent_since) * 1000 >= allowed_ms:
+                silent_ms = (now - silent_since) * 1000
+                wanted = (handle.wanted_cpu_ms() - wanted_ms) / silent_ms
+                allowed_ms = silence_ms_max(answered=answered, wanted=wanted)
+                if silent_ms >= allowed_ms:
                     why = f"it did not answer for {allowed_ms / 1000:g} s and was killed"
                     handle.signal(signal.SIGKILL)
             code = await ended
@@ -417,6 +421,17 @@ class Supervisor:
             return RunRecord.from_json(json.loads(self._record_file(spec).read_bytes()))
         except (OSError, ValueError):
             return None
+
+
+def silence_ms_max(*, answered: bool, wanted: float) -> int:
+    """Return how long a process may not answer.
+
+    `answered`: whether it ever did. `wanted`: for which share of that time its event loop ran or waited for a core.
+    """
+    if not answered:
+        return limits.START_TIMEOUT_MS
+    is_busy = wanted * 100 >= limits.BUSY_PERCENT_MIN
+    return limits.BUSY_SILENT_MS_MAX if is_busy else limits.UNRESPONSIVE_MS_MAX
 
 
 def restart_delay_ms(failures_in_row: int) -> int:

@@ -1,9 +1,9 @@
 """A whole `bulkhead up` over small stand-ins: `python -m tests.stand_in_up DATA_FOLDER NAME:PORT:BEHAVIOUR[:NEEDS]...`.
 
 Everything is the real one (lock, secrets, registry, supervisor, admin socket) but the children: loops that answer
-/livez with their pid, and nobody any more after a POST. Behaviours: plain, stubborn (ignores SIGTERM, has a grandchild
-in a session of its own), parted (is of no use without its child), crashing (ends at once with exit code 3). Some bounds
-are shorter here, so that the tests needn't wait for them.
+/livez with their pid, and nobody any more after a POST (to /spin: for 2.5 s of CPU time). Behaviours: plain, stubborn
+(ignores SIGTERM, has a grandchild in a session of its own), parted (is of no use without its child), crashing (ends at
+once with exit code 3). Some bounds are shorter here, so that the tests needn't wait for them.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ if config["behaviour"] in {"stubborn", "parted"}:
     sleeper = subprocess.Popen(["sleep", "600"], start_new_session=True)
     with open(config["starts_file"] + ".grandchild", "w") as file:
         file.write(str(sleeper.pid))
-hanging = threading.Event()
+hanging, spinning = threading.Event(), threading.Event()
 class Livez(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.command == "GET" and hanging.is_set():
@@ -45,11 +45,17 @@ class Livez(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
     def do_POST(self):
-        hanging.set()
+        (spinning if self.path == "/spin" else hanging).set()
         self.do_GET()
     def log_message(self, *arguments):
         return None
-http.server.ThreadingHTTPServer(("127.0.0.1", config["port"]), Livez).serve_forever()
+class Server(http.server.ThreadingHTTPServer):
+    def service_actions(self):
+        began = time.thread_time()
+        while spinning.is_set() and time.thread_time() - began < 2.5:
+            pass
+        spinning.clear()
+Server(("127.0.0.1", config["port"]), Livez).serve_forever()
 """
 
 
@@ -98,6 +104,7 @@ def main() -> int:
         "PROBE_INTERVAL_MS": 100,
         "PROBE_TIMEOUT_MS": 500,
         "UNRESPONSIVE_MS_MAX": 1_500,
+        "BUSY_SILENT_MS_MAX": 15_000,
         "NEEDS_TIMEOUT_MS": 3_000,
         "STOP_TIMEOUT_MS": 1_000,
         "STATE_LOOK_INTERVAL_MS": 100,

@@ -229,6 +229,18 @@ def test_a_process_that_answers_nobody_is_replaced(scene: Scene) -> None:
     assert "did not answer for 1.5 s and was killed" in up.output()
 
 
+def test_a_process_that_answers_nobody_because_it_works_is_left_alone(scene: Scene) -> None:
+    port = free_port()
+    up = scene.up(f"busy:{port}:plain")
+    up.wait_ready()
+    first = answering_pid(port)
+    httpx.post(f"http://127.0.0.1:{port}/spin", timeout=5)
+    eventually(lambda: up.states()["busy"]["health"] == "silent")
+    eventually(lambda: up.states()["busy"]["health"] == "ready")
+    assert answering_pid(port) == first
+    assert up.states()["busy"]["restarts"] == 0
+
+
 def test_a_supervisor_that_was_stopped_itself_accuses_nobody(scene: Scene) -> None:
     children = [f"child_{index}:{free_port()}:plain" for index in range(4)]
     up = scene.up(*children)
