@@ -29,19 +29,22 @@ from control_plane.settings import MAIN_ACQUIRER, SECOND_ACQUIRER
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The first port of each row."""
+    """The first port of each row; routers' is the last row."""
 
-    http: int
     acquirer: int
+    second_acquirer: int
+    redis: int
     door: int
     metrics: int
     ray: int
-    second_acquirer: int
-    redis: int
+    http: int
 
 
 class Gateway(Installation):
-    """One installation below `root`: its data in `root/data`, what `up` prints in `root/up.out`."""
+    """One installation below `root`: its data in `root/data`, what `up` prints in `root/up.out`.
+
+    It has one router unless asked for more, where `bulkhead up` has two: partners that share one share more.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Gateway(Installation):
         cells: int,
         store: StoreChoice = SQLITE,
         second_acquirer: bool = False,
+        routers: int = 1,
         up_arguments: Sequence[str] = (),
         more_environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -58,9 +62,10 @@ class Gateway(Installation):
         self.cells = cells
         self.store = store
         self.second_acquirer = second_acquirer
+        self.routers = routers
         self.up_arguments = up_arguments
         self.more_environment = dict(more_environment or {})
-        self.ports = free_ports(cells)
+        self.ports = free_ports(cells, routers)
         self.up: subprocess.Popen[bytes] | None = None
         self._seen: set[psutil.Process] = set()
 
@@ -101,7 +106,7 @@ class Gateway(Installation):
         ports = self.ports
         arguments = ["up", "--cells", self.cells, "--http-port", ports.http, "--acquirer-port", ports.acquirer]
         arguments += ["--door-port", ports.door, "--metrics-port", ports.metrics, "--ray-port", ports.ray]
-        arguments += ["--redis-port", ports.redis]
+        arguments += ["--redis-port", ports.redis, "--routers", self.routers]
         arguments += [*self.store.up_arguments, *self.up_arguments]
         arguments += ["--second-acquirer-port", ports.second_acquirer] if self.second_acquirer else []
         with (self.root / "up.out").open("ab") as output:
@@ -212,11 +217,11 @@ class Gateway(Installation):
             raise GatewayError(f"`up` ended with exit code {code}:\n{self.output[-2_000:]}")
 
 
-def free_ports(cells: int) -> Ports:
+def free_ports(cells: int, routers: int) -> Ports:
     """Find a block of free ports. Another process may still take one before it is used; `up` says so then."""
     try:
-        first = free_block(4 + 3 * cells)
+        first = free_block(3 + 3 * cells + routers)
     except NoPortsError as error:
         raise GatewayError(str(error)) from error
-    row = first + 4
-    return Ports(first, first + 1, row, row + cells, row + 2 * cells, second_acquirer=first + 2, redis=first + 3)
+    row = first + 3
+    return Ports(first, first + 1, first + 2, row, row + cells, row + 2 * cells, row + 3 * cells)

@@ -71,7 +71,7 @@ class Settings(BaseSettings):
 
     data_folder: Path = Path("data")
     cells: int = Field(default=4, ge=1, le=limits.CELLS_MAX)
-    routers: int = Field(default=1, ge=1, le=limits.ROUTERS_MAX)
+    routers: int = Field(default=2, ge=1, le=limits.ROUTERS_MAX)
     spares_per_cell: int = Field(default=1, ge=0, le=limits.SPARES_PER_CELL_MAX)
     # A cell whose door is silent for so long is evacuated, where the cells share a FoundationDB cluster; 0: never.
     evacuate_after_s: int = Field(default=0, ge=0, le=limits.EVACUATE_AFTER_S_MAX)

@@ -15,10 +15,21 @@ def make_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
     made: list[Gateway] = []
 
     def make(
-        cells: int, store: StoreChoice = SQLITE, up_arguments: Sequence[str] = (), *, second_acquirer: bool = False
+        cells: int,
+        store: StoreChoice = SQLITE,
+        up_arguments: Sequence[str] = (),
+        *,
+        second_acquirer: bool = False,
+        routers: int = 1,
     ) -> Gateway:
-        root = tmp_path / f"gateway-{len(made)}"
-        gateway = Gateway(root, cells=cells, store=store, second_acquirer=second_acquirer, up_arguments=up_arguments)
+        gateway = Gateway(
+            tmp_path / f"gateway-{len(made)}",
+            cells=cells,
+            store=store,
+            second_acquirer=second_acquirer,
+            routers=routers,
+            up_arguments=up_arguments,
+        )
         made.append(gateway)
         gateway.start()
         gateway.wait_ready()

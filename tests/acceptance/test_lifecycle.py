@@ -23,6 +23,7 @@ from chaos.gateway import Gateway
 from chaos.history import Call
 from chaos.installation import wait_for
 from chaos.workload import read_book
+from control_plane.settings import Settings
 from tests.store_choices import chosen, on_either_store
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ REDIS_MS = 30_000
 @pytest.mark.timeout(240)
 @on_either_store
 def test_up_pay_stop_and_up_again(make_gateway: Callable[..., Gateway], kind: str) -> None:
-    gateway = make_gateway(CELLS, chosen(kind))
+    gateway = make_gateway(CELLS, chosen(kind), routers=Settings().routers)
     assert "Bulkhead is ready" in gateway.output
     gateway.wait_spares()
     wait_for(lambda: redis_row(gateway), "Redis is ready", REDIS_MS)
@@ -49,9 +50,13 @@ def test_up_pay_stop_and_up_again(make_gateway: Callable[..., Gateway], kind: st
         name: value for name, value in shown.items() if name not in changing
     }
 
+    (router, other) = (row for row in gateway.status()["processes"] if row["role"] == "router")
+    psutil.Process(router["pid"]).kill()
+    assert asyncio.run(read_book(f"http://{other['endpoint']}", key)) == [answer], "the other router goes on"
+
     assert gateway.interrupt() == 0
     assert gateway.leftovers() == [], "Ctrl-C left processes behind"
-    assert not is_listened_on(gateway.ports.http)
+    assert not any(is_listened_on(gateway.ports.http + index) for index in range(gateway.routers))
     assert gateway.run("status", "--json").returncode == 3, "what isn't running can be told from the exit code"
 
     refused = Gateway(gateway.root, cells=CELLS + 1, store=gateway.store)
@@ -147,7 +152,7 @@ def check_status(status: dict[str, Any]) -> None:
         "redis": 1,
         "ray": CELLS,
         "door": CELLS,
-        "router": 1,
+        "router": 2,
         "spare": CELLS,
     }
     assert all(row["health"] == "ready" and row["pid"] and row["endpoint"] for row in status["processes"])

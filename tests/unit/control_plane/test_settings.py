@@ -12,7 +12,7 @@ from control_plane.publishing import cells_of_directory
 
 def test_defaults_stand_where_nothing_is_set(tmp_path: Path) -> None:
     found = settings.load(None, {})
-    assert (found.cells, found.routers, found.spares_per_cell, found.http_port) == (4, 1, 1, 8080)
+    assert (found.cells, found.routers, found.spares_per_cell, found.http_port) == (4, 2, 1, 8080)
     assert found.http_host == "127.0.0.1"
     assert found.data_folder == tmp_path / "data"
     assert found.starts_simulator
