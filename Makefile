@@ -8,17 +8,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+LOCKED = --universal --python-version 3.11 --generate-hashes pyproject.toml --extra chaos --group dev --group build
 SECONDS_EACH = $(or $(SECONDS),10)
 
 # STORE=fdb CLUSTER_FILE=… runs demo, soak, benchmarks and kill-rounds on FoundationDB.
 ON_STORE = $(if $(STORE),--store $(STORE)) $(if $(CLUSTER_FILE),--cluster-file '$(CLUSTER_FILE)')
 
-.PHONY: help demo up test test-long rebalance bench-moves check bench bench-stores bench-bad-keys bench-directory bench-history kill-rounds soak chaos fuzz format clean
+.PHONY: help demo up test test-long lock test-floors audit-dependencies rebalance bench-moves check bench bench-stores bench-bad-keys bench-directory bench-history kill-rounds soak chaos fuzz format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
 
-$(READY): pyproject.toml tools/setup
+$(READY): pyproject.toml requirements.lock tools/setup
 	tools/setup $(PYTHON) $(VENV)
 	touch $@
 
@@ -43,6 +44,21 @@ test: check ## Everything that is to pass before a change lands
 test-long: $(READY) ## Tests that take too long for `make test`
 	tools/setup-tests
 	$(BIN)/pytest -m long tests/acceptance
+
+lock: $(READY) ## Make requirements.lock anew: the newest versions that pyproject.toml allows, with their hashes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group lock
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCKED) --no-header --no-annotate -o requirements.lock
+
+test-floors: $(READY) ## The unit tests on the oldest versions that pyproject.toml allows
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group lock
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-floors
+	VIRTUAL_ENV=.venv-floors $(BIN)/uv pip install --quiet --resolution lowest-direct --editable '.[chaos]'
+	VIRTUAL_ENV=.venv-floors $(BIN)/uv pip install --quiet --group dev
+	.venv-floors/bin/pytest -n 2 tests/unit tests/contract
+
+audit-dependencies: $(READY) ## Known vulnerabilities of what requirements.lock names: asks pypi.org
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group audit
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
 kill-rounds: $(READY) ## SIGKILL of everything at random moments, ten rounds
 	@[ '$(STORE)' != fdb ] || [ -f '$(CLUSTER_FILE)' ] || { echo 'STORE=fdb needs CLUSTER_FILE=…, an existing file'; exit 2; }

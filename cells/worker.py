@@ -33,7 +33,6 @@ from cells.api.connection import FrameServer, Request
 from cells.api.log_budget import LogBudget
 from cells.api.messages import NOT_MINE, Method
 from cells.api.saturation import Saturation
-from cells.fault_injection import FaultInjector
 from cells.growth import GrowthLedger
 from cells.heartbeat import HeartbeatThread
 from cells.http_acquirer import HttpAcquirer
@@ -74,6 +73,13 @@ class WorkerConfig:
     bulkheads_off: tuple[str, ...] = ()
 
 
+def _fault_injector(marker: Marker) -> Any:
+    # Imported here, so that a worker of a production installation holds no code that ends it on a partner's word.
+    from cells.fault_injection import FaultInjector  # noqa: PLC0415
+
+    return FaultInjector(marker.executing)
+
+
 class Worker:
     """Hosts the actors that its door assigns."""
 
@@ -87,7 +93,7 @@ class Worker:
         self._marker = Marker(Path(config.mark_file))
         self._use = ProcessUse()
         self._growth = GrowthLedger(self._use.resident_bytes, self._marker.grew)
-        self._faults = FaultInjector(self._marker.executing) if config.fault_injection else None
+        self._faults = _fault_injector(self._marker) if config.fault_injection else None
         self._executing = self._marker.executing if self._faults is None else self._faults.executing
         self._bulkheads_off = frozenset(map(Bulkhead, config.bulkheads_off))
         self._shelf = open_shelf(config.place)

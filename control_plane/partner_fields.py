@@ -28,7 +28,11 @@ def _unlike(names: list[str]) -> list[str]:
 Id = Annotated[str, Field(pattern=f"^{PARTNER_ID}$"), WITHOUT_CARD_NUMBER]
 Name = Annotated[
     str,
-    Field(min_length=1, max_length=limits.PARTNER_NAME_CHARACTERS_MAX, pattern=r"^[^\x00-\x1f]+$"),
+    Field(
+        min_length=1,
+        max_length=limits.PARTNER_NAME_CHARACTERS_MAX,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+$",
+    ),
     WITHOUT_CARD_NUMBER,
 ]
 Rate = Annotated[int, Field(ge=1, le=wire_limits.PARTNER_RATE_PER_SECOND_MAX)]

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from control_plane import limits, partner_fields
 from control_plane.errors import InputFileError
 from control_plane.partner_fields import FIELDS, PartnerFields
+from control_plane.terminal import of_cell, to_cell
 
 FORMATS: Final = ("csv", "jsonl")
 _LISTS: Final = frozenset({"acquirers", "currencies"})
@@ -70,8 +71,12 @@ def write(fields: Iterable[PartnerFields], kind: str) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(FIELDS)
     for one in fields:
-        writer.writerow([",".join(value) if isinstance(value, list) else value for value in one.model_dump().values()])
+        writer.writerow([_cell(value) for value in one.model_dump().values()])
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return to_cell(",".join(value) if isinstance(value, list) else value) if isinstance(value, str | list) else value
 
 
 def format_of(path: Path) -> str:
@@ -117,7 +122,7 @@ def _read_csv(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any] | Bad
             yield line, BadRow(line, f"{len(values)} columns; the header has {len(header)}")
             continue
         # An empty cell is as one that is not there.
-        fields: dict[str, Any] = {name: value for name, value in zip(header, values, strict=True) if value}
+        fields: dict[str, Any] = {name: of_cell(value) for name, value in zip(header, values, strict=True) if value}
         for name in _LISTS & fields.keys():
             fields[name] = [part.strip() for part in fields[name].split(",") if part.strip()]
         yield line, fields

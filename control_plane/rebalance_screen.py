@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from control_plane.screen import make_console, shown_as, table_of
+from control_plane.terminal import escape
 
 # Of what is long, so much is shown; --json has all.
 _NAMES_SHOWN_MAX: Final = 4

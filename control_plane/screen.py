@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import structlog
 from rich.console import Console as RichConsole
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,6 +30,7 @@ from control_plane.errors import ControlPlaneError
 from control_plane.processes import ProcessSpec
 from control_plane.registry_records import Cell
 from control_plane.settings import Settings
+from control_plane.terminal import escape, to_json
 from control_plane.up import Console
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ def say(text: str) -> None:
 
 def show_json(value: Any) -> None:
     """Print JSON, as it is, for programs."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(to_json(value) + "\n")
 
 
 def show_error(error: ControlPlaneError) -> None:

@@ -155,7 +155,12 @@ async def test_nobody_is_moved_to_where_no_worker_is_ready(
 
 async def test_a_place_is_held_for_who_comes_and_given_back_where_it_does_not(installed: Installed) -> None:
     await installed.onboard()
-    (spare,) = [link for link in installed.target.workforce.links.values() if not link.partners]
+    links = installed.target.workforce.links
+    for _ in range(3_000):
+        if links:
+            break
+        await asyncio.sleep(0.01)
+    (spare,) = [link for link in links.values() if not link.partners]
 
     async def die() -> None:
         assert spare.partners == {PARTNER}
