@@ -17,8 +17,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from control_plane import audit_routes, dry_run, limits, operator_routes
+from control_plane import audit_routes, dry_run, limits, operator_routes, reconciliation_routes
 from control_plane.api_keys import make_partner_id
 from control_plane.doors import Doors
 from control_plane.dry_run import DryRunDone
@@ -29,6 +30,7 @@ from control_plane.importing import Imported
 from control_plane.moves import Moves
 from control_plane.operator_routes import AskedBy
 from control_plane.operators import Operators
+from control_plane.origin import PEER, peer_of
 from control_plane.partner_fields import AcquirerNames, Burst, Currencies, Id, InFlight, PartnerFields, Rate
 from control_plane.partners import Changed, NewPartner, Partners
 from control_plane.problem import problem
@@ -116,13 +118,6 @@ class Resolve(_Body):
     note: Annotated[str, Field(min_length=1, max_length=limits.NOTE_CHARACTERS_MAX), WITHOUT_CARD_NUMBER]
 
 
-class NoteReconciliation(_Body):
-    """What an operator does with a settlement file. `detail`: what the file says of itself, and what came of it."""
-
-    stage: Literal["begun", "ended"]
-    detail: dict[str, Any]
-
-
 def make_app(
     registry: Registry,
     partners: Partners,
@@ -158,7 +153,7 @@ def make_routes(
     app.include_router(_deletion_routes(registry, partners))
     app.include_router(_move_routes(moves))
     app.include_router(_unknown_routes(registry, doors))
-    app.include_router(_settlement_routes(registry))
+    app.include_router(reconciliation_routes.make_routes(registry))
     app.include_router(audit_routes.make_routes(registry))
     app.include_router(operator_routes.make_routes(registry, operators))
     for routes in more:
@@ -342,17 +337,6 @@ def _unknown_routes(registry: Registry, doors: Doors) -> APIRouter:
     return routes
 
 
-def _settlement_routes(registry: Registry) -> APIRouter:
-    routes = APIRouter(prefix="/reconciliations")
-
-    @routes.post("", status_code=201)
-    async def note(body: NoteReconciliation, operator: Operator) -> dict[str, Any]:
-        await registry.note(operator, f"reconciliation_{body.stage}", None, body.detail)
-        return {"noted": body.stage}
-
-    return routes
-
-
 class AdminServer(uvicorn.Server):
     """A uvicorn that leaves the signals to the supervisor, in whose process it runs."""
 
@@ -362,11 +346,26 @@ class AdminServer(uvicorn.Server):
         yield
 
 
+class PeerProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, whose requests know the user at the other end of a Unix socket (origin.py)."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Ask the kernel once: it is the connection's, whatever comes over it."""
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER: peer_of(transport)}
+
+
 def make_server(app: Gate) -> AdminServer:
     """Make the server; `serve(sockets=[...])` runs it, `should_exit = True` ends it."""
     return AdminServer(
         uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, proxy_headers=False
+            app,
+            http=PeerProtocol,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+            proxy_headers=False,
         )
     )
 

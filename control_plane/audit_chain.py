@@ -51,7 +51,7 @@ class Verdict:
 def digest(change: Change, key: bytes) -> str:
     """Return an entry's hash: of its fields as JSON with sorted names, without spaces, in ASCII.
 
-    SHA-256, and for a keyed entry HMAC-SHA-256.
+    SHA-256, and for a keyed entry HMAC-SHA-256. `origin` is among them where there is one.
     """
     fields = {
         "sequence": change.sequence,
@@ -61,6 +61,7 @@ def digest(change: Change, key: bytes) -> str:
         "partner_id": change.partner_id,
         "detail": change.detail,
         "previous": change.previous,
+        **({"origin": change.origin} if change.origin else {}),
     }
     text = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     return hmac.digest(key, text, "sha256").hex() if change.keyed else hashlib.sha256(text).hexdigest()

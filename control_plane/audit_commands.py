@@ -38,7 +38,7 @@ def list_entries(
     \b
     Examples:
     bulkhead audit-log list --partner acme
-    bulkhead audit-log list --limit 500 --json | jq '.entries[] | select(.who | startswith("ann"))'
+    bulkhead audit-log list --limit 500 --json | jq '.entries[] | select(.who == "ann")'
     """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
     folder = where(context).folder()
     told = (line["entry"] for line in _counted(_stream(folder), _length(folder)) if "entry" in line)
@@ -58,9 +58,9 @@ def export_entries(
 ) -> None:
     """Print all entries as JSON lines, each with its hash, the oldest first.
 
-    A hash is HMAC-SHA-256 of the entry's other fields but `keyed`, as JSON with sorted names, without spaces, in ASCII;
-    of entries before the seal, whose `keyed` is false, it is SHA-256. An auditor needs this file, the key (in
-    secrets/audit.key, or where audit_key_file says), and a head that was kept elsewhere.
+    A hash is HMAC-SHA-256 of the entry's other fields but `keyed` (and `origin` where it is empty), as JSON with sorted
+    names, without spaces, in ASCII; of entries before the seal, whose `keyed` is false, it is SHA-256. An auditor needs
+    this file, the key (in secrets/audit.key, or where audit_key_file says), and a head that was kept elsewhere.
 
     \b
     Examples:

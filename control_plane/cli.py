@@ -544,18 +544,21 @@ def reconcile(
     """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
     installation, folder = _where(context).of_last_up()
     margin_s = parse_duration_s(clock_margin, option="--clock-margin", most_s=limits.SETTLEMENT_CLOCK_MARGIN_S_MAX)
-    wanted = reconciliation.Wanted(file, client.operator(), dry_run, margin_s, differences, acquirer)
+    wanted = reconciliation.Wanted(file, dry_run, margin_s, differences, acquirer)
+    begun: dict[str, Any] = {}
 
-    def note(stage: str, detail: dict[str, Any]) -> None:
+    def begin(said: dict[str, Any]) -> str:
+        begun.update(client.ask(folder, "POST", "/reconciliations", said))
+        return str(begun["who"])
+
+    def end(counts: dict[str, int]) -> None:
         try:
-            client.ask(folder, "POST", "/reconciliations", {"stage": stage, "detail": detail})
+            client.ask(folder, "POST", f"/reconciliations/{begun['entry']}/end", counts)
         except ControlPlaneError as error:
-            if stage == "begun":
-                raise
             screen.show_error(error)  # it is done all the same
 
     with settlement_screen.reconciling(file) as (read, compared):
-        told = reconciliation.Told(read, compared, note)
+        told = reconciliation.Told(read, compared, begin, end)
         report = reconciliation.run(installation, folder, wanted, told)
     if as_json:
         screen.show_json(report)

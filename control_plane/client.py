@@ -5,7 +5,6 @@ On one machine nothing has to be said: the local operator's key lies in the data
 """
 
 import contextlib
-import getpass
 import json
 import os
 import socket
@@ -18,7 +17,7 @@ import httpx
 from control_plane import limits
 from control_plane.data_folder import DataFolder, short_socket_path
 from control_plane.errors import ERRORS_BY_CODE, ControlPlaneError, NotRunningError, SettingsError
-from control_plane.gate import DRY_RUN_HEADER, OPERATOR_HEADER
+from control_plane.gate import DRY_RUN_HEADER
 
 URL_VARIABLE: Final = "BULKHEAD_ADMIN_URL"
 KEY_VARIABLE: Final = "BULKHEAD_OPERATOR_KEY"
@@ -99,7 +98,7 @@ def is_elsewhere() -> bool:
 
 
 def headers(folder: DataFolder) -> dict[str, str]:
-    """Give what says who asks: an operator's own key, or the local one's and the user's name. Raises SettingsError."""
+    """Return the key to ask with: an operator's own, or the local one's. Raises SettingsError."""
     own = os.environ.get(KEY_VARIABLE, "")
     if own or os.environ.get(URL_VARIABLE):
         return {"Authorization": f"Bearer {own}"}  # the local key is never sent elsewhere
@@ -111,13 +110,7 @@ def headers(folder: DataFolder) -> dict[str, str]:
             where=str(folder.operator_key_file),
             hint=f"`bulkhead up` makes it; or say your own key in {KEY_VARIABLE}",
         ) from error
-    return {"Authorization": f"Bearer {key}", OPERATOR_HEADER: operator()}
-
-
-def operator() -> str:
-    """Name who asks, for the audit log. Of the local operator's key only this user knows; it is a name, not a proof."""
-    user = os.environ.get("SUDO_USER") or getpass.getuser()
-    return f"{user}@{socket.gethostname()}"[:100]
+    return {"Authorization": f"Bearer {key}"}
 
 
 def _read(answer: httpx.Response, folder: DataFolder) -> dict[str, Any]:

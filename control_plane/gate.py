@@ -19,12 +19,11 @@ from control_plane.errors import (
     UnauthorizedError,
 )
 from control_plane.operators import LOCAL, Operators
+from control_plane.origin import ORIGIN, Peer, origin_of
 from control_plane.problem import problem
 from control_plane.registry_records import Operator
-from control_plane.roles import DRY_RUNS, ROLES, role_for
+from control_plane.roles import DRY_RUNS, ON_THIS_MACHINE, ROLES, role_for
 
-# The local operator says with it which person asks; whom else it lets in is named by its key.
-OPERATOR_HEADER: Final = "X-Operator"
 DRY_RUN_HEADER: Final = "X-Dry-Run"
 
 
@@ -63,22 +62,25 @@ class Gate:
             await self._app(scope, receive, send)
             return
         try:
-            operator = await self._authenticate(scope)
-            route = self._authorize(scope, operator)
+            peer, origin = origin_of(scope)
+            ORIGIN.set(origin)
+            operator = await self._authenticate(scope, peer, origin)
+            route = self._authorize(scope, operator, peer)
             dry_run.ASKED.set(_is_dry_run(scope, route))
-            scope.setdefault("state", {})["who"] = _who(scope, operator)
+            scope.setdefault("state", {})["who"] = _who(operator, peer)
             scope["state"]["operator"] = operator
+            scope["state"]["uid"] = None if peer is None else peer.uid
             await self._app(scope, _bounded(receive), send)
         except ControlPlaneError as error:
             await problem(error)(scope, receive, send)
 
-    async def _authenticate(self, scope: Scope) -> Operator:
+    async def _authenticate(self, scope: Scope, peer: Peer | None, origin: str) -> Operator:
         kind, _, key = _header(scope, "authorization").partition(" ")
         operator = self._operators.authenticate(key.strip()) if kind.lower() == "bearer" else None
-        if operator is not None:
+        # The local operator is whom the kernel names; over TCP it names nobody.
+        if operator is not None and (operator.id != LOCAL or peer is not None):
             return operator
-        client = scope.get("client")
-        delay_ms = self._failed.note("" if client is None else str(client[0]))
+        delay_ms = self._failed.note(origin)
         if self._failed.waiting >= limits.FAILED_KEYS_WAITING_MAX:
             raise TooManyFailedKeysError(
                 "too many keys that are not good", where="the admin API", hint="wait a little, then use a good one"
@@ -94,8 +96,14 @@ class Gate:
             hint="say `Authorization: Bearer ok_…`; a new key: bulkhead operator rotate-key NAME",
         )
 
-    def _authorize(self, scope: Scope, operator: Operator) -> str:
+    def _authorize(self, scope: Scope, operator: Operator, peer: Peer | None) -> str:
         route, needed = role_for(scope["method"], scope["path"])
+        if peer is None and (scope["method"], route) in ON_THIS_MACHINE:
+            raise ForbiddenError(
+                "this is for who works on the data folder's machine",
+                where=f"{scope['method']} {route}",
+                hint="ask over the Unix socket in the data folder: without BULKHEAD_ADMIN_URL",
+            )
         if ROLES[operator.role] < needed:
             raise ForbiddenError(
                 f"{operator.id} is {operator.role}; this needs {needed.word}",
@@ -118,13 +126,11 @@ def _is_dry_run(scope: Scope, route: str) -> bool:
     return True
 
 
-def _who(scope: Scope, operator: Operator) -> str:
+def _who(operator: Operator, peer: Peer | None) -> str:
     if operator.id != LOCAL:
         return operator.id
-    named = _header(scope, OPERATOR_HEADER.lower())
-    if not 1 <= len(named) <= limits.OPERATOR_NAME_CHARACTERS_MAX:
-        raise SettingsError("the local operator says who asks", where=f"the header {OPERATOR_HEADER}", hint="user@host")
-    return named
+    assert peer is not None, "the local operator is let in over the Unix socket only"
+    return peer.who
 
 
 def _header(scope: Scope, name: str) -> str:

@@ -32,7 +32,6 @@ AUDIT_COPY_INTERVAL_MS: Final = 1_000
 
 # Operators, and what the admin API takes of them.
 OPERATORS_MAX: Final = 1_000
-OPERATOR_NAME_CHARACTERS_MAX: Final = 100
 ADMIN_BODY_BYTES_MAX: Final = 16_000_000
 # Keys that are not good: each of an address within the window is answered twice as late as the one before.
 FAILED_KEYS_WINDOW_MS: Final = 60_000
@@ -208,6 +207,7 @@ AUDIT_PROGRESS_ENTRIES: Final = 256
 # Settlement files: what one may hold, and how it is read.
 SETTLEMENT_FILE_ROWS_MAX: Final = 100_000_000
 SETTLEMENT_CURRENCIES_MAX: Final = 300
+SETTLEMENT_SUM_MAX: Final = SETTLEMENT_FILE_ROWS_MAX * wire_limits.SETTLEMENT_AMOUNT_MINOR_UNITS_MAX
 SETTLEMENT_LINE_BYTES_MAX: Final = 4_096
 SETTLEMENT_READ_BYTES: Final = 1_048_576
 # Rows wait in memory for their partner's file until there are so many bytes of them.

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane.free_text import WITHOUT_CARD_NUMBER
 from control_plane.operators import OPERATOR_ID, OperatorKey, Operators
+from control_plane.origin import ORIGIN
 from control_plane.registry import Registry
 from control_plane.registry_records import Operator
 from control_plane.roles import ROLES
@@ -36,7 +37,7 @@ def make_routes(registry: Registry, operators: Operators) -> APIRouter:
 
     @routes.get("/whoami")
     async def who_am_i(request: Request) -> dict[str, Any]:
-        return {"operator": _shown(request.state.operator), "who": request.state.who}
+        return {"operator": _shown(request.state.operator), "who": request.state.who, "origin": ORIGIN.get()}
 
     @routes.get("/operators")
     async def list_operators() -> dict[str, Any]:

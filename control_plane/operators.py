@@ -21,6 +21,8 @@ from router.directory_file import write_atomically
 
 LOCAL: Final = "local"
 OPERATOR_ID: Final = "[a-z][a-z0-9_.-]{0,39}"
+# Under these names the control plane writes to the audit log itself.
+RESERVED: Final = frozenset({"control_plane", "evacuation", "nobody", "rebalancer", "reconciler", "up"})
 _KEY: Final = re.compile(f"ok_({OPERATOR_ID})_[A-Za-z0-9_-]{{{KEY_SECRET_CHARACTERS}}}")
 
 
@@ -49,7 +51,11 @@ class Operators:
         return found if found is not None and is_right and found.status == "active" else None
 
     async def add(self, operator_id: str, role: Role, who: str) -> OperatorKey:
-        """Make an operator and its key. Raises RefusedError where one of that name is there."""
+        """Make an operator and its key. Raises RefusedError where the name is taken."""
+        if operator_id in RESERVED:
+            raise RefusedError(
+                f"the audit log calls the control plane's own work {operator_id!r}", hint="choose another name"
+            )
         made = self._make(operator_id, role)
         await self._registry.add_operator(made.operator, who)
         return made

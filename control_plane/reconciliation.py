@@ -42,7 +42,6 @@ class Wanted:
     """What an operator asks for, of whose file. `differences`: where to write all of them, as JSON lines."""
 
     file: Path
-    operator: str
     dry_run: bool = False
     clock_margin_s: int = limits.SETTLEMENT_CLOCK_MARGIN_S_DEFAULT
     differences: Path | None = None
@@ -51,11 +50,15 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Who is told how far it is: bytes read, rows handed over, and by whom it was begun and ended."""
+    """Who is told how far it is: bytes read, rows handed over, that it began and how it ended.
+
+    `begun` returns as whom the control plane knows who asks; a dry run is not told.
+    """
 
     read: Callable[[int], None] = lambda _: None
     compared: Callable[[int, int], None] = lambda _done, _of: None
-    note: Callable[[str, dict[str, Any]], None] = lambda _stage, _detail: None
+    begun: Callable[[dict[str, Any]], str] = lambda _file: "nobody"
+    ended: Callable[[dict[str, int]], None] = lambda _counts: None
 
 
 @dataclass(slots=True)
@@ -144,13 +147,13 @@ def run(settings: Settings, folder: DataFolder, wanted: Wanted, told: Told) -> d
         Differences.opened(wanted.differences) as differences,
     ):
         said = settlement.describe()
-        if not wanted.dry_run:
-            told.note("begun", said)
+        named = {name: value for name, value in said.items() if name != "path"}
+        operator = "nobody" if wanted.dry_run else told.begun({**named, "acquirer": wanted.acquirer})
         asked = {name: partner for name, partner in partners.items() if name in known}
-        results = asyncio.run(_run(settings, folder, wanted, told, settlement, asked, differences))
+        results = asyncio.run(_run(settings, folder, wanted, told, operator, settlement, asked, differences))
     report = _report(wanted, said, results, differences)
     if not wanted.dry_run:
-        told.note("ended", said | report["counts"])
+        told.ended(report["counts"])
     return report
 
 
@@ -159,6 +162,7 @@ async def _run(
     folder: DataFolder,
     wanted: Wanted,
     told: Told,
+    operator: str,
     settlement: SettlementFile,
     partners: dict[str, Partner],
     differences: Differences,
@@ -166,7 +170,7 @@ async def _run(
     doors = await Doors.connect(cell_addresses(await read_registered_cells(settings, folder)), folder)
     try:
         await doors.wait_connected()
-        job = Job(doors, settings.acquirer_fees.model_dump(), wanted, settlement, differences, told.compared)
+        job = Job(doors, settings.acquirer_fees.model_dump(), wanted, operator, settlement, differences, told.compared)
         return await job.run(partners)
     finally:
         await doors.aclose()
@@ -180,6 +184,7 @@ class Job:
         doors: Doors,
         fees: dict[str, Any],
         wanted: Wanted,
+        operator: str,
         settlement: SettlementFile,
         differences: Differences,
         compared: Callable[[int, int], None],
@@ -188,6 +193,7 @@ class Job:
         self._doors = doors
         self._fees = fees
         self._wanted = wanted
+        self._operator = operator
         self._file = settlement
         self._groups: Groups = settlement.groups
         self._differences = differences
@@ -224,7 +230,7 @@ class Job:
             arguments = {
                 "file": self._file.sha256,
                 "settled_on": self._file.day,
-                "operator": self._wanted.operator,
+                "operator": self._operator,
                 "fees": self._fees,
                 "acquirer": self._wanted.acquirer,
                 "rows": [

@@ -248,9 +248,14 @@ class Registry:
         """Whether the audit log has the entry that a head of before names. Raises ControlPlaneError."""
         if not head.sequence:
             return True
+        found = await self.change(head.sequence)
+        return found is not None and self.hash_of(found) == head.hash
+
+    async def change(self, sequence: int) -> Change | None:
+        """Return one entry of the audit log, None where there is none. Raises ControlPlaneError."""
         try:
-            (value,) = (await self._store.read([registry_keys.change(head.sequence)])).values
-            return value is not None and self.hash_of(registry_codec.decode_change(value)) == head.hash
+            (value,) = (await self._store.read([registry_keys.change(sequence)])).values
+            return None if value is None else registry_codec.decode_change(value)
         except StoreError as error:
             raise explain(error, self._where) from error
 
@@ -464,10 +469,11 @@ class Registry:
         async with self.writing() as draft:
             draft.seal()
 
-    async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
-        """Write down something that was done elsewhere, such as in a partner's book."""
+    async def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> int:
+        """Write down something that was done elsewhere, such as in a partner's book; return its entry's number."""
         async with self.writing() as draft:
             draft.note(who, what, partner_id, detail)
+        return draft.changes[-1].sequence
 
     async def take_directory_version(self, above: int) -> int:
         """Take the next version for a directory, larger than `above` and than any taken before."""

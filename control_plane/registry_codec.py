@@ -44,6 +44,7 @@ from stores.contract import Entry, StoreCorruptError, checked
 VERSION: Final = 1
 _CHAINED_VERSION: Final = 2
 _KEYED_VERSION: Final = 3
+_ORIGIN_VERSION: Final = 4
 _PARTNER_VERSION: Final = 3
 # How many fields a partner has in each version: isolation and acquirers came with 2, currencies with 3.
 _PARTNER_FIELDS: Final = {1: 11, 2: 13, 3: 14}
@@ -227,21 +228,25 @@ def encode_change(change: Change) -> bytes:
     fields = (change.sequence, change.at, change.who, change.what, change.partner_id, detail)
     if not change.previous:
         return _pack(*fields)  # of before there was a chain
+    if change.origin:
+        return bytes(msgpack.packb([_ORIGIN_VERSION, *fields, change.previous, change.origin]))
     return bytes(msgpack.packb([_KEYED_VERSION if change.keyed else _CHAINED_VERSION, *fields, change.previous]))
 
 
 def decode_change(value: bytes) -> Change:
     """Read a change, also of before there was a chain. Raises StoreCorruptError."""
     version, fields = _unpack_version(value)
-    if (version, len(fields)) not in {(VERSION, 6), (_CHAINED_VERSION, 7), (_KEYED_VERSION, 7)}:
+    if (version, len(fields)) not in {(VERSION, 6), (_CHAINED_VERSION, 7), (_KEYED_VERSION, 7), (_ORIGIN_VERSION, 8)}:
         raise StoreCorruptError("a row is not of a version that is known here")
     sequence, at, who, what, partner_id, text = fields[:6]
     previous = "" if version == VERSION else fields[6]
+    origin = fields[7] if version == _ORIGIN_VERSION else ""
     detail = _json_of(text, f"change {sequence!r:.40}")
-    texts = (at, who, what, "" if partner_id is None else partner_id, previous)
+    texts = (at, who, what, "" if partner_id is None else partner_id, previous, origin)
     if type(sequence) is not int or not isinstance(detail, dict) or not all(isinstance(text, str) for text in texts):
         raise StoreCorruptError(f"change {sequence!r:.40} has fields of another type")
-    return Change(sequence, at, who, what, partner_id, detail, previous, keyed=version == _KEYED_VERSION)
+    keyed = version in {_KEYED_VERSION, _ORIGIN_VERSION}
+    return Change(sequence, at, who, what, partner_id, detail, previous, keyed=keyed, origin=origin)
 
 
 def encode_directory_version(version: int) -> bytes:

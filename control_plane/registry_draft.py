@@ -9,6 +9,7 @@ from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
 from control_plane.move_record import Burial, Move
 from control_plane.notices import Notice, notice_of
+from control_plane.origin import ORIGIN
 from control_plane.registry_records import Cell, Change, Deletion, Key, Operator, Owner, Partner
 from stores import contract
 from stores.contract import Check, Put
@@ -147,7 +148,8 @@ class Draft:
         if not self._is_sealed:
             self.seal()
         sequence = self._head.sequence + 1
-        change = Change(sequence, timestamp(), who, what, partner_id, detail, self._head.hash, keyed=True)
+        previous, origin = self._head.hash, ORIGIN.get()
+        change = Change(sequence, timestamp(), who, what, partner_id, detail, previous, keyed=True, origin=origin)
         self._head = head = Head(sequence, audit_chain.digest(change, self._audit_key))
         self.changes.append(change)
         self.checks.append(Check(registry_keys.change(sequence), None))

@@ -140,7 +140,8 @@ class Operator:
 class Change:
     """One entry of the audit log. `previous`: the hash of the one before it (audit_chain.py); empty in old ones.
 
-    `keyed`: whether its own hash needs the key; those of before the seal do not.
+    `keyed`: whether its own hash needs the key; those of before the seal do not. `origin`: where the request came from,
+    an address or a user of this machine; empty where the control plane acted by itself.
     """
 
     sequence: int
@@ -151,6 +152,7 @@ class Change:
     detail: dict[str, Any]
     previous: str = ""
     keyed: bool = False
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,12 +59,17 @@ ROLE_OF: Final[dict[tuple[str, str], Role]] = {
     ("POST", "/rebalance/abort"): Role.OPERATOR,
     ("POST", "/unknown/{operation_id}/resolve"): Role.OPERATOR,
     ("POST", "/reconciliations"): Role.OPERATOR,
+    ("POST", "/reconciliations/{entry}/end"): Role.OPERATOR,
     ("GET", "/operators"): Role.ADMIN,
     ("POST", "/operators"): Role.ADMIN,
     ("POST", "/operators/{operator_id}/disable"): Role.ADMIN,
     ("POST", "/operators/{operator_id}/enable"): Role.ADMIN,
     ("POST", "/operators/{operator_id}/key"): Role.ADMIN,
 }
+
+
+# What tells of work on the data folder itself, so only who comes over the Unix socket in it.
+ON_THIS_MACHINE: Final = frozenset({("POST", "/reconciliations"), ("POST", "/reconciliations/{entry}/end")})
 
 
 # Routes that can be tried: those that change nothing before their first write to the registry, and those that look at

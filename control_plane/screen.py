@@ -387,10 +387,10 @@ def show_operator(found: dict[str, Any]) -> None:
 
 def show_audit_log(entries: Sequence[dict[str, Any]]) -> None:
     """Show entries of the audit log."""
-    table = table_of("number", "when", "who", "what", "partner", "detail")
+    table = table_of("number", "when", "who", "from", "what", "partner", "detail")
     for entry in entries:
-        names = ("sequence", "at", "who", "what", "partner_id")
-        table.add_row(*(shown_as(entry[name]) for name in names), escape(json.dumps(entry["detail"])))
+        names = ("sequence", "at", "who", "origin", "what", "partner_id")
+        table.add_row(*(shown_as(entry[name] or None) for name in names), escape(json.dumps(entry["detail"])))
     make_console().print(table if entries else "no changes yet")
 
 

@@ -12,16 +12,26 @@ from cells.api.messages import RefusalCode
 from control_plane import admin, limits, registry_codec, registry_keys, status
 from control_plane.door_moves import DoorMoves
 from control_plane.errors import ERRORS_BY_CODE
-from control_plane.gate import OPERATOR_HEADER
 from control_plane.moves import Moves
 from control_plane.operators import Operators
 from control_plane.partners import to_profile
 from stores.contract import StoreUnavailableError
 from stores.sqlite_shelf import SqliteShelf
 from stores.sqlite_store import SqliteStore
+from tests.over_socket import WHO, over_socket
 from tests.stand_in_door import Installation
 
 ACME = {"id": "acme", "name": "Acme"}
+SETTLEMENT = {
+    "sha256": "ab" * 32,
+    "settlement_date": "2026-11-21",
+    "kind": "final",
+    "partner": None,
+    "acquirer": "main",
+    "rows": 3,
+    "totals": [{"currency": "EUR", "gross": 10**19, "fee": 2, "net": -3, "rows": 3}],
+}
+COUNTS = {"rows": 3, "matched": 3, "differing": 0, "extra": 0, "missing": 0, "repeated": 0, "not_asked": 0}
 
 
 @pytest.fixture
@@ -47,9 +57,10 @@ async def client(installation: Installation) -> AsyncIterator[httpx.AsyncClient]
     )
     operators = Operators(registry, installation.folder.pepper_file.read_bytes())
     await operators.ensure_local(installation.folder.operator_key_file)
-    transport = httpx.ASGITransport(admin.make_app(registry, control, doors, moving, collect, operators))
+    app = admin.make_app(registry, control, doors, moving, collect, operators)
+    transport = httpx.ASGITransport(over_socket(app))
     key = installation.folder.operator_key_file.read_text()
-    headers = {OPERATOR_HEADER: "ann@host", "Authorization": f"Bearer {key}"}
+    headers = {"Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as made:
         yield made
 
@@ -63,7 +74,7 @@ async def test_a_key_is_shown_once_and_no_hash_ever(client: httpx.AsyncClient) -
     assert key["api_key"] not in shown.text
     assert "hash" not in shown.text
     assert shown.json()["keys"][0]["hint"] == key["api_key"][-4:]
-    assert [change["who"] for change in shown.json()["changes"]] == ["ann@host"] * 3
+    assert [change["who"] for change in shown.json()["changes"]] == [WHO] * 3
 
 
 async def test_an_id_is_made_where_none_is_given(client: httpx.AsyncClient) -> None:
@@ -92,11 +103,6 @@ async def test_a_wrong_option_is_named(client: httpx.AsyncClient, body: dict[str
     (name,) = body
     assert answer.json()["kind"] == "settings_invalid"
     assert answer.json()["what"].startswith(f"{name}: ")
-
-
-async def test_who_asks_must_be_said(client: httpx.AsyncClient) -> None:
-    del client.headers[OPERATOR_HEADER]
-    assert (await client.post("/partners", json=ACME)).status_code == 400
 
 
 async def test_a_partner_that_is_not_there_is_an_error_with_a_hint(client: httpx.AsyncClient) -> None:
@@ -163,7 +169,7 @@ async def test_an_operation_is_resolved_with_who_and_why(client: httpx.AsyncClie
     assert resolved == {
         "operation_id": "op_1",
         "outcome": "succeeded",
-        "operator": "ann@host",
+        "operator": WHO,
         "note": body["note"],
     }
     changes = (await client.get("/partners/acme")).json()["changes"]
@@ -193,11 +199,12 @@ async def test_no_card_number_is_stored_of_what_operators_write(
 async def test_what_is_done_with_a_settlement_file_is_noted(
     client: httpx.AsyncClient, installation: Installation
 ) -> None:
-    detail = {"sha256": "ab", "matched": 3}
-    for stage in ("begun", "ended"):
-        answer = await client.post("/reconciliations", json={"stage": stage, "detail": detail})
-        assert answer.status_code == 201
-    assert (await client.post("/reconciliations", json={"stage": "half", "detail": {}})).status_code == 400
+    begun = await client.post("/reconciliations", json=SETTLEMENT)
+    assert (begun.status_code, begun.json()["who"]) == (201, WHO)
+    path = f"/reconciliations/{begun.json()['entry']}/end"
+    assert (await client.post(path, json={**COUNTS, "rows": 4})).status_code == 409, "more rows than the file has"
+    assert (await client.post("/reconciliations/1/end", json=COUNTS)).status_code == 404, "another entry"
+    assert (await client.post(path, json=COUNTS)).status_code == 201
     store = await SqliteShelf(installation.folder.root).open(*registry_keys.BOOK)
     found = (
         await store.read(
@@ -207,9 +214,41 @@ async def test_what_is_done_with_a_settlement_file_is_noted(
     await store.close()
     noted = [registry_codec.decode_change(value) for value in found if value is not None]
     assert [(change.who, change.what, change.partner_id) for change in noted] == [
-        ("ann@host", f"reconciliation_{stage}", None) for stage in ("begun", "ended")
+        (WHO, f"reconciliation_{stage}", None) for stage in ("begun", "ended")
     ]
-    assert [change.detail for change in noted] == [detail, detail]
+    assert [change.detail for change in noted] == [
+        SETTLEMENT,
+        {"begun": begun.json()["entry"], "sha256": SETTLEMENT["sha256"], **COUNTS},
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sha256": "ab"},
+        {"sha256": "AB" * 32},
+        {"settlement_date": "today"},
+        {"kind": "x" * 1_000},
+        {"partner": "acme\n"},
+        {"acquirer": "a b"},
+        {"rows": -1},
+        {"rows": limits.SETTLEMENT_FILE_ROWS_MAX + 1},
+        {"totals": [{"currency": "EUR", "gross": "many", "fee": 0, "net": 0, "rows": 1}]},
+        {"note": "all is well"},
+    ],
+)
+async def test_no_text_of_ones_own_stands_in_a_reconciliations_entry(
+    client: httpx.AsyncClient, wrong: dict[str, Any]
+) -> None:
+    assert (await client.post("/reconciliations", json={**SETTLEMENT, **wrong})).status_code == 400
+
+
+async def test_a_reconciliation_is_ended_by_who_began_it(client: httpx.AsyncClient) -> None:
+    key = (await client.post("/operators", json={"id": "ann", "role": "operator"})).json()["key"]
+    entry = (await client.post("/reconciliations", json=SETTLEMENT)).json()["entry"]
+    client.headers["Authorization"] = f"Bearer {key}"
+    answer = await client.post(f"/reconciliations/{entry}/end", json=COUNTS)
+    assert (answer.status_code, answer.json()["what"]) == (409, f"{WHO} began it, and ann ends it")
 
 
 async def test_while_the_registrys_store_is_away_reads_go_on_and_writes_are_refused_whole(
@@ -229,7 +268,7 @@ async def test_while_the_registrys_store_is_away_reads_go_on_and_writes_are_refu
             client.patch("/partners/acme/limits", json={"in_flight_max": 9}),
             client.post("/partners/acme/keys", json={"grace_s": 0}),
             client.delete(f"/partners/acme/keys/{before['keys'][0]['id']}"),
-            client.post("/reconciliations", json={"stage": "begun", "detail": {}}),
+            client.post("/reconciliations", json=SETTLEMENT),
         ]
         for answer in await asyncio.gather(*asked):
             assert answer.status_code == 503

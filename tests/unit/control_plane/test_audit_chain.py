@@ -25,7 +25,8 @@ def chain(count: int, *, unchained: int = 0, sealed_at: int = 1, key: bytes = KE
             what, detail = SEALED, {"key": audit_chain.key_id(key), "old_head": f"{number - 1}:{previous}"}
         keyed = 0 < sealed_at <= number
         previous = "" if number <= unchained else previous
-        made.append(Change(number, "now", "ann", what, "acme", detail, previous, keyed=keyed))
+        origin = "192.0.2.1" if number == 2 else ""
+        made.append(Change(number, "now", "ann", what, "acme", detail, previous, keyed=keyed, origin=origin))
     return made
 
 
@@ -66,6 +67,8 @@ def test_nothing_is_whole() -> None:
 
 DAMAGES: dict[str, Callable[[list[Change]], list[Change]]] = {
     "changed": lambda log: [*log[:4], replace(log[4], who="eve"), *log[5:]],
+    "origin changed": lambda log: [*log[:4], replace(log[4], origin="uid 0"), *log[5:]],
+    "origin taken away": lambda log: [log[0], replace(log[1], origin=""), *log[2:]],
     "detail changed": lambda log: [*log[:4], replace(log[4], detail={"rate_burst": [1, 999]}), *log[5:]],
     "the last one changed": lambda log: [*log[:-1], replace(log[-1], who="eve")],
     "the first one missing": lambda log: log[1:],

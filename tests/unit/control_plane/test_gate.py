@@ -13,20 +13,23 @@ from control_plane.door_moves import DoorMoves
 from control_plane.errors import FolderError, RefusedError
 from control_plane.evacuation import Evacuation
 from control_plane.fleet import Fleet, Ground
-from control_plane.gate import DRY_RUN_HEADER, OPERATOR_HEADER, FailedKeys, Gate
+from control_plane.gate import DRY_RUN_HEADER, FailedKeys, Gate
 from control_plane.load import Load
 from control_plane.moves import Moves
 from control_plane.moves_mover import MovesMover
-from control_plane.operators import LOCAL, Operators
+from control_plane.operators import LOCAL, RESERVED, Operators
+from control_plane.origin import Peer
 from control_plane.partners import to_profile
 from control_plane.processes import ProcessSpec
 from control_plane.rebalancer import Rebalancer
 from control_plane.registry import Registry
-from control_plane.roles import DRY_RUNS, ROLE_OF, ROLES, Role, role_for
+from control_plane.roles import DRY_RUNS, ON_THIS_MACHINE, ROLE_OF, ROLES, Role, role_for
 from control_plane.supervisor import Supervisor
+from tests.over_socket import UID, WHO, over_socket
 from tests.stand_in_door import Installation
 
-AS_PEOPLE = {OPERATOR_HEADER: "ann@host"}
+# What names a person, and once named one in the audit log.
+AS_PEOPLE = {"X-Operator": "ann"}
 PLACES = {"cell-0": {"store": "sqlite"}, "cell-1": {"store": "sqlite"}}
 
 
@@ -39,6 +42,7 @@ class Scene:
         self.app = app
         self.installation = installation
         self.waited: list[float] = []
+        self.peer: Peer | None = Peer(UID)
         self.gate = Gate(app, operators, sleep=self._sleep)
 
     async def _sleep(self, seconds: float) -> None:
@@ -46,7 +50,7 @@ class Scene:
 
     async def ask(self, method: str, path: str, key: str | None, **more: Any) -> httpx.Response:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        transport = httpx.ASGITransport(self.gate)
+        transport = httpx.ASGITransport(over_socket(self.gate, self.peer))
         async with httpx.AsyncClient(transport=transport, base_url="http://control") as client:
             return await client.request(method, path, headers={**AS_PEOPLE, **headers}, **more)
 
@@ -87,7 +91,7 @@ async def test_every_route_is_in_the_table_and_none_other(scene: Scene) -> None:
 
 
 def path_of(route: str) -> str:
-    for name in ("partner_id", "key_id", "operation_id", "operator_id", "name"):
+    for name in ("partner_id", "key_id", "operation_id", "operator_id", "name", "entry"):
         route = route.replace(f"{{{name}}}", "nobody")
     return route
 
@@ -174,7 +178,38 @@ async def test_who_did_it_is_the_operator_whatever_it_says_of_itself(scene: Scen
     await scene.ask("POST", "/partners", scene.local_key(), json={"id": "beta"})
     entries = [entry async for entry in scene.registry.audit_log()]
     assert {entry.who for entry in entries if entry.partner_id == "acme"} == {"bob"}
-    assert {entry.who for entry in entries if entry.partner_id == "beta"} == {"ann@host"}
+    assert {entry.who for entry in entries if entry.partner_id == "beta"} == {WHO}
+    assert {entry.origin for entry in entries if entry.partner_id == "beta"} == {f"uid {UID}"}
+    assert {entry.origin for entry in entries if entry.who == "control_plane"} == {""}
+
+
+async def test_over_tcp_the_local_key_is_nobodys_and_an_operators_own_is_with_its_address(scene: Scene) -> None:
+    key = (await scene.operators.add("ann", Role.ADMIN, "bob")).text
+    scene.peer = None
+    answer = await scene.ask("POST", "/partners", scene.local_key(), json={"id": "acme"})
+    assert (answer.status_code, scene.waited) == (401, [limits.FAILED_KEY_DELAY_MS_MIN / 1_000])
+    assert (await scene.ask("POST", "/partners", key, json={"id": "acme"})).status_code == 201
+    entries = [entry async for entry in scene.registry.audit_log() if entry.partner_id == "acme"]
+    assert {(entry.who, entry.origin) for entry in entries} == {("ann", "127.0.0.1")}
+    for method, route in ON_THIS_MACHINE:
+        assert (await scene.ask(method, path_of(route), key, json={})).status_code == 403
+
+
+async def test_who_logged_in_is_told_beside_the_user_that_it_became(scene: Scene) -> None:
+    scene.peer = Peer(0, 1_000)
+    found = (await scene.ask("GET", "/whoami", scene.local_key())).json()
+    assert (found["who"], found["origin"]) == ("local:0", "uid 0, logged in as 1000")
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED | {LOCAL}))
+async def test_no_operator_is_called_as_the_control_plane_calls_itself(scene: Scene, name: str) -> None:
+    answer = await scene.ask("POST", "/operators", scene.local_key(), json={"id": name, "role": "viewer"})
+    assert answer.status_code == 409
+
+
+async def test_an_operators_name_is_none_of_a_local_user(scene: Scene) -> None:
+    answer = await scene.ask("POST", "/operators", scene.local_key(), json={"id": "local:0", "role": "admin"})
+    assert answer.status_code == 400
 
 
 async def test_an_operator_is_added_disabled_enabled_and_given_a_new_key(scene: Scene) -> None:
@@ -276,7 +311,7 @@ async def test_a_dry_run_says_what_it_would_write_and_writes_nothing(scene: Scen
         return (*held, registry.directory_version(), [sorted(door.profiles.items()) for door in doors])
 
     before = state()
-    transport = httpx.ASGITransport(scene.gate)
+    transport = httpx.ASGITransport(over_socket(scene.gate))
     headers = {**AS_PEOPLE, "Authorization": f"Bearer {scene.local_key()}", DRY_RUN_HEADER: "true"}
     async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as client:
         tried = await client.request(method, path, json=BODIES.get((method, route)))
@@ -296,7 +331,7 @@ async def test_what_can_not_be_tried_without_doing_it_is_not_done(scene: Scene) 
     await scene.ask("POST", "/partners", scene.local_key(), json={"id": "acme"})
     for method, route in set(ROLE_OF) - DRY_RUNS:
         head = scene.registry.head
-        transport = httpx.ASGITransport(scene.gate)
+        transport = httpx.ASGITransport(over_socket(scene.gate))
         headers = {**AS_PEOPLE, "Authorization": f"Bearer {scene.local_key()}", DRY_RUN_HEADER: "true"}
         async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as client:
             answer = await client.request(method, path_of(route), json={})
@@ -306,7 +341,7 @@ async def test_what_can_not_be_tried_without_doing_it_is_not_done(scene: Scene) 
 
 async def tried(scene: Scene, path: str, body: dict[str, Any]) -> httpx.Response:
     headers = {**AS_PEOPLE, "Authorization": f"Bearer {scene.local_key()}", DRY_RUN_HEADER: "true"}
-    transport = httpx.ASGITransport(scene.gate)
+    transport = httpx.ASGITransport(over_socket(scene.gate))
     async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as client:
         return await client.post(path, json=body)
 
@@ -370,7 +405,7 @@ async def test_resolving_is_tried_only_of_what_needs_a_person(scene: Scene) -> N
 
 
 async def test_a_dry_run_finds_what_is_wrong(scene: Scene) -> None:
-    transport = httpx.ASGITransport(scene.gate)
+    transport = httpx.ASGITransport(over_socket(scene.gate))
     headers = {**AS_PEOPLE, "Authorization": f"Bearer {scene.local_key()}", DRY_RUN_HEADER: "true"}
     async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as client:
         assert (await client.post("/partners/nobody/suspend")).status_code == 404

@@ -15,6 +15,7 @@ from cells.api.messages import Method, RefusalCode
 from control_plane import cli, client, limits, reconciliation, settlement_file
 from control_plane.errors import ControlPlaneError, NotRunningError
 from control_plane.reconciliation import Differences, Job, PartnerResult, Wanted
+from control_plane.reconciliation_routes import BeginReconciliation, EndReconciliation
 from control_plane.registry_records import Partner
 from control_plane.settings import AcquirerFees
 from tests.stand_in_door import Installation, StandInDoor
@@ -119,13 +120,13 @@ async def reconcile(
 ) -> tuple[dict[str, PartnerResult], Differences]:
     """Run one file through; give what came of each partner, and the differences."""
     _, _, doors, _ = await installation.control_plane()
-    wanted = Wanted(path, "ann", **options)
+    wanted = Wanted(path, **options)
     partners = {name: partner(name, cell) for name, cell in PARTNERS.items()}
     opening: AbstractContextManager[Differences] = Differences.opened(differences)
     with settlement_file.opened(path, frozenset(partners), lambda _: None) as found, opening as gathered:
         told: list[tuple[int, int]] = []
         fees = AcquirerFees().model_dump()
-        job = Job(doors, fees, wanted, found, gathered, lambda done, of: told.append((done, of)))
+        job = Job(doors, fees, wanted, "ann", found, gathered, lambda done, of: told.append((done, of)))
         results = await job.run(partners)
         assert not told or told[-1][0] <= found.rows
     return {result.partner: result for result in results}, gathered
@@ -319,9 +320,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
         return []
 
     def ask(_folder: object, _method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        assert path == "/reconciliations"
-        notes.append((body["stage"], body["detail"]))
-        return {}
+        notes.append((path, body))
+        return {"entry": 7, "who": "local:0"}
 
     monkeypatch.setattr(reconciliation, "_run", run)
     monkeypatch.setattr(reconciliation, "read_registered", read_registered)
@@ -341,9 +341,10 @@ def test_all_matched_ends_with_0_and_is_noted(command: Any, file: Callable[..., 
     assert done.exit_code == 0, done.output
     assert "all is matched: settlement of 2026-11-21, 2 rows: 2 matched" in done.stdout
     assert "EUR: gross 2000, fees 80, net 1920 in 2 rows" in done.stdout
-    assert [stage for stage, _ in command.notes] == ["begun", "ended"]
-    assert command.notes[1][1]["matched"] == 2
-    assert len(command.notes[0][1]["sha256"]) == 64
+    (_, said), (_, counts) = command.notes
+    assert [path for path, _ in command.notes] == ["/reconciliations", "/reconciliations/7/end"]
+    assert BeginReconciliation.model_validate(said).acquirer == "main"
+    assert EndReconciliation.model_validate(counts).matched == 2
 
 
 def test_a_difference_ends_with_1(command: Any, file: Callable[..., Path]) -> None:
@@ -405,10 +406,10 @@ def test_without_a_control_plane_nothing_is_begun(
 def test_a_control_plane_that_ends_in_the_middle_loses_a_note_only(
     command: Any, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def end(_folder: object, _method: str, _path: str, body: dict[str, Any]) -> dict[str, Any]:
-        if body["stage"] == "ended":
+    def end(_folder: object, _method: str, path: str, _body: dict[str, Any]) -> dict[str, Any]:
+        if path.endswith("/end"):
             raise NotRunningError("it was killed")
-        return {}
+        return {"entry": 7, "who": "local:0"}
 
     monkeypatch.setattr(client, "ask", end)
     done = command(str(file(movement(1))))

@@ -31,7 +31,10 @@ def test_what_was_written_is_read_again() -> None:
     assert registry_codec.decode_key(key) == KEY
     cell = Entry(registry_keys.cell("cell-3"), registry_codec.encode_cell(CELL))
     assert registry_codec.decode_cell(cell) == CELL
-    assert registry_codec.decode_change(registry_codec.encode_change(CHANGE)) == CHANGE
+    chained = replace(CHANGE, previous="0" * 64)
+    keyed = replace(chained, keyed=True)
+    for change in (CHANGE, chained, keyed, replace(keyed, origin="uid 0")):
+        assert registry_codec.decode_change(registry_codec.encode_change(change)) == change
     assert registry_codec.decode_owner(registry_codec.encode_owner(owner)) == owner
     assert registry_codec.decode_origin(registry_codec.encode_origin(origin)) == origin
     assert registry_codec.decode_directory_version(registry_codec.encode_directory_version(9)) == 9
