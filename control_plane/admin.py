@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from control_plane import audit_routes, dry_run, limits, operator_routes, reconciliation_routes
+from control_plane.access import AccessLog
 from control_plane.api_keys import make_partner_id
 from control_plane.doors import Doors
 from control_plane.dry_run import DryRunDone
@@ -125,11 +126,12 @@ def make_app(
     moves: Moves,
     status: Callable[[], Awaitable[dict[str, Any]]],
     operators: Operators,
+    accesses: AccessLog,
     more: Sequence[APIRouter] = (),
 ) -> Gate:
     """Make the application, behind its gate; `more` are routes that stand in files of their own."""
     app = make_routes(registry, partners, doors, moves, status, operators, more)
-    return Gate(app, operators)
+    return Gate(app, operators, accesses)
 
 
 def make_routes(
@@ -458,8 +460,9 @@ def _changed(changed: Changed) -> dict[str, Any]:
     return fields
 
 
-async def _explain(_request: Request, error: Exception) -> JSONResponse:
+async def _explain(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ControlPlaneError)
+    request.state.refused = error.code  # for the gate, which has the audit log tell of it
     return problem(error)
 
 
@@ -474,7 +477,7 @@ async def _explain_http(request: Request, error: Exception) -> JSONResponse:
     found = RefusedError if error.status_code != 404 else NotFoundError
     where = f"{request.method} {request.url.path}"
     explained = found(f"{error.detail}", where=where, hint="the routes are in GET /openapi.json")
-    answer = problem(explained)
+    answer = await _explain(request, explained)
     answer.status_code = error.status_code
     return answer
 

@@ -1,4 +1,4 @@
-"""`bulkhead audit-log list|verify|export`: who changed what, and whether anybody changed that since."""
+"""`bulkhead audit-log list|verify|export`: who changed, read or tried what, and whether anybody changed that since."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from control_plane.audit_key import AuditKeyFiles
 from control_plane.command_line import AsJson, explained, where
 from control_plane.data_folder import DataFolder
 from control_plane.errors import EXIT_FAILED, EXIT_OK, InputFileError
-from control_plane.registry_records import Change
+from control_plane.registry_records import ACCESSES, Change
 from control_plane.settings import SYSLOG, Settings
 
 T = TypeVar("T")
 
-app = typer.Typer(help="The audit log: every change, by whom, and whether it is whole.", no_args_is_help=True)
+app = typer.Typer(help="The audit log: who did what, and whether it is whole.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -31,9 +31,12 @@ def list_entries(
     *,
     partner: Annotated[str | None, typer.Option(help="Of this partner only.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=limits.AUDIT_ENTRIES_SHOWN_MAX, help="So many, the newest.")] = 50,
+    changes: Annotated[bool, typer.Option("--changes", help="Leave out what was only read, refused or tried.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the newest changes, the newest first.
+    """List the newest entries, the newest first: what was changed, read, refused and tried with keys that are not good.
+
+    What is alike within a minute is one entry, which says how often it came.
 
     \b
     Examples:
@@ -42,7 +45,8 @@ def list_entries(
     """  # noqa: D301 - it is to be a backspace: what follows it keeps its lines
     folder = where(context).folder()
     told = (line["entry"] for line in _counted(_stream(folder), _length(folder)) if "entry" in line)
-    newest = deque((entry for entry in told if partner in {None, entry["partner_id"]}), maxlen=limit)
+    wanted = (entry for entry in told if not changes or entry["what"] not in ACCESSES)
+    newest = deque((entry for entry in wanted if partner in {None, entry["partner_id"]}), maxlen=limit)
     if as_json:
         screen.show_json({"entries": list(reversed(newest))})
     else:

@@ -25,9 +25,9 @@ def make_routes(registry: Registry) -> APIRouter:
 
 async def _tell(registry: Registry, after: int) -> AsyncGenerator[bytes, None]:
     try:
+        head = await registry.kept_head()  # first: entries may come while these are sent
         async for change in registry.audit_log(after):
             yield _line({"entry": asdict(change), "hash": registry.hash_of(change)})
-        head = await registry.kept_head()
     except ControlPlaneError as error:
         yield _line({"failed": error.fields()})
         return

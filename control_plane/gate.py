@@ -7,10 +7,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from control_plane import dry_run, limits
+from control_plane import access, dry_run, limits
+from control_plane.access import Access, AccessLog
 from control_plane.errors import (
     ControlPlaneError,
     ForbiddenError,
@@ -22,7 +24,7 @@ from control_plane.operators import LOCAL, Operators
 from control_plane.origin import ORIGIN, Peer, origin_of
 from control_plane.problem import problem
 from control_plane.registry_records import Operator
-from control_plane.roles import DRY_RUNS, ON_THIS_MACHINE, ROLES, role_for
+from control_plane.roles import DRY_RUNS, ON_THIS_MACHINE, ROLE_OF, ROLES, UNNOTED_READS, role_for
 
 DRY_RUN_HEADER: Final = "X-Dry-Run"
 
@@ -50,9 +52,17 @@ class FailedKeys:
 class Gate:
     """ASGI, around the application."""
 
-    def __init__(self, app: ASGIApp, operators: Operators, *, sleep: Callable[[float], Any] = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        operators: Operators,
+        accesses: AccessLog,
+        *,
+        sleep: Callable[[float], Any] = asyncio.sleep,
+    ) -> None:
         self._app = app
         self._operators = operators
+        self._accesses = accesses
         self._sleep = sleep
         self._failed = FailedKeys()
 
@@ -65,14 +75,33 @@ class Gate:
             peer, origin = origin_of(scope)
             ORIGIN.set(origin)
             operator = await self._authenticate(scope, peer, origin)
-            route = self._authorize(scope, operator, peer)
-            dry_run.ASKED.set(_is_dry_run(scope, route))
-            scope.setdefault("state", {})["who"] = _who(operator, peer)
-            scope["state"]["operator"] = operator
-            scope["state"]["uid"] = None if peer is None else peer.uid
-            await self._app(scope, _bounded(receive), send)
         except ControlPlaneError as error:
             await problem(error)(scope, receive, send)
+            return
+        who = _who(operator, peer)
+        asked = _Asked(scope, send)
+        try:
+            dry_run.ASKED.set(_is_dry_run(scope, self._authorize(scope, operator, peer)))
+            scope.setdefault("state", {})["who"] = who
+            scope["state"]["operator"] = operator
+            scope["state"]["uid"] = None if peer is None else peer.uid
+            await self._app(scope, _bounded(receive), asked.send)
+        except ControlPlaneError as error:
+            asked.code = error.code
+            await problem(error)(scope, receive, asked.send)
+        finally:
+            self._note(asked, who, origin)
+
+    def _note(self, asked: "_Asked", who: str, origin: str) -> None:
+        """Have the audit log tell of what was read or refused; of what was changed it does."""
+        what = asked.what
+        if what is None:
+            return
+        is_known = (asked.method, asked.route) in ROLE_OF  # else it is text of whoever asks
+        detail = [("method", asked.method), ("route", asked.route if is_known else "none that is known")]
+        if what != access.READ:
+            detail += [("status", str(asked.status)), ("code", asked.code)]
+        self._accesses.note(Access(who, what, origin, self._accesses.partner(asked.partner_id), tuple(detail)))
 
     async def _authenticate(self, scope: Scope, peer: Peer | None, origin: str) -> Operator:
         kind, _, key = _header(scope, "authorization").partition(" ")
@@ -80,6 +109,9 @@ class Gate:
         # The local operator is whom the kernel names; over TCP it names nobody.
         if operator is not None and (operator.id != LOCAL or peer is not None):
             return operator
+        named = self._operators.named_by(key.strip())
+        detail = () if named is None else (("operator", named),)
+        self._accesses.note(Access(access.NOBODY, access.OPERATOR_KEY_FAILED, origin, None, detail))
         delay_ms = self._failed.note(origin)
         if self._failed.waiting >= limits.FAILED_KEYS_WAITING_MAX:
             raise TooManyFailedKeysError(
@@ -111,6 +143,44 @@ class Gate:
                 hint="ask an admin: bulkhead operator list",
             )
         return route
+
+
+class _Asked:
+    """A request that an operator asked, and its answer, as the audit log tells of it."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self.method = str(scope["method"])
+        self.route = role_for(self.method, scope["path"])[0]
+        self.status = 0
+        self.code = ""
+
+    async def send(self, message: Message) -> None:
+        """Pass the answer on, and note how it begins."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.code = self.code or str(self._scope.get("state", {}).get("refused", ""))
+        await self._send(message)
+
+    @property
+    def what(self) -> str | None:
+        """Whether it was a read, or refused; None where the audit log has nothing to tell of it."""
+        if self.status == ForbiddenError.http_status:
+            return access.FORBIDDEN
+        if self.method == "GET":
+            is_read = self.status == 200 and (self.method, self.route) not in UNNOTED_READS
+            return access.READ if is_read else None
+        return access.REFUSED if 400 <= self.status < 500 else None
+
+    @property
+    def partner_id(self) -> str | None:
+        """The partner that it names, in its path or its query."""
+        for name, value in zip(self.route.split("/"), self._scope["path"].split("/"), strict=False):
+            if name == "{partner_id}":
+                return str(value)
+        query = parse_qs(self._scope.get("query_string", b"").decode("latin-1"), max_num_fields=16)
+        return next(iter(query.get("partner", [])), None)
 
 
 def _is_dry_run(scope: Scope, route: str) -> bool:

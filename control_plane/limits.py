@@ -41,6 +41,18 @@ FAILED_KEY_DELAY_MS_MAX: Final = 3_000
 # So many wait for their answer at once; one more is answered at once, with 429.
 FAILED_KEYS_WAITING_MAX: Final = 64
 
+# What is read, refused and tried in vain, for the audit log: what is alike within the window is one entry. So many
+# unlike ones of a name are told apart; a name may have so many entries at once, then one in each interval; all without
+# a good key share one name.
+ACCESS_WINDOW_MS: Final = 60_000
+ACCESS_ROWS_MAX: Final = 1_000
+ACCESS_ENTRIES_OPERATOR_MAX: Final = 1_000
+ACCESS_ENTRY_OPERATOR_INTERVAL_MS: Final = 1_000
+ACCESS_ENTRIES_NOBODY_MAX: Final = 30
+ACCESS_ENTRY_NOBODY_INTERVAL_MS: Final = 60_000
+ACCESS_ENTRIES_PER_COMMIT_MAX: Final = 250
+ACCESS_INTERVAL_MS: Final = 1_000
+
 # Keys. An old key stays good for this long after a rotation, unless the operator says otherwise.
 KEY_GRACE_S_DEFAULT: Final = 24 * 3_600
 KEY_GRACE_S_MAX: Final = 90 * 24 * 3_600
@@ -261,6 +273,8 @@ assert RESTART_DELAY_MS_MIN <= RESTART_DELAY_MS_MAX < HEALTHY_MS_TO_RESET_DELAY
 assert NEEDS_TIMEOUT_MS <= START_TIMEOUT_MS
 assert DOOR_CONNECT_TIMEOUT_MS + ONBOARD_TIMEOUT_MS < CONTROL_TIMEOUT_MS, "the command line outwaits an onboarding"
 assert KEYS_PER_PARTNER_MAX < KEYS_KEPT_PER_PARTNER_MAX, "there is always one that ended to forget"
+assert ACCESS_INTERVAL_MS < ACCESS_WINDOW_MS
+assert ACCESS_ENTRIES_PER_COMMIT_MAX * 4_096 < contract.STORE_TRANSACTION_BYTES_MAX // 2
 assert DELETION_GRACE_S_DEFAULT <= DELETION_GRACE_S_MAX
 assert IMPORT_PARTNERS_MAX <= PARTNERS_MAX
 assert IMPORT_BATCH_PARTNERS_MAX * 4_096 < contract.STORE_TRANSACTION_BYTES_MAX // 2

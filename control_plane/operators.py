@@ -50,6 +50,12 @@ class Operators:
         is_right = secrets.compare_digest(hashed, "" if found is None else found.hash)
         return found if found is not None and is_right and found.status == "active" else None
 
+    def named_by(self, key: str) -> str | None:
+        """Return the operator that a key names, whether it is good or not; None where there is none of that name."""
+        match = _KEY.fullmatch(key)
+        found = None if match is None else self._registry.find_operator(match[1])
+        return None if found is None else found.id
+
     async def add(self, operator_id: str, role: Role, who: str) -> OperatorKey:
         """Make an operator and its key. Raises RefusedError where the name is taken."""
         if operator_id in RESERVED:

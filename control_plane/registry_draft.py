@@ -10,7 +10,7 @@ from control_plane.data_folder import timestamp
 from control_plane.move_record import Burial, Move
 from control_plane.notices import Notice, notice_of
 from control_plane.origin import ORIGIN
-from control_plane.registry_records import Cell, Change, Deletion, Key, Operator, Owner, Partner
+from control_plane.registry_records import ACCESSES, Cell, Change, Deletion, Key, Operator, Owner, Partner
 from stores import contract
 from stores.contract import Check, Put
 
@@ -140,15 +140,18 @@ class Draft:
         self.rows[registry_keys.DIRECTORY] = registry_codec.encode_directory_version(version)
         self._effects.append(lambda held: setattr(held, "directory_version", version))
 
-    def note(self, who: str, what: str, partner_id: str | None, detail: dict[str, Any]) -> None:
+    def note(
+        self, who: str, what: str, partner_id: str | None, detail: dict[str, Any], origin: str | None = None
+    ) -> None:
         """Append an entry of the audit log, with the hash of the last. Whose memory is old conflicts: one is there.
 
-        This is the one place where entries are made; a write without one is not committed (`_commit`).
+        This is the one place where entries are made; a write without one is not committed (`_commit`). `origin`: of
+        what is told of later; else it is that of the request at hand.
         """
         if not self._is_sealed:
             self.seal()
         sequence = self._head.sequence + 1
-        previous, origin = self._head.hash, ORIGIN.get()
+        previous, origin = self._head.hash, ORIGIN.get() if origin is None else origin
         change = Change(sequence, timestamp(), who, what, partner_id, detail, previous, keyed=True, origin=origin)
         self._head = head = Head(sequence, audit_chain.digest(change, self._audit_key))
         self.changes.append(change)
@@ -204,8 +207,8 @@ class Draft:
 
 
 def rows_of_change(change: Change) -> list[Put]:
-    """Give a change's row and, where it is of a partner, its index row."""
+    """Give a change's row and, where it changed a partner, its index row."""
     rows = [Put(registry_keys.change(change.sequence), registry_codec.encode_change(change))]
-    if change.partner_id is not None:
+    if change.partner_id is not None and change.what not in ACCESSES:
         rows.append(Put(registry_keys.change_of(change.partner_id, change.sequence), registry_codec.PRESENT))
     return rows

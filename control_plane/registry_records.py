@@ -16,6 +16,13 @@ OPERATOR_ROLES: Final = frozenset({"viewer", "operator", "admin"})
 OPERATOR_STATUSES: Final = frozenset({"active", "disabled"})
 NEW: Final = "new"
 IMPORTED: Final = "imported"
+# Entries of the audit log that tell of no change (access.py). They are no part of a partner's history of changes.
+READ: Final = "read"
+REFUSED: Final = "refused"
+FORBIDDEN: Final = "forbidden"
+OPERATOR_KEY_FAILED: Final = "operator_key_failed"
+PARTNER_KEY_FAILED: Final = "partner_key_failed"
+ACCESSES: Final = frozenset({READ, REFUSED, FORBIDDEN, OPERATOR_KEY_FAILED, PARTNER_KEY_FAILED})
 
 
 @dataclass(frozen=True, slots=True)

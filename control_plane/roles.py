@@ -72,6 +72,19 @@ ROLE_OF: Final[dict[tuple[str, str], Role]] = {
 ON_THIS_MACHINE: Final = frozenset({("POST", "/reconciliations"), ("POST", "/reconciliations/{entry}/end")})
 
 
+# What is read without an entry of the audit log: how the installation is. All else that is read is noted there.
+UNNOTED_READS: Final = frozenset(
+    {
+        ("GET", "/openapi.json"),
+        ("GET", "/status"),
+        ("GET", "/whoami"),
+        ("GET", "/moves"),
+        ("GET", "/cells"),
+        ("GET", "/rebalance"),
+    }
+)
+
+
 # Routes that can be tried: those that change nothing before their first write to the registry, and those that look at
 # `dry_run.ASKED` before they act.
 DRY_RUNS: Final = frozenset(

@@ -20,6 +20,7 @@ import uvloop
 
 from cells.api import logs
 from control_plane import admin, data_folder, fleet_api, limits, memory, opening, rebalance_api, redis_server, status
+from control_plane.access import AccessLog
 from control_plane.audit_copy import HeadCopy
 from control_plane.burials import Burials
 from control_plane.cell_rules import first_cells, follow_settings
@@ -232,7 +233,8 @@ class _Up:
         operators = Operators(self._registry, data_folder.read_secret(self._folder.pepper_file))
         await operators.ensure_local(self._folder.operator_key_file)
         more = [fleet_api.routes(fleet, evacuation), rebalance_api.routes(rebalancer)]
-        app = admin.make_app(self._registry, partners, doors, moves, collect, operators, more)
+        accesses = AccessLog(self._registry)
+        app = admin.make_app(self._registry, partners, doors, moves, collect, operators, accesses, more)
         supervisor.start()
         async with (
             self._serving(app),
@@ -245,6 +247,7 @@ class _Up:
             _repeating(load.remember, limits.LOAD_INTERVAL_MS),
             _repeating(rebalancer.work, limits.REBALANCE_STEP_INTERVAL_MS),
             _repeating(supervisor.trim_outputs, limits.TRIM_INTERVAL_MS),
+            _repeating(accesses.work, limits.ACCESS_INTERVAL_MS),
             self._copying_heads(),
         ):
             announcing = asyncio.create_task(self._announce(supervisor))
@@ -270,6 +273,7 @@ class _Up:
                 )
             self._console.tell("stopping: routers first, then doors, then the rest (Ctrl-C again: at once)")
             await supervisor.stop(self._hurry)
+        await accesses.work()
         self._console.tell("stopped; nothing is left running")
         return 0
 

@@ -10,6 +10,7 @@ import pytest
 
 from cells.api.messages import RefusalCode
 from control_plane import admin, limits, registry_codec, registry_keys, status
+from control_plane.access import AccessLog
 from control_plane.door_moves import DoorMoves
 from control_plane.errors import ERRORS_BY_CODE
 from control_plane.moves import Moves
@@ -57,7 +58,7 @@ async def client(installation: Installation) -> AsyncIterator[httpx.AsyncClient]
     )
     operators = Operators(registry, installation.folder.pepper_file.read_bytes())
     await operators.ensure_local(installation.folder.operator_key_file)
-    app = admin.make_app(registry, control, doors, moving, collect, operators)
+    app = admin.make_app(registry, control, doors, moving, collect, operators, AccessLog(registry))
     transport = httpx.ASGITransport(over_socket(app))
     key = installation.folder.operator_key_file.read_text()
     headers = {"Authorization": f"Bearer {key}"}

@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from control_plane import admin, fleet_api, gate, limits, rebalance_api
+from control_plane.access import AccessLog
 from control_plane.door_moves import DoorMoves
 from control_plane.errors import FolderError, RefusedError
 from control_plane.evacuation import Evacuation
@@ -23,6 +24,7 @@ from control_plane.partners import to_profile
 from control_plane.processes import ProcessSpec
 from control_plane.rebalancer import Rebalancer
 from control_plane.registry import Registry
+from control_plane.registry_records import ACCESSES
 from control_plane.roles import DRY_RUNS, ON_THIS_MACHINE, ROLE_OF, ROLES, Role, role_for
 from control_plane.supervisor import Supervisor
 from tests.over_socket import UID, WHO, over_socket
@@ -43,7 +45,9 @@ class Scene:
         self.installation = installation
         self.waited: list[float] = []
         self.peer: Peer | None = Peer(UID)
-        self.gate = Gate(app, operators, sleep=self._sleep)
+        self.now = 0.0
+        self.accesses = AccessLog(registry, lambda: self.now)
+        self.gate = Gate(app, operators, self.accesses, sleep=self._sleep)
 
     async def _sleep(self, seconds: float) -> None:
         self.waited.append(seconds)
@@ -199,6 +203,102 @@ async def test_who_logged_in_is_told_beside_the_user_that_it_became(scene: Scene
     scene.peer = Peer(0, 1_000)
     found = (await scene.ask("GET", "/whoami", scene.local_key())).json()
     assert (found["who"], found["origin"]) == ("local:0", "uid 0, logged in as 1000")
+
+
+async def told(scene: Scene) -> list[tuple[str, str, str | None, str, dict[str, Any]]]:
+    """Give what the audit log tells of reads and refusals."""
+    await scene.accesses.work()
+    entries = [entry async for entry in scene.registry.audit_log() if entry.what in ACCESSES]
+    return [(entry.who, entry.what, entry.partner_id, entry.origin, entry.detail) for entry in entries]
+
+
+async def test_who_reads_partners_and_the_log_is_in_the_log_once_a_minute(scene: Scene) -> None:
+    await scene.ask("POST", "/partners", scene.local_key(), json={"id": "acme"})
+    key = (await scene.operators.add("ann", Role.VIEWER, "bob")).text
+    scene.peer = None
+    for _ in range(3):
+        for path in (
+            "/partners/acme",
+            "/unknown?partner=acme",
+            "/audit-log",
+            "/partners",
+            "/status",
+            "/partners/nobody",
+        ):
+            await scene.ask("GET", path, key)
+    by_ann = ("ann", "read")
+    span = {"times": 3}
+    found = await told(scene)
+    assert [(*one[:4], {name: one[4][name] for name in ("route", "times")}) for one in found] == [
+        (*by_ann, "acme", "127.0.0.1", {"route": "/partners/{partner_id}", **span}),
+        (*by_ann, "acme", "127.0.0.1", {"route": "/unknown", **span}),
+        (*by_ann, None, "127.0.0.1", {"route": "/audit-log", **span}),
+        (*by_ann, None, "127.0.0.1", {"route": "/partners", **span}),
+    ]
+    for _ in range(5):
+        await scene.ask("GET", "/partners", key)
+        assert await told(scene) == found, "the like within a minute is counted"
+    scene.now += limits.ACCESS_WINDOW_MS / 1_000
+    (again,) = (await told(scene))[len(found) :]
+    assert (again[0], again[4]["route"], again[4]["times"]) == ("ann", "/partners", 5)
+    history = (await scene.registry.changes("acme"))[0]
+    assert history.what not in ACCESSES, "a partner's history is of changes"
+
+
+async def test_what_is_refused_and_forbidden_is_in_the_log(scene: Scene) -> None:
+    await scene.ask("POST", "/partners", scene.local_key(), json={"id": "acme"})
+    key = (await scene.operators.add("ann", Role.VIEWER, "bob")).text
+    await scene.ask("POST", "/partners/acme/suspend", key)
+    await scene.ask("GET", "/operators", key)
+    await scene.ask("POST", "/partners/" + "x" * 500 + "/anything", key)
+    await scene.ask("POST", "/partners/acme/restore", scene.local_key())
+    await scene.ask("POST", "/partners/nobody/suspend", scene.local_key())
+    await scene.ask("POST", "/partners", scene.local_key(), json={"id": "A" * 500})
+    forbidden = {"status": "403", "code": "forbidden", "times": 1}
+    assert await told(scene) == [
+        (
+            "ann",
+            "forbidden",
+            "acme",
+            f"uid {UID}",
+            {"method": "POST", "route": "/partners/{partner_id}/suspend", **forbidden},
+        ),
+        ("ann", "forbidden", None, f"uid {UID}", {"method": "GET", "route": "/operators", **forbidden}),
+        ("ann", "forbidden", None, f"uid {UID}", {"method": "POST", "route": "none that is known", **forbidden}),
+        (
+            WHO,
+            "refused",
+            None,
+            f"uid {UID}",
+            {
+                "method": "POST",
+                "route": "/partners/{partner_id}/suspend",
+                "status": "404",
+                "code": "not_found",
+                "times": 1,
+            },
+        ),
+        (
+            WHO,
+            "refused",
+            None,
+            f"uid {UID}",
+            {"method": "POST", "route": "/partners", "status": "400", "code": "settings_invalid", "times": 1},
+        ),
+    ]
+
+
+async def test_keys_that_are_not_good_are_in_the_log_with_the_operator_that_they_name(scene: Scene) -> None:
+    await scene.operators.add("ann", Role.VIEWER, "bob")
+    scene.peer = None
+    secret = "s" * 43
+    for key in (f"ok_ann_{secret}", f"ok_carl_{secret}", "x" * 5_000, scene.local_key(), None):
+        await scene.ask("GET", "/partners", key)
+    failed = ("nobody", "operator_key_failed", None, "127.0.0.1")
+    found = await told(scene)
+    assert [one[:4] for one in found] == [failed] * 3
+    assert [(one[4].get("operator"), one[4]["times"]) for one in found] == [("ann", 1), (None, 3), ("local", 1)]
+    assert secret not in repr(found)
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED | {LOCAL}))

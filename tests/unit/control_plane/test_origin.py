@@ -14,6 +14,7 @@ import uvloop
 from fastapi import FastAPI
 
 from control_plane import admin, data_folder, operator_routes
+from control_plane.access import AccessLog
 from control_plane.gate import Gate
 from control_plane.operators import Operators
 from control_plane.origin import Peer, origin_of, peer_of
@@ -47,7 +48,7 @@ async def test_a_name_is_borrowed_neither_over_the_socket_nor_over_the_port(
     app = FastAPI()
     app.include_router(operator_routes.make_routes(registry, operators))
     path = tmp_path / "control.sock"
-    async with serving(Gate(app, operators), path) as url:
+    async with serving(Gate(app, operators, AccessLog(registry)), path) as url:
 
         async def who(key: str, *, by_socket: bool) -> tuple[int, str, str]:
             headers = {"Authorization": f"Bearer {key}", "X-Operator": "ann", "X-Forwarded-For": "192.0.2.1"}
