@@ -29,9 +29,11 @@ class Clock:
 
     def __init__(self, folder: Path) -> None:
         """Begin with the right time. Raises ClockError where the library can't be made."""
-        library = folder / "libmoved_clock.so"
+        own = folder / "clock"  # all processes look at it, whoever's they are
+        own.mkdir(mode=0o755, exist_ok=True)
+        library = own / "libmoved_clock.so"
         _compile(library)
-        self._file = folder / "clock-offset"
+        self._file = own / "clock-offset"
         self._file.write_bytes(_OFFSET.pack(0))
         self.environment = {"LD_PRELOAD": str(library), "MOVED_CLOCK_FILE": str(self._file)}
 

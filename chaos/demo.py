@@ -375,7 +375,7 @@ def _merge(counts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, flo
 
 def _took_ms(gateway: Gateway, cast: Cast) -> list[int]:
     """Read from its door's log how long the killed partner's takeovers took."""
-    log_file = gateway.folder.logs / f"{cast.cells[cast.killed]}.door.log"
+    log_file = gateway.folder.log_file(f"{cast.cells[cast.killed]}.door")
     taken = []
     for line in log_file.read_text().splitlines():
         entry = json.loads(line)

@@ -143,6 +143,8 @@ def _kill(process: psutil.Process) -> None:
 def _place(kept: Path, place: Path) -> None:
     fresh = place.with_name(place.name + ".putting-back")
     shutil.copy2(kept, fresh)
+    owner = place.parent.stat()  # the cell's user, where `bulkhead up` is root
+    os.chown(fresh, owner.st_uid, owner.st_gid)
     _sync(fresh)
     fresh.replace(place)
     _sync(place.parent)

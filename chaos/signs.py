@@ -96,7 +96,7 @@ def first_in_logs(folder: Path, signs: Iterable[Sign], since_s: float, wall_offs
     for sign in signs:
         if sign.kind != "log":
             continue
-        for file in sorted(folder.glob("*.log")):
+        for file in sorted(folder.glob("*/*.log")):
             if fnmatch.fnmatchcase(file.stem, sign.log):
                 found += _lines(file, sign, since_s, wall_offset_s)
     return min(found, key=lambda seen: seen.at_s, default=None)

@@ -5,7 +5,7 @@ instance.json     what this folder is; written last at the first start
 control.sqlite    partners, hashes of keys, operators' changes, where the store is SQLite (control_plane/registry.py)
 registry.sqlite   the same in a folder of before; the first `up` imports it and renames it to registry.sqlite.imported
 control.sock      the control plane, for this user only
-secrets/          pepper, cells' secrets, keys of routers, Ray, acquirers, Redis and the audit log; 0600 in one of 0700
+secrets/          pepper, cells' secrets, routers' keys, those of Ray, acquirers, Redis, the audit log (handing_over.py: whose)
 directory/        what routers read          routers/<name>/   what each router last knew
 cells/<name>/     the partners' books        acquirer/         the simulator's record (-second: another's)
 audit_head.json   the audit log's newest hash, kept beside it (control_plane/audit_chain.py)
@@ -38,6 +38,8 @@ from router.directory_file import write_atomically
 
 FORMAT: Final = 1
 SECRET_BYTES: Final = 32
+# Of what routers read, in folders that are their group's (handing_over.py) or that nobody else can pass.
+GROUP_READS: Final = 0o640
 _OURS: Final = frozenset(
     {
         "lock",
@@ -58,6 +60,7 @@ _OURS: Final = frozenset(
         "removed",
         "acquirer",
         "acquirer-second",
+        "redis",
         "run",
         "logs",
     }
@@ -149,9 +152,14 @@ class DataFolder:
         """Give the secret from which each role's key of a cell comes."""
         return self.secrets / f"{cell}.secret"
 
+    @property
+    def router_keys(self) -> Path:
+        """Folder of what routers know of the cells' secrets."""
+        return self.secrets / "routers"
+
     def router_key_file(self, cell: str) -> Path:
         """Give what routers know of a cell's secret."""
-        return self.secrets / f"{cell}.router.key"
+        return self.router_keys / f"{cell}.router.key"
 
     def ray_token_file(self, cell: str) -> Path:
         """Give the token of a cell's Ray cluster."""
@@ -191,7 +199,7 @@ class DataFolder:
     @property
     def redis_config_file(self) -> Path:
         """What the installation's own Redis reads, its password included."""
-        return self.run / "redis.conf"
+        return self.root / "redis" / "redis.conf"
 
     @property
     def settings_file(self) -> Path:
@@ -213,9 +221,13 @@ class DataFolder:
         """What each process has to say."""
         return self.root / "logs"
 
+    def log_folder(self, process: str) -> Path:
+        """Give the folder of a process's logs: a cell's processes share theirs."""
+        return self.logs / process.partition(".")[0]
+
     def log_file(self, process: str) -> Path:
         """Give a process's structured log."""
-        return self.logs / f"{process}.log"
+        return self.log_folder(process) / f"{process}.log"
 
 
 @contextlib.contextmanager
@@ -269,17 +281,20 @@ def prepare(folder: DataFolder, settings: Settings) -> Instance:
         )
     folders = [
         folder.secrets,
+        folder.router_keys,
         folder.directory_file.parent,
         folder.acquirer_folder(MAIN_ACQUIRER),
         folder.run,
         folder.logs,
     ]
     folders += [folder.router_folder(router) for router in settings.router_names]
+    folders += [folder.log_folder(name) for name in ("control_plane", *settings.router_names)]
     if settings.second_acquirer_port is not None:
         folders.append(folder.acquirer_folder(SECOND_ACQUIRER))
     for path in folders:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.secrets.chmod(0o700)
+    if folder.secrets.stat().st_mode & 0o066:
+        folder.secrets.chmod(0o700)
     _make_secrets(_own_secret_files(folder, settings), may_make=instance is None)
     if instance is not None:
         return instance
@@ -301,7 +316,8 @@ def prepare_cell(folder: DataFolder, cell: str, *, may_make: bool) -> None:
     key = role_key(read_secret(folder.cell_secret_file(cell)), "router")
     file = folder.router_key_file(cell)
     if not file.exists() or file.read_bytes() != key:  # it can always be derived again
-        write_atomically(file, key)
+        write_atomically(file, key, mode=GROUP_READS)
+    (folder.secrets / file.name).unlink(missing_ok=True)  # where it once was
 
 
 def set_aside(folder: DataFolder, cell: str) -> None:
@@ -439,7 +455,8 @@ def _cell_secret_files(folder: DataFolder, cell: str) -> list[tuple[Path, str]]:
 def _make_secrets(files: Iterable[tuple[Path, str]], *, may_make: bool) -> None:
     for path, kind in files:
         if path.exists():
-            path.chmod(0o600)
+            if path.stat().st_mode & ~GROUP_READS & 0o777:
+                path.chmod(0o600)
             _check_secret(path, kind)
             continue
         # Who signs and who checks both read an acquirer's key here, so a new one loses nothing: it is also made in a

@@ -16,6 +16,13 @@ CELL_WEIGHT_MAX: Final = 1_000
 # How many ports past the end of its row are looked at to find a free one for a cell that is added.
 CELL_PORTS_TRIED_MAX: Final = 2_000
 ROUTERS_MAX: Final = 32
+# Users of an installation's processes: some for its roles, one for each cell that ever was. The blocks lie where
+# neither systemd (https://systemd.io/UIDS-GIDS/) nor subuid(5) hand numbers out, one of them for each installation.
+USERS_MAX: Final = 2_048
+FIRST_CELL_USER: Final = 16
+FIRST_UID_MIN: Final = 1_900_000_000
+UID_BLOCKS: Final = 100_000
+UID_MAX: Final = 2**31 - 1
 SPARES_PER_CELL_MAX: Final = 8
 PARTNERS_MAX: Final = 10_000
 # Keys of a partner that are still good; and all that are kept of it: past that the oldest that ended is forgotten.
@@ -264,6 +271,8 @@ assert DIRECTORY_TAKEN_TIMEOUT_MS < CELL_JOIN_MS_MAX
 assert START_TIMEOUT_MS + CELL_JOIN_MS_MAX < CELL_WATCH_MS_MAX
 assert START_TIMEOUT_MS + CELL_REMOVE_GRACE_MS < CELL_WATCH_MS_MAX
 assert CELLS_MAX < CELLS_EVER_MAX
+assert FIRST_CELL_USER + CELLS_EVER_MAX <= USERS_MAX
+assert FIRST_UID_MIN + UID_BLOCKS * USERS_MAX <= UID_MAX
 assert REBALANCE_MOVES_AT_ONCE_DEFAULT <= REBALANCE_MOVES_AT_ONCE_MAX
 assert REBALANCE_MOVES_PER_HOUR_DEFAULT <= REBALANCE_MOVES_PER_HOUR_MAX
 assert REBALANCE_PAUSE_MS_EXPECTED <= REBALANCE_PAUSE_BUDGET_MS_DEFAULT <= REBALANCE_PAUSE_BUDGET_MS_MAX

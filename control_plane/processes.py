@@ -23,6 +23,10 @@ STAGE_FOUNDATIONS: Final = 0
 STAGE_DOORS: Final = 1
 STAGE_ROUTERS: Final = 2
 # `ray start` itself looks after them once a second.
+# Numbers of users; those of cells follow (limits.FIRST_CELL_USER).
+_USER_OF_ROUTERS: Final = 0
+_USER_OF_REDIS: Final = 1
+_USER_OF_ACQUIRERS: Final = {MAIN_ACQUIRER: 2, SECOND_ACQUIRER: 3}
 RAY_PARTS: Final = ("gcs_server", "raylet")
 
 
@@ -32,7 +36,9 @@ class ProcessSpec:
 
     `needs` names what is started before it, and without which it is started anew. `parts` are the names of children
     without which it is of no use itself. `scratch` is a folder of its own that is emptied before each start. Nobody
-    waits for one that is `optional`: the installation is ready without it.
+    waits for one that is `optional`: the installation is ready without it. `user_number` says which of the
+    installation's users it runs as, `uid` who that is (users.py; None: the user of `up`). Of the installation's folders
+    it `owns` some and `reads` others; `foreign` is what it reads that is not the installation's.
     """
 
     name: str
@@ -51,6 +57,11 @@ class ProcessSpec:
     stopped_ms_max: int = limits.STOPPED_MS_MAX
     scratch: Path | None = None
     optional: bool = False
+    user_number: int | None = None
+    owns: tuple[Path, ...] = ()
+    reads: tuple[Path, ...] = ()
+    foreign: tuple[Path, ...] = ()
+    uid: int | None = None
 
     @property
     def endpoint(self) -> str:
@@ -108,6 +119,10 @@ def plan(
                 stopped_ms_max=limits.STOPPED_RAY_MS_MAX if process.role == "ray" else limits.STOPPED_MS_MAX,
                 scratch=process.scratch,
                 optional=process.optional,
+                user_number=process.user_number,
+                owns=(*process.owns, folder.log_folder(process.name)),
+                reads=process.reads,
+                foreign=process.foreign,
             )
         )
     return tuple(specs)
@@ -126,6 +141,10 @@ class _Planned:
     needs: tuple[str, ...] = ()
     scratch: Path | None = None
     optional: bool = False
+    user_number: int
+    owns: tuple[Path, ...]
+    reads: tuple[Path, ...]
+    foreign: tuple[Path, ...] = ()
 
 
 def _plan_acquirer(settings: Settings, folder: DataFolder) -> list[_Planned]:
@@ -150,6 +169,9 @@ def _plan_acquirer(settings: Settings, folder: DataFolder) -> list[_Planned]:
                 "notify_urls": [f"http://{host}:{router}/v1/acquirers/{acquirer}/notifications" for router in routers],
                 "notify_secret_file": str(folder.acquirer_secret_file(acquirer)),
             },
+            user_number=_USER_OF_ACQUIRERS[acquirer],
+            owns=(folder.acquirer_folder(acquirer),),
+            reads=(folder.acquirer_secret_file(acquirer),),
         )
         for name, acquirer, port in simulators
     ]
@@ -172,6 +194,9 @@ def _plan_redis(settings: Settings, folder: DataFolder) -> list[_Planned]:
                 "server_config_file": str(folder.redis_config_file),
             },
             optional=True,
+            user_number=_USER_OF_REDIS,
+            owns=(folder.redis_config_file.parent,),
+            reads=(folder.redis_secret_file,),
         )
     ]
 
@@ -196,6 +221,7 @@ def _plan_ray_head(settings: Settings, folder: DataFolder, cell: Cell, scratch: 
         port=cell.ray_port,
         config=config,
         scratch=scratch,
+        **_user_of_cell(settings, folder, cell),
     )
 
 
@@ -214,7 +240,7 @@ def _plan_door(settings: Settings, folder: DataFolder, instance: Instance, cell:
         "spares": settings.spares_per_cell,
         "acquirers": settings.acquirer_urls,
         "log_file": str(folder.log_file(name)),
-        "logs_folder": str(folder.logs),
+        "logs_folder": str(folder.log_folder(cell.name)),
         **_workers_config(settings),
     }
     return _Planned(
@@ -227,7 +253,18 @@ def _plan_door(settings: Settings, folder: DataFolder, instance: Instance, cell:
         port=cell.door_port,
         config=config,
         needs=(f"{cell.name}.ray",),
+        **_user_of_cell(settings, folder, cell),
     )
+
+
+def _user_of_cell(settings: Settings, folder: DataFolder, cell: Cell) -> dict[str, Any]:
+    """Give who a cell's processes run as, and what is theirs: door, Ray and workers share one user."""
+    return {
+        "user_number": limits.FIRST_CELL_USER + cell.slot,
+        "owns": (folder.cell_folder(cell.name),),
+        "reads": (folder.cell_secret_file(cell.name), folder.ray_token_file(cell.name)),
+        "foreign": () if settings.store == "sqlite" else (Path(cell.cluster_file or settings.cluster_files[0]),),
+    }
 
 
 def _workers_config(settings: Settings) -> dict[str, Any]:
@@ -252,7 +289,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "directory_file": str(folder.directory_file),
         "data_folder": str(folder.router_folder(name)),
         "pepper_file": str(folder.pepper_file),
-        "cell_keys_folder": str(folder.secrets),
+        "cell_keys_folder": str(folder.router_keys),
         "acquirer_key_files": {name: str(folder.acquirer_secret_file(name)) for name in settings.acquirer_urls},
         **_redis_config(settings, folder),
         "log_file": str(folder.log_file(name)),
@@ -266,6 +303,15 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         host=settings.http_host,
         port=settings.http_port + index,
         config=config,
+        user_number=_USER_OF_ROUTERS,
+        owns=(folder.router_folder(name),),
+        reads=(
+            folder.directory_file.parent,
+            folder.router_keys,
+            folder.pepper_file,
+            *(folder.acquirer_secret_file(acquirer) for acquirer in settings.acquirer_urls),
+            *((folder.redis_secret_file,) if settings.starts_redis else ()),
+        ),
     )
 
 

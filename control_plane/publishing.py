@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from control_plane import limits
-from control_plane.data_folder import DataFolder
+from control_plane.data_folder import GROUP_READS, DataFolder
 from control_plane.directory_spreading import Spread, by_file_only
 from control_plane.errors import ControlPlaneError
 from control_plane.registry import Registry
@@ -68,7 +68,7 @@ class Publisher:
             version = await self._registry.take_directory_version(above)
             raw = await asyncio.to_thread(directory.encode, version, payload)
             try:
-                await asyncio.to_thread(directory_file.write_atomically, self._file, raw)
+                await asyncio.to_thread(directory_file.write_atomically, self._file, raw, mode=GROUP_READS)
             except OSError as error:
                 raise ControlPlaneError(
                     f"the directory can't be written: {error}. Routers go on with the one they have",

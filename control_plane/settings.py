@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     redis_port: Port = 6390  # where that one listens
     acquirer_fees: AcquirerFees = AcquirerFees()
     store: Literal["sqlite", "fdb"] = "sqlite"
+    # Where `up` is root: the first of a block of numbers for its processes' users (users.py); 0: all run as one user.
+    first_uid: int | None = Field(default=None, ge=0, le=limits.UID_MAX - limits.USERS_MAX)
     # FoundationDB's cluster files, where the store is fdb: one that all cells share, or one a cell in their order.
     cluster_files: Annotated[tuple[Path, ...], NoDecode] = ()
     # The one for the control plane's own data; unset: the one that all cells share.

@@ -55,9 +55,13 @@ def build(
     }
 
 
-def weaknesses(settings: Settings) -> dict[str, Any]:
-    """Give what a test installation goes without."""
-    return {"fault_injection": settings.fault_injection, "bulkheads_off": sorted(settings.bulkheads_off)}
+def weaknesses(settings: Settings, one_user: str = "") -> dict[str, Any]:
+    """Give what the installation goes without; `one_user` is why all processes run as one user, empty where not."""
+    return {
+        "fault_injection": settings.fault_injection,
+        "bulkheads_off": sorted(settings.bulkheads_off),
+        "one_user": one_user,
+    }
 
 
 async def ask_cells(doors: Doors, cells: Sequence[str]) -> dict[str, CellStatus | str]:

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from control_plane import limits
+from control_plane import handing_over, launching, limits
 from control_plane.data_folder import DataFolder, timestamp
 from control_plane.errors import FolderError
 from control_plane.process_table import ProcessHandle, RunRecord, boot_id, find_marked, find_recorded, kill_all
@@ -232,7 +232,7 @@ class Supervisor:
                 await kill_all(self._instance_id, name=keeper.spec.name)  # what an earlier life of it left
                 if keeper.stopping.is_set():
                     return
-                error = self._spawn(keeper)
+                error = await self._hand_over(keeper.spec) or self._spawn(keeper)
             began = time.monotonic()
             if error is None:
                 keeper.begun.set()
@@ -272,23 +272,34 @@ class Supervisor:
                 other.handle.signal(signal.SIGKILL)
                 self._listener(other.spec, f"ended, for {keeper.spec.name} ended; it is started after that")
 
+    async def _hand_over(self, spec: ProcessSpec) -> str | None:
+        """Give the process's user what is to be its own; give what went wrong in words, None where nothing did."""
+        planned = [keeper.spec for keeper in self._keepers]
+        try:
+            await asyncio.to_thread(handing_over.hand_over, self._folder, spec, planned)
+        except FolderError as error:
+            log.error("not_handed_over", child=spec.name, error=error.what)  # noqa: TRY400 - the trace tells no more
+            return f"it can't be started: {error}"
+        return None
+
     def _spawn(self, keeper: _Keeper) -> str | None:
         """Start the process; give what went wrong in words, None where nothing did."""
         spec = keeper.spec
         keeper.state = "starting"
         try:
             write_atomically(spec.config_file, json.dumps(spec.config, indent=2).encode())
+            handing_over.let_read_alone(spec.config_file, spec.uid)
             if spec.scratch is not None:
                 remove_scratch(spec.scratch)
-                make_scratch(spec.scratch)
+                make_scratch(spec.scratch, spec.uid)
             output = os.open(self._output_file(spec), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 child = subprocess.Popen(  # noqa: S603 - our own module, its arguments made by processes.py
-                    spec.argv,
+                    launching.command(spec, self._folder),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env={**os.environ, **spec.environment},
+                    env=launching.environment(spec, os.environ),
                     cwd=self._folder.run,
                     start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor alone
                 )
@@ -441,18 +452,21 @@ def restart_delay_ms(failures_in_row: int) -> int:
     return min(limits.RESTART_DELAY_MS_MIN << doublings, limits.RESTART_DELAY_MS_MAX)
 
 
-def make_scratch(path: Path) -> None:
-    """Make a folder below a public one, for this user only. Raises FolderError where somebody else was there first."""
+def make_scratch(path: Path, uid: int | None) -> None:
+    """Make a folder below a public one, for one user only. Raises FolderError where somebody else was there first."""
     for folder in (path.parent, path):
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o066:
             raise FolderError(
                 "the folder for Ray's sockets belongs to somebody else or is open to others",
                 where=str(folder),
                 hint="look whose it is, then remove it",
             )
+    if uid is not None:
+        path.parent.chmod(0o711)  # it is ours, and others may not list it
+        os.chown(path, uid, uid)
 
 
 def remove_scratch(path: Path) -> None:

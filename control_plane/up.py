@@ -19,7 +19,18 @@ import structlog
 import uvloop
 
 from cells.api import logs
-from control_plane import admin, data_folder, fleet_api, limits, memory, opening, rebalance_api, redis_server, status
+from control_plane import (
+    admin,
+    data_folder,
+    fleet_api,
+    limits,
+    memory,
+    opening,
+    rebalance_api,
+    redis_server,
+    status,
+    users,
+)
 from control_plane.access import AccessLog
 from control_plane.audit_copy import HeadCopy
 from control_plane.burials import Burials
@@ -46,6 +57,7 @@ from control_plane.registry import Registry
 from control_plane.registry_records import Cell, Partner
 from control_plane.settings import MAIN_ACQUIRER, Settings
 from control_plane.supervisor import Supervisor
+from control_plane.users import Users
 from router.directory_file import write_atomically
 
 log = structlog.get_logger()
@@ -128,7 +140,8 @@ async def _run(
             await registry.write_cells(moved, "up", "cells_follow_settings", cells=[cell.name for cell in moved])
         data_folder.prepare_cells(folder, registry.cells(), first_start=first_start)
         data_folder.finish_first_start(folder, instance)
-        return await _Up(settings, folder, instance, registry, console, make_plan).run()
+        found = await asyncio.to_thread(users.find, settings, folder, instance)
+        return await _Up(settings, folder, instance, registry, console, make_plan, found).run()
     finally:
         await registry.close()
 
@@ -163,7 +176,9 @@ class _Up:
         registry: Registry,
         console: Console,
         make_plan: Planner,
+        users: Users,
     ) -> None:
+        self._users = users
         self._settings = settings
         self._folder = folder
         self._instance = instance
@@ -176,6 +191,8 @@ class _Up:
 
     async def run(self) -> int:
         self._watch_signals()
+        if self._users.why_one:
+            self._console.tell(f"ALL PROCESSES RUN AS ONE USER, so any of them reads it all: {self._users.why_one}")
         self._require_memory()
         self._require_test_partners()
         require_acquirers(self._settings, self._registry.partners())
@@ -299,7 +316,7 @@ class _Up:
         self._console.tell_ready(self._settings, self._folder, os.getpid(), self._registry.cells())
 
     def _plan(self) -> tuple[ProcessSpec, ...]:
-        return self._make_plan(
+        planned = self._make_plan(
             self._settings,
             self._folder,
             self._instance,
@@ -307,6 +324,7 @@ class _Up:
             code_version(),
             lambda cell: data_folder.secrets_digest(self._folder, self._settings, cell),
         )
+        return tuple(map(self._users.dressed, planned))
 
     def _places(self) -> dict[str, dict[str, Any]]:
         """Give where the books of each cell stand to which partners may go."""
@@ -369,7 +387,7 @@ class _Up:
             "data_folder": str(self._folder.root),
             "endpoint": str(self._folder.control_socket),
             "started_at": self._started_at,
-            **status.weaknesses(self._settings),
+            **status.weaknesses(self._settings, self._users.why_one),
         }
 
     def _watch_signals(self) -> None:

@@ -20,13 +20,14 @@ LAST_KNOWN_GOOD: Final = "directory.json"
 _Signature = tuple[int, int, int]  # inode, time of change, bytes
 
 
-def write_atomically(path: Path, raw: bytes) -> None:
+def write_atomically(path: Path, raw: bytes, *, mode: int = 0o600) -> None:
     """Replace a file as a whole, durably: write beside it, fsync, rename, fsync the folder. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())

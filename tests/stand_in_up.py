@@ -118,7 +118,7 @@ def main() -> int:
 
     console = up.Console(tell, lambda spec, what: tell(spec.name, what), lambda *_: tell("ALL READY"))
     try:
-        return up.run(Settings(data_folder=Path(sys.argv[1]), cells=1), console, stand_in_plan)
+        return up.run(Settings(data_folder=Path(sys.argv[1]), cells=1, first_uid=0), console, stand_in_plan)
     except ControlPlaneError as error:
         tell("REFUSED", error.what)
         return error.exit_code

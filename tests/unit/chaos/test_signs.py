@@ -15,7 +15,10 @@ def line(at: str, event: str = "process_ended", **fields: str) -> bytes:
 
 
 def test_the_first_line_that_fits(tmp_path: Path) -> None:
-    (tmp_path / "control_plane.log").write_bytes(
+    own, other = tmp_path / "control_plane" / "control_plane.log", tmp_path / "router-0" / "router-0.log"
+    own.parent.mkdir()
+    other.parent.mkdir()
+    own.write_bytes(
         line("10.0", child="cell-0.door")
         + line("20.5", child="cell-1.door")
         + line("21.0", event="process_started", child="cell-0.door")
@@ -24,7 +27,7 @@ def test_the_first_line_that_fits(tmp_path: Path) -> None:
         + line("23.0", child="cell-0.door")
         + b'{"half'
     )
-    (tmp_path / "router-0.log").write_bytes(line("20.6", child="cell-0.door"))
+    other.write_bytes(line("20.6", child="cell-0.door"))
     # The wall clock is 5 s before the monotonic one.
     found = first_in_logs(tmp_path, [SIGN], since_s=25.0, wall_offset_s=-5.0)
     assert found == Seen(27.25, "log control_plane.log: process_ended")

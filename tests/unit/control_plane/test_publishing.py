@@ -159,7 +159,7 @@ async def test_many_partners_spread_over_the_cells(installation: Installation) -
 async def test_a_version_is_never_used_twice(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     _, registry, _, publisher = await installation.control_plane()
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
