@@ -2,7 +2,8 @@
 
 It runs by itself, with the standard library only, and as the process that it becomes: same pid, parent and marker. In
 this order: a view of its own of the file system, where the program could not be reached otherwise; another user,
-without groups and capabilities; no new rights, ever; the program. Whatever can't be done ends it with exit code 126.
+without groups and capabilities; no new rights, ever; only some files (landlock.py); the program. Whatever can't be done
+ends it with exit code 126.
 """
 
 import ctypes
@@ -12,8 +13,13 @@ import resource
 import stat
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
+
+# -I leaves out the folder that this file is in; as part of the package it is found anyway.
+if __name__ == "__main__":
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+from control_plane import landlock
 
 EXIT_NOT_LAUNCHED: Final = 126
 # Less than any core dump has. Not 0: a crash handler (core(5), a pipe) would be given one all the same.
@@ -42,26 +48,32 @@ class LaunchError(Exception):
 class Order:
     """What a process is to be. Paths are absolute.
 
-    `uid` is also its group. `visible` are files and folders that it needs: where a folder above one lets nobody else
-    in, the process sees nothing of that folder but these. `changes` are those of them that it may also write to.
+    `uid` is also its group; None: the user that it is. Files and folders that it may use: it `runs` what is in some,
+    `reads` others, and `owns` those that it may change. Where a folder above one lets nobody else in, the process sees
+    nothing of that folder but these. With `landlock` it can't open anything else, but for what all programs use; and
+    with `may_signal` not even then it is kept from signalling others of its user.
     """
 
-    uid: int
-    visible: tuple[str, ...] = ()
-    changes: tuple[str, ...] = ()
+    uid: int | None
+    runs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    owns: tuple[str, ...] = ()
+    landlock: bool = False
+    may_signal: bool = False
 
     def to_json(self) -> str:
         """Return the order as an argument."""
-        return json.dumps({"uid": self.uid, "visible": self.visible, "changes": self.changes})
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Order":
         """Read an order. Raises ValueError, KeyError, TypeError."""
         fields: dict[str, Any] = json.loads(text)
-        uid = int(fields["uid"])
-        if not 0 < uid < _UID_NONE:
-            raise ValueError(f"{uid} is no user to become")
-        return cls(uid, tuple(fields["visible"]), tuple(fields["changes"]))
+        fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        order = cls(**fields)
+        if order.uid is not None and not 0 < order.uid < _UID_NONE:
+            raise ValueError(f"{order.uid} is no user to become")
+        return order
 
 
 def main() -> int:
@@ -70,11 +82,15 @@ def main() -> int:
         order = Order.from_json(sys.argv[1])
         program = sys.argv[2:]
         working_folder = os.getcwd()  # noqa: PTH109 - standard library at its smallest: every process starts with it
-        show((*order.visible, *order.changes), frozenset(order.changes), order.uid)
-        os.chdir(working_folder)  # as it is in the view
-        become(order.uid)
+        if order.uid is not None:
+            show((*order.runs, *order.reads, *order.owns), frozenset(order.owns), order.uid)
+            os.chdir(working_folder)  # as it is in the view
+            become(order.uid)
+        renounce()
+        if order.landlock:
+            landlock.restrict(rules(order), may_signal=order.may_signal)
         os.execv(program[0], program)  # noqa: S606 - no shell is wanted
-    except (LaunchError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (LaunchError, landlock.LandlockError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
         sys.stderr.write(f"control_plane.launch: {error}\n")
     return EXIT_NOT_LAUNCHED
 
@@ -124,8 +140,7 @@ def covers(paths: Iterable[str], uid: int) -> frozenset[str]:
 
 
 def become(uid: int) -> None:
-    """Become another user for good, without other groups, capabilities and a way back. Raises OSError, LaunchError."""
-    resource.setrlimit(resource.RLIMIT_CORE, (CORE_BYTES, CORE_BYTES))
+    """Become another user for good, without other groups, capabilities and a way back. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     for capability in range(_CAPABILITIES_MAX):
         if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) and ctypes.get_errno() == _EINVAL:
@@ -133,8 +148,24 @@ def become(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
+
+
+def renounce() -> None:
+    """Rule core dumps and new rights out: no program that is run from here on brings any. Raises LaunchError."""
+    resource.setrlimit(resource.RLIMIT_CORE, (CORE_BYTES, CORE_BYTES))
+    libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise _failure("new rights can't be ruled out")
+
+
+def rules(order: Order) -> list[tuple[str, int]]:
+    """Return what Landlock is to let through."""
+    return [
+        *landlock.SYSTEM,
+        *((path, landlock.RUNS) for path in order.runs),
+        *((path, landlock.READS) for path in order.reads),
+        *((path, landlock.OWNS) for path in order.owns),
+    ]
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -5,19 +5,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from control_plane import launch
-from control_plane.data_folder import DataFolder
 from control_plane.processes import ProcessSpec
 from control_plane.settings import PREFIX
 from control_plane.users import code_paths, launch_command
 
 
-def command(spec: ProcessSpec, folder: DataFolder) -> tuple[str, ...]:
-    """Return the command of a process: its own, after what makes it another user's."""
-    if spec.uid is None:
-        return spec.argv
-    owned = tuple(map(str, spec.owns)) + (() if spec.scratch is None else (str(spec.scratch),))
-    visible = (*code_paths(), str(folder.root), *map(str, spec.foreign), *_preloaded())
-    return (*launch_command(launch.Order(spec.uid, visible, owned)), *spec.argv)
+def command(spec: ProcessSpec, *, landlock: bool) -> tuple[str, ...]:
+    """Return the command of a process: its own, after what takes rights from it."""
+    order = launch.Order(
+        uid=spec.uid,
+        runs=(*code_paths(), *_preloaded()),
+        reads=tuple(map(str, (spec.config_file, *spec.reads, *spec.foreign))),
+        owns=tuple(map(str, (*spec.owns, *spec.uses))),
+        landlock=landlock,
+        may_signal=spec.role == "door",  # it ends its workers, which are Ray's children and not its own
+    )
+    return (*launch_command(order), *spec.argv)
 
 
 def environment(spec: ProcessSpec, ours: Mapping[str, str]) -> dict[str, str]:
@@ -26,10 +29,12 @@ def environment(spec: ProcessSpec, ours: Mapping[str, str]) -> dict[str, str]:
     Ray and others ask for a user's name and home, which one without a line in /etc/passwd has from here only.
     """
     kept = {name: value for name, value in ours.items() if not name.upper().startswith(PREFIX)}
-    if spec.uid is None:
+    if not spec.owns:
         return {**kept, **spec.environment}
     name = spec.cell or spec.role
-    own = {"HOME": str(spec.owns[0]), "USER": name, "LOGNAME": name, "PYTHONNOUSERSITE": "1"}
+    home = str(spec.owns[0])
+    temporary = home if spec.scratch is None else str(spec.scratch)
+    own = {"HOME": home, "USER": name, "LOGNAME": name, "TMPDIR": temporary, "PYTHONNOUSERSITE": "1"}
     return {**kept, **own, **spec.environment}
 
 

@@ -27,6 +27,7 @@ STAGE_ROUTERS: Final = 2
 _USER_OF_ROUTERS: Final = 0
 _USER_OF_REDIS: Final = 1
 _USER_OF_ACQUIRERS: Final = {MAIN_ACQUIRER: 2, SECOND_ACQUIRER: 3}
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - as Ray has it
 RAY_PARTS: Final = ("gcs_server", "raylet")
 
 
@@ -38,7 +39,7 @@ class ProcessSpec:
     without which it is of no use itself. `scratch` is a folder of its own that is emptied before each start. Nobody
     waits for one that is `optional`: the installation is ready without it. `user_number` says which of the
     installation's users it runs as, `uid` who that is (users.py; None: the user of `up`). Of the installation's folders
-    it `owns` some and `reads` others; `foreign` is what it reads that is not the installation's.
+    it `owns` some and `reads` others; elsewhere it `uses` some, and reads what is `foreign`.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ProcessSpec:
     user_number: int | None = None
     owns: tuple[Path, ...] = ()
     reads: tuple[Path, ...] = ()
+    uses: tuple[Path, ...] = ()
     foreign: tuple[Path, ...] = ()
     uid: int | None = None
 
@@ -85,8 +87,7 @@ def plan(
     """Give all processes, in the order of their start. That a cell comes or goes changes no other process."""
     running = [cell for cell in cells if cell.is_running]
     planned: list[_Planned] = [*_plan_acquirer(settings, folder), *_plan_redis(settings, folder)]
-    scratch = ray_folder(instance.id)
-    planned += [_plan_ray_head(settings, folder, cell, scratch / str(cell.slot)) for cell in running]
+    planned += [_plan_ray_head(settings, folder, instance, cell) for cell in running]
     planned += [_plan_door(settings, folder, instance, cell) for cell in running]
     for index, name in enumerate(settings.router_names):
         planned.append(_plan_router(settings, folder, index, name))
@@ -122,6 +123,7 @@ def plan(
                 user_number=process.user_number,
                 owns=(*process.owns, folder.log_folder(process.name)),
                 reads=process.reads,
+                uses=process.uses,
                 foreign=process.foreign,
             )
         )
@@ -144,6 +146,7 @@ class _Planned:
     user_number: int
     owns: tuple[Path, ...]
     reads: tuple[Path, ...]
+    uses: tuple[Path, ...] = ()
     foreign: tuple[Path, ...] = ()
 
 
@@ -201,8 +204,9 @@ def _plan_redis(settings: Settings, folder: DataFolder) -> list[_Planned]:
     ]
 
 
-def _plan_ray_head(settings: Settings, folder: DataFolder, cell: Cell, scratch: Path) -> _Planned:
+def _plan_ray_head(settings: Settings, folder: DataFolder, instance: Instance, cell: Cell) -> _Planned:
     name = f"{cell.name}.ray"
+    scratch = _scratch(instance, cell)
     config = {
         "cell": cell.name,
         "ray_port": cell.ray_port,
@@ -221,7 +225,7 @@ def _plan_ray_head(settings: Settings, folder: DataFolder, cell: Cell, scratch: 
         port=cell.ray_port,
         config=config,
         scratch=scratch,
-        **_user_of_cell(settings, folder, cell),
+        **_user_of_cell(settings, folder, instance, cell),
     )
 
 
@@ -253,18 +257,24 @@ def _plan_door(settings: Settings, folder: DataFolder, instance: Instance, cell:
         port=cell.door_port,
         config=config,
         needs=(f"{cell.name}.ray",),
-        **_user_of_cell(settings, folder, cell),
+        **_user_of_cell(settings, folder, instance, cell),
     )
 
 
-def _user_of_cell(settings: Settings, folder: DataFolder, cell: Cell) -> dict[str, Any]:
+def _user_of_cell(settings: Settings, folder: DataFolder, instance: Instance, cell: Cell) -> dict[str, Any]:
     """Give who a cell's processes run as, and what is theirs: door, Ray and workers share one user."""
     return {
         "user_number": limits.FIRST_CELL_USER + cell.slot,
         "owns": (folder.cell_folder(cell.name),),
         "reads": (folder.cell_secret_file(cell.name), folder.ray_token_file(cell.name)),
+        # Ray's sockets and logs, and what its object store lies in.
+        "uses": (_scratch(instance, cell), _SHARED_MEMORY),
         "foreign": () if settings.store == "sqlite" else (Path(cell.cluster_file or settings.cluster_files[0]),),
     }
+
+
+def _scratch(instance: Instance, cell: Cell) -> Path:
+    return ray_folder(instance.id) / str(cell.slot)
 
 
 def _workers_config(settings: Settings) -> dict[str, Any]:

@@ -182,8 +182,7 @@ def show_status(found: dict[str, Any]) -> None:
         off = ", ".join(found["control_plane"]["bulkheads_off"]) or "none"
         out.print(f"[bold red]fault injection is on; bulkheads off: {escape(off)}[/]", soft_wrap=True)
     if found["control_plane"]["one_user"]:
-        why = found["control_plane"]["one_user"]
-        out.print(f"[red]all processes run as one user, so any of them reads it all: {escape(why)}[/]", soft_wrap=True)
+        out.print(f"[red]{escape(found['control_plane']['one_user'])}[/]", soft_wrap=True)
     if found["partners_unread"] is not None:
         out.print(f"[red]{escape(found['partners_unread'])}[/]", soft_wrap=True)
     states: dict[str, int] = {}

@@ -56,7 +56,7 @@ def build(
 
 
 def weaknesses(settings: Settings, one_user: str = "") -> dict[str, Any]:
-    """Give what the installation goes without; `one_user` is why all processes run as one user, empty where not."""
+    """Give what the installation goes without; `one_user` says that all processes run as one user, and why."""
     return {
         "fault_injection": settings.fault_injection,
         "bulkheads_off": sorted(settings.bulkheads_off),

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from control_plane import handing_over, launching, limits
+from control_plane import handing_over, landlock, launching, limits
 from control_plane.data_folder import DataFolder, timestamp
 from control_plane.errors import FolderError
 from control_plane.process_table import ProcessHandle, RunRecord, boot_id, find_marked, find_recorded, kill_all
@@ -83,6 +83,7 @@ class Supervisor:
         self._instance_id = instance_id
         self._probe = probe
         self._listener = listener
+        self._has_landlock = landlock.version() > 0
         self._keepers = [_Keeper(spec) for spec in specs]
         self._stopping = False
 
@@ -295,7 +296,7 @@ class Supervisor:
             output = os.open(self._output_file(spec), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 child = subprocess.Popen(  # noqa: S603 - our own module, its arguments made by processes.py
-                    launching.command(spec, self._folder),
+                    launching.command(spec, landlock=self._has_landlock),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

@@ -191,8 +191,8 @@ class _Up:
 
     async def run(self) -> int:
         self._watch_signals()
-        if self._users.why_one:
-            self._console.tell(f"ALL PROCESSES RUN AS ONE USER, so any of them reads it all: {self._users.why_one}")
+        if self._users.weakness:
+            self._console.tell(f"WEAK: {self._users.weakness}")
         self._require_memory()
         self._require_test_partners()
         require_acquirers(self._settings, self._registry.partners())
@@ -387,7 +387,7 @@ class _Up:
             "data_folder": str(self._folder.root),
             "endpoint": str(self._folder.control_socket),
             "started_at": self._started_at,
-            **status.weaknesses(self._settings, self._users.why_one),
+            **status.weaknesses(self._settings, self._users.weakness),
         }
 
     def _watch_signals(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from control_plane import launch, limits
+from control_plane import landlock, launch, limits
 from control_plane.data_folder import DataFolder, Instance
 from control_plane.errors import RefusedError
 from control_plane.processes import ProcessSpec
@@ -45,6 +45,17 @@ class Users:
 
     first_uid: int | None
     why_one: str = ""
+
+    @property
+    def weakness(self) -> str:
+        """Say what one user for all means, empty where there are more."""
+        if self.first_uid is not None:
+            return ""
+        if landlock.version():
+            kept = "only Landlock keeps one from the files of another, and other programs of that user from nothing"
+        else:
+            kept = "so each of them can read and change everything"
+        return f"all processes run as one user: {self.why_one}; {kept}"
 
     def uid_of(self, spec: ProcessSpec) -> int | None:
         """Return the user of a process, which is its group, too; None: the user of `up`."""
@@ -141,7 +152,7 @@ def _lacking_rights(first: int) -> str:
 
 def _try_out(uid: int, folder: DataFolder) -> str:
     """Run the interpreter as one of the users; return in words why that can't be, empty where it can."""
-    order = launch.Order(uid, visible=(*code_paths(), str(folder.root)))
+    order = launch.Order(uid, runs=code_paths(), reads=(str(folder.root),), landlock=landlock.version() > 0)
     command = (*launch_command(order), sys.executable, "-P", "-c", "import control_plane.redis_server")
     try:
         done = subprocess.run(  # noqa: S603 - ourselves

@@ -93,6 +93,7 @@ def stand_in_plan(
                 needs=tuple(needs),
                 parts=("sleep",) if behaviour == "parted" else (),
                 fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+                owns=(folder.root.parent,),
             )
         )
     return tuple(specs)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from control_plane import launch, users
+from control_plane import landlock, launch, users
 
 UID = 1_900_000_000
 pytestmark = pytest.mark.skipif(
@@ -43,7 +43,8 @@ def launched(order: launch.Order, *arguments: str, cwd: Path) -> tuple[int, dict
     return process.pid, json.loads(said)
 
 
-def test_a_process_reaches_only_what_it_is_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("locked", [False, landlock.version() > 0])
+def test_a_process_reaches_only_what_it_is_shown(tmp_path: Path, locked: bool) -> None:
     root = tmp_path / "nobody-else-passes"
     for name in ("own", "shown", "hidden"):
         (root / name).mkdir(parents=True)
@@ -51,7 +52,7 @@ def test_a_process_reaches_only_what_it_is_shown(tmp_path: Path) -> None:
     os.chown(root / "own", UID, UID)
     root.chmod(0o700)
     own, shown, hidden = (str(root / name) for name in ("own", "shown", "hidden"))
-    order = launch.Order(UID, (*users.code_paths(), shown), (own,))
+    order = launch.Order(UID, users.code_paths(), (shown,), (own,), landlock=locked)
     pid, said = launched(order, own, shown, hidden, cwd=root / "own")
     assert said["ids"] == [UID] * 6
     assert said["groups"] == []
@@ -83,7 +84,7 @@ def test_folders_are_covered_where_a_user_can_t_pass(tmp_path: Path) -> None:
 
 def test_an_order_that_can_t_be_followed_starts_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "started"
-    for order in ('{"uid": 1}', "no JSON", *(launch.Order(uid).to_json() for uid in (-1, 0, 2**32 - 1, 2**32))):
+    for order in ('{"user": 1}', "no JSON", *(launch.Order(uid).to_json() for uid in (-1, 0, 2**32 - 1, 2**32))):
         command = (sys.executable, "-I", "-S", launch.__file__, order, "/usr/bin/touch", str(marker))
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == launch.EXIT_NOT_LAUNCHED
