@@ -5,7 +5,7 @@ instance.json     what this folder is; written last at the first start
 control.sqlite    partners, hashes of keys, operators' changes, where the store is SQLite (control_plane/registry.py)
 registry.sqlite   the same in a folder of before; the first `up` imports it and renames it to registry.sqlite.imported
 control.sock      the control plane, for this user only
-secrets/          pepper, cells' secrets, routers' keys, those of Ray, acquirers, Redis, the audit log (handing_over.py: whose)
+secrets/          pepper, secrets of cells, routers, Ray, acquirers, Redis, the audit log (handing_over.py: whose)
 directory/        what routers read          routers/<name>/   what each router last knew
 cells/<name>/     the partners' books        acquirer/         the simulator's record (-second: another's)
 audit_head.json   the audit log's newest hash, kept beside it (control_plane/audit_chain.py)
