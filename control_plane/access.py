@@ -38,6 +38,11 @@ class Access:
     detail: tuple[tuple[str, str], ...] = ()
 
     @property
+    def account(self) -> str:
+        """Whose budget it is of: partners' keys that fail leave operators' theirs."""
+        return f"{self.who} {self.what}" if self.who == NOBODY else self.who
+
+    @property
     def others(self) -> "Access":
         """Return what it is counted as where there is no room for it."""
         return Access(self.who, self.what, "", None, (("others", "counted together: there were too many"),))
@@ -56,8 +61,8 @@ class _Count:
 class _Budget:
     """So many entries at once, and so many a second (a token bucket)."""
 
-    def __init__(self, who: str, now: float) -> None:
-        few = who == NOBODY
+    def __init__(self, access: Access, now: float) -> None:
+        few = access.who == NOBODY
         self._burst = limits.ACCESS_ENTRIES_NOBODY_MAX if few else limits.ACCESS_ENTRIES_OPERATOR_MAX
         interval_ms = limits.ACCESS_ENTRY_NOBODY_INTERVAL_MS if few else limits.ACCESS_ENTRY_OPERATOR_INTERVAL_MS
         self._per_s = 1_000 / interval_ms
@@ -81,26 +86,27 @@ class AccessLog:
         self._registry = registry
         self._now = now
         self._counts: dict[Access, _Count] = {}
-        self._rows: Counter[str] = Counter()  # of each name
-        self._budgets: dict[str, _Budget] = {}
+        self._rows: Counter[str] = Counter()  # of each account
+        self._budgets: dict[str, _Budget] = {}  # likewise
 
     def partner(self, partner_id: str | None) -> str | None:
         """Return a partner's id where there is such a partner: no text of whoever asks gets into the log as one."""
         found = None if partner_id is None else self._registry.find(partner_id)
         return None if found is None else found.id
 
-    def note(self, access: Access, times: int = 1) -> None:
-        """Count an access."""
-        if access not in self._counts and self._rows[access.who] >= limits.ACCESS_ROWS_MAX:
+    def note(self, access: Access, times: int = 1, span: tuple[str, str] | None = None) -> None:
+        """Count an access; `span`: from when to when it came, where that is not now."""
+        if access not in self._counts and self._rows[access.account] >= limits.ACCESS_ROWS_MAX:
             access = access.others
         count = self._counts.get(access)
         if count is None:
             count = self._counts[access] = _Count(self._now())
-            self._rows[access.who] += 1
+            self._rows[access.account] += 1
+        first_at, last_at = span or (timestamp(),) * 2
         if not count.times:
-            count.first_at = timestamp()
+            count.first_at = first_at
         count.times += times
-        count.last_at = timestamp()
+        count.last_at = last_at
 
     async def work(self) -> None:
         """Write what is due, in one commit. Called again and again; raises nothing, and what failed is due again."""
@@ -135,7 +141,7 @@ class AccessLog:
                 continue
             if entries >= limits.ACCESS_ENTRIES_PER_COMMIT_MAX:
                 return
-            budget = self._budgets.setdefault(access.who, _Budget(access.who, now))
+            budget = self._budgets.setdefault(access.account, _Budget(access, now))
             if budget.take(now):
                 entries += 1
                 yield access, _Count(0, count.times, count.first_at, count.last_at)
@@ -149,17 +155,18 @@ class AccessLog:
         known = self._counts.get(others)
         if known is None:
             known = self._counts[others] = _Count(now + limits.ACCESS_WINDOW_MS / 1_000, first_at=count.first_at)
-            self._rows[others.who] += 1
+            self._rows[others.account] += 1
         known.times += count.times
         known.last_at = count.last_at
 
     def _forget(self, access: Access) -> None:
         del self._counts[access]
-        self._rows[access.who] -= 1
-        if not self._rows[access.who]:
-            del self._rows[access.who]
+        self._rows[access.account] -= 1
+        if not self._rows[access.account]:
+            del self._rows[access.account]
 
 
 def _detail(access: Access, count: _Count) -> dict[str, Any]:
-    span = {"from": count.first_at, "until": count.last_at} if count.times > 1 else {}
+    is_of_before = count.times > 1 or access.what == PARTNER_KEY_FAILED  # routers count those, and tell later
+    span = {"from": count.first_at, "until": count.last_at} if is_of_before else {}
     return {**dict(access.detail), "times": count.times, **span}

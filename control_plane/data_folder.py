@@ -6,7 +6,7 @@ control.sqlite    partners, hashes of keys, operators' changes, where the store 
 registry.sqlite   the same in a folder of before; the first `up` imports it and renames it to registry.sqlite.imported
 control.sock      the control plane, for this user only
 secrets/          pepper, secrets of cells, routers, Ray, acquirers, Redis, the audit log (handing_over.py: whose)
-directory/        what routers read          routers/<name>/   what each router last knew
+directory/        what routers read          routers/<name>/   what each router knew, and counted
 cells/<name>/     the partners' books        acquirer/         the simulator's record (-second: another's)
 audit_head.json   the audit log's newest hash, kept beside it (control_plane/audit_chain.py)
 removed/<name>/   what was a cell's          run/              configurations and records of processes       logs/

@@ -3,6 +3,7 @@
 from typing import Final
 
 from cells.api import limits as wire_limits
+from router import limits as router_limits
 from stores import contract
 
 # A command's deadline stands with the actor; the wire's limits pass it on.
@@ -59,6 +60,10 @@ ACCESS_ENTRIES_NOBODY_MAX: Final = 30
 ACCESS_ENTRY_NOBODY_INTERVAL_MS: Final = 60_000
 ACCESS_ENTRIES_PER_COMMIT_MAX: Final = 250
 ACCESS_INTERVAL_MS: Final = 1_000
+# Partners' keys that are not good, as routers count them: how often what they left is taken, and what a file may hold.
+FAILED_KEYS_TAKE_INTERVAL_MS: Final = 5_000
+FAILED_KEYS_FILE_BYTES_MAX: Final = 65_536
+FAILED_KEYS_COUNT_MAX: Final = 10**12
 
 # Keys. An old key stays good for this long after a rotation, unless the operator says otherwise.
 KEY_GRACE_S_DEFAULT: Final = 24 * 3_600
@@ -283,6 +288,7 @@ assert NEEDS_TIMEOUT_MS <= START_TIMEOUT_MS
 assert DOOR_CONNECT_TIMEOUT_MS + ONBOARD_TIMEOUT_MS < CONTROL_TIMEOUT_MS, "the command line outwaits an onboarding"
 assert KEYS_PER_PARTNER_MAX < KEYS_KEPT_PER_PARTNER_MAX, "there is always one that ended to forget"
 assert ACCESS_INTERVAL_MS < ACCESS_WINDOW_MS
+assert FAILED_KEYS_FILE_BYTES_MAX > 200 * (router_limits.FAILED_KEYS_ROWS_MAX + 2), "a router's file is read whole"
 assert ACCESS_ENTRIES_PER_COMMIT_MAX * 4_096 < contract.STORE_TRANSACTION_BYTES_MAX // 2
 assert DELETION_GRACE_S_DEFAULT <= DELETION_GRACE_S_MAX
 assert IMPORT_PARTNERS_MAX <= PARTNERS_MAX

@@ -41,6 +41,7 @@ from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
 from control_plane.evacuation import Evacuation
+from control_plane.failed_keys import FailedKeysOfRouters
 from control_plane.fleet import Fleet, Ground, is_free
 from control_plane.gate import Gate
 from control_plane.informing import Informer
@@ -251,6 +252,7 @@ class _Up:
         await operators.ensure_local(self._folder.operator_key_file)
         more = [fleet_api.routes(fleet, evacuation), rebalance_api.routes(rebalancer)]
         accesses = AccessLog(self._registry)
+        failed_keys = FailedKeysOfRouters(self._folder, self._settings.router_names, accesses)
         app = admin.make_app(self._registry, partners, doors, moves, collect, operators, accesses, more)
         supervisor.start()
         async with (
@@ -265,6 +267,7 @@ class _Up:
             _repeating(rebalancer.work, limits.REBALANCE_STEP_INTERVAL_MS),
             _repeating(supervisor.trim_outputs, limits.TRIM_INTERVAL_MS),
             _repeating(accesses.work, limits.ACCESS_INTERVAL_MS),
+            _repeating(failed_keys.work, limits.FAILED_KEYS_TAKE_INTERVAL_MS),
             self._copying_heads(),
         ):
             announcing = asyncio.create_task(self._announce(supervisor))
@@ -290,6 +293,7 @@ class _Up:
                 )
             self._console.tell("stopping: routers first, then doors, then the rest (Ctrl-C again: at once)")
             await supervisor.stop(self._hurry)
+        await failed_keys.work()
         await accesses.work()
         self._console.tell("stopped; nothing is left running")
         return 0

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cells.api.log_budget import LogBudget
-from router import openapi
+from router import failed_keys, openapi
 from router.cells_client import CellsClient
 from router.directory import Directory
 from router.directory_file import DirectoryWatcher
@@ -79,6 +79,8 @@ def create_app(settings: Settings) -> Edge:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await watcher.load()
         tasks = [asyncio.create_task(watcher.watch()), asyncio.create_task(_measure_lateness(metrics))]
+        failures = settings.data_folder / failed_keys.FOLDER
+        tasks.append(asyncio.create_task(gateway.guard.failed_keys.run(failures)))
         if gateway.spreading is not None:
             tasks.append(asyncio.create_task(gateway.spreading.run()))
         for task in tasks:
@@ -90,6 +92,7 @@ def create_app(settings: Settings) -> Edge:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await gateway.guard.failed_keys.keep(failures)
         await cells.aclose()
 
     app = FastAPI(

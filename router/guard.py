@@ -15,6 +15,7 @@ from cells.api.log_budget import LogBudget
 from router import keys, problems
 from router.directory import Directory, Partner
 from router.failed_authentications import FailedAuthentications
+from router.failed_keys import FailedKeys
 from router.metrics import Metrics
 from router.problems import KINDS, EdgeCode, Problem, ProblemError
 
@@ -43,6 +44,7 @@ class Guard:
         self._metrics = metrics
         self._budget = budget
         self.failures = FailedAuthentications()
+        self.failed_keys = FailedKeys()
 
     def note(self, error: keys.UnauthorizedError, request_id: str, address: str) -> Problem | None:
         """Count and log one failure; give the problem that is answered instead where there were too many."""
@@ -79,6 +81,7 @@ class Guard:
         return _answer(request_id, wait_ms)
 
     def _log(self, reason: str, partner_id: str | None, request_id: str, address: str) -> None:
+        self.failed_keys.note(address, partner_id, reason)
         self._budget.warning(
             "authentication_failed", reason=reason, partner=partner_id, request_id=request_id, client=address
         )

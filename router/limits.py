@@ -80,6 +80,10 @@ REMEMBERED_PARTNERS_MAX: Final = 10_000
 FAILED_AUTHENTICATIONS_MAX: Final = 100
 FAILED_AUTHENTICATIONS_WINDOW_MS: Final = 10_000
 FAILED_AUTHENTICATION_ADDRESSES_MAX: Final = 10_000
+# What is left of them for the audit log: lines of a file, and files, each of an interval in which there were some.
+FAILED_KEYS_ROWS_MAX: Final = 256
+FAILED_KEYS_FILES_MAX: Final = 64
+FAILED_KEYS_INTERVAL_MS: Final = 10_000
 
 # Redis, which spreads remembered 429s.
 NEWS_BYTES_MAX: Final = 2_048

@@ -33,6 +33,7 @@ from cells.api.messages import (
     decode_command,
     encode_answer,
 )
+from control_plane import failed_keys
 from router import directory, directory_file, limits, models
 from router.directory import Payload
 
@@ -884,6 +885,7 @@ async def test_sigterm_finishes_what_runs_and_lets_the_port_go(folder: Path) -> 
             await idle.get("/livez")
             running = asyncio.create_task(client.post("/v1/payments", json=BODY))
             await made.door.was_asked.wait()
+            await idle.get("/v1/payments/pay_1", headers={"authorization": f"Bearer sk_test_acme_{'x' * 43}"})
             process = made.process
             assert process is not None
             process.terminate()
@@ -902,6 +904,8 @@ async def test_sigterm_finishes_what_runs_and_lets_the_port_go(folder: Path) -> 
             answer = await running
             assert answer.status_code == 201
             assert await asyncio.wait_for(process.wait(), 6) == 0
+        (failed,) = failed_keys.take(folder / "routers" / "router-0")
+        assert failed.rows == [("127.0.0.1", "acme", "unknown_key", 1)], "for the audit log"
         made.door.reset()
         await made.start()  # on the same port, at once
 
