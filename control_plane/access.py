@@ -7,8 +7,9 @@ it is bounded what anybody can have written, whatever they ask. No answer waits 
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Final
 
 import structlog
@@ -50,12 +51,22 @@ class Access:
 
 @dataclass(slots=True)
 class _Count:
-    """How often something came since it was last written, and when it is next."""
+    """How often something came since it was last written, with which partners, and when it is written next."""
 
     due_at: float
     times: int = 0
     first_at: str = ""
     last_at: str = ""
+    partners: set[str] = field(default_factory=set)
+
+    def add(self, times: int, first_at: str, last_at: str, partners: Iterable[str]) -> None:
+        """Count more of it. Of very many partners some are named."""
+        if not self.times:
+            self.first_at = first_at
+        self.times += times
+        self.last_at = last_at
+        room = limits.ACCESS_PARTNERS_NAMED_MAX - len(self.partners)
+        self.partners.update(islice((one for one in partners if one not in self.partners), max(room, 0)))
 
 
 class _Budget:
@@ -96,6 +107,7 @@ class AccessLog:
 
     def note(self, access: Access, times: int = 1, span: tuple[str, str] | None = None) -> None:
         """Count an access; `span`: from when to when it came, where that is not now."""
+        partners = [] if access.partner_id is None else [access.partner_id]
         if access not in self._counts and self._rows[access.account] >= limits.ACCESS_ROWS_MAX:
             access = access.others
         count = self._counts.get(access)
@@ -103,10 +115,7 @@ class AccessLog:
             count = self._counts[access] = _Count(self._now())
             self._rows[access.account] += 1
         first_at, last_at = span or (timestamp(),) * 2
-        if not count.times:
-            count.first_at = first_at
-        count.times += times
-        count.last_at = last_at
+        count.add(times, first_at, last_at, partners)
 
     async def work(self) -> None:
         """Write what is due, in one commit. Called again and again; raises nothing, and what failed is due again."""
@@ -124,6 +133,7 @@ class AccessLog:
             count = self._counts[access]
             count.times -= written.times  # more may have come meanwhile
             count.first_at = count.last_at
+            count.partners.clear()
             count.due_at = self._now() + limits.ACCESS_WINDOW_MS / 1_000
 
     def _due(self) -> Iterator[tuple[Access, _Count]]:
@@ -144,7 +154,7 @@ class AccessLog:
             budget = self._budgets.setdefault(access.account, _Budget(access, now))
             if budget.take(now):
                 entries += 1
-                yield access, _Count(0, count.times, count.first_at, count.last_at)
+                yield access, replace(count, partners=set(count.partners))
             elif access == access.others:
                 count.due_at = now + limits.ACCESS_WINDOW_MS / 1_000
             else:
@@ -154,10 +164,9 @@ class AccessLog:
     def _count_together(self, others: Access, count: _Count, now: float) -> None:
         known = self._counts.get(others)
         if known is None:
-            known = self._counts[others] = _Count(now + limits.ACCESS_WINDOW_MS / 1_000, first_at=count.first_at)
+            known = self._counts[others] = _Count(now + limits.ACCESS_WINDOW_MS / 1_000)
             self._rows[others.account] += 1
-        known.times += count.times
-        known.last_at = count.last_at
+        known.add(count.times, count.first_at, count.last_at, count.partners)
 
     def _forget(self, access: Access) -> None:
         del self._counts[access]
@@ -169,4 +178,5 @@ class AccessLog:
 def _detail(access: Access, count: _Count) -> dict[str, Any]:
     is_of_before = count.times > 1 or access.what == PARTNER_KEY_FAILED  # routers count those, and tell later
     span = {"from": count.first_at, "until": count.last_at} if is_of_before else {}
-    return {**dict(access.detail), "times": count.times, **span}
+    named = {"partners": sorted(count.partners)} if access == access.others and count.partners else {}
+    return {**dict(access.detail), **named, "times": count.times, **span}

@@ -59,6 +59,8 @@ ACCESS_ENTRY_OPERATOR_INTERVAL_MS: Final = 1_000
 ACCESS_ENTRIES_NOBODY_MAX: Final = 30
 ACCESS_ENTRY_NOBODY_INTERVAL_MS: Final = 60_000
 ACCESS_ENTRIES_PER_COMMIT_MAX: Final = 250
+# Of the partners in what is counted together, so many are named.
+ACCESS_PARTNERS_NAMED_MAX: Final = 16
 ACCESS_INTERVAL_MS: Final = 1_000
 # Partners' keys that are not good, as routers count them: how often what they left is taken, and what a file may hold.
 FAILED_KEYS_TAKE_INTERVAL_MS: Final = 5_000

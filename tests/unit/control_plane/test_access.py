@@ -46,7 +46,7 @@ async def test_who_has_no_key_fills_no_disk_and_hides_nobody_else(scene: Scene) 
     for second in range(600):
         for _ in range(100):
             address = f"2001:db8::{tries:x}"
-            scene.log.note(Access(NOBODY, OPERATOR_KEY_FAILED, address, None, (("operator", "ann"),)))
+            scene.log.note(Access(NOBODY, OPERATOR_KEY_FAILED, address, f"p{tries % 40}"))
             tries += 1
         if second in {7, 500}:
             scene.log.note(Access("ann", READ, "192.0.2.1", "acme"))
@@ -61,6 +61,9 @@ async def test_who_has_no_key_fills_no_disk_and_hides_nobody_else(scene: Scene) 
     assert times(entries) == {NOBODY: tries, "ann": 2}, "each is counted, if not told apart"
     assert strangers[0].origin == "2001:db8::0"
     assert "others" in strangers[-1].detail
+    named = strangers[-1].detail["partners"]
+    assert len(named) == len(set(named)) == limits.ACCESS_PARTNERS_NAMED_MAX
+    assert set(named) <= {f"p{number}" for number in range(40)}
     head = scene.registry.head
     for _ in range(3):
         scene.now += WINDOW_S
