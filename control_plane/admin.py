@@ -19,17 +19,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from control_plane import audit_routes, dry_run, limits, operator_routes, reconciliation_routes
-from control_plane.access import AccessLog
+from control_plane import approval_routes, audit_routes, limits, operator_routes, reconciliation_routes
+from control_plane.actions import changed_fields, deletion_fields
 from control_plane.api_keys import make_partner_id
+from control_plane.approving import Approvals
 from control_plane.doors import Doors
 from control_plane.dry_run import DryRunDone
-from control_plane.errors import ControlPlaneError, NotFoundError, RefusedError, RegistryError, SettingsError
+from control_plane.errors import (
+    ControlPlaneError,
+    NotFoundError,
+    RefusedError,
+    RegistryError,
+    SettingsError,
+    WaitsForApprovalError,
+)
 from control_plane.free_text import WITHOUT_CARD_NUMBER
 from control_plane.gate import Gate
 from control_plane.importing import Imported
 from control_plane.moves import Moves
-from control_plane.operator_routes import AskedBy
+from control_plane.operator_routes import AskedBy, ByPerson
 from control_plane.operators import Operators
 from control_plane.origin import PEER, peer_of
 from control_plane.partner_fields import AcquirerNames, Burst, Currencies, Id, InFlight, PartnerFields, Rate
@@ -119,21 +127,6 @@ class Resolve(_Body):
     note: Annotated[str, Field(min_length=1, max_length=limits.NOTE_CHARACTERS_MAX), WITHOUT_CARD_NUMBER]
 
 
-def make_app(
-    registry: Registry,
-    partners: Partners,
-    doors: Doors,
-    moves: Moves,
-    status: Callable[[], Awaitable[dict[str, Any]]],
-    operators: Operators,
-    accesses: AccessLog,
-    more: Sequence[APIRouter] = (),
-) -> Gate:
-    """Make the application, behind its gate; `more` are routes that stand in files of their own."""
-    app = make_routes(registry, partners, doors, moves, status, operators, more)
-    return Gate(app, operators, accesses)
-
-
 def make_routes(
     registry: Registry,
     partners: Partners,
@@ -141,23 +134,26 @@ def make_routes(
     moves: Moves,
     status: Callable[[], Awaitable[dict[str, Any]]],
     operators: Operators,
+    approvals: Approvals,
     more: Sequence[APIRouter] = (),
 ) -> FastAPI:
-    """Make the application. Each of its routes stands in roles.py."""
+    """Return the application, to stand behind a Gate; each of its routes is in roles.py."""
     app = FastAPI(title="Bulkhead control plane", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(HTTPException, _explain_http)
     app.add_exception_handler(DryRunDone, _tell_dry_run)
+    app.add_exception_handler(WaitsForApprovalError, _tell_waits)
     app.add_exception_handler(ControlPlaneError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_invalid)
-    app.include_router(_partner_routes(registry, partners, doors))
+    app.include_router(_partner_routes(registry, partners, doors, approvals))
     app.include_router(_profile_routes(partners))
     app.include_router(_isolation_routes(partners))
-    app.include_router(_deletion_routes(registry, partners))
+    app.include_router(_deletion_routes(partners, approvals))
     app.include_router(_move_routes(moves))
-    app.include_router(_unknown_routes(registry, doors))
+    app.include_router(_unknown_routes(registry, doors, approvals))
     app.include_router(reconciliation_routes.make_routes(registry))
+    app.include_router(approval_routes.make_routes(registry, approvals))
     app.include_router(audit_routes.make_routes(registry))
-    app.include_router(operator_routes.make_routes(registry, operators))
+    app.include_router(operator_routes.make_routes(registry, operators, approvals))
     for routes in more:
         app.include_router(routes)
 
@@ -172,7 +168,7 @@ def make_routes(
     return app
 
 
-def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> APIRouter:
+def _partner_routes(registry: Registry, partners: Partners, doors: Doors, approvals: Approvals) -> APIRouter:
     routes = APIRouter(prefix="/partners")
 
     @routes.get("")
@@ -181,7 +177,7 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
 
     @routes.post("", status_code=201)
     async def create_partner(body: CreatePartner, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.create(_wanted(body), operator))
+        return changed_fields(await partners.create(_wanted(body), operator))
 
     @routes.post("/import")
     async def import_partners(body: ImportPartners, operator: Operator) -> StreamingResponse:
@@ -202,7 +198,7 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
             unread = error.what  # the rest is in memory and shown all the same
         return {
             "partner": asdict(partner),
-            "deletion": _deletion(registry, partners, partner_id),
+            "deletion": deletion_fields(registry, partners, partner_id),
             # A hash is of no use to an operator, and of some to a thief.
             "keys": [{name: value for name, value in asdict(key).items() if name != "hash"} for key in keys],
             "changes": [asdict(change) for change in changes],
@@ -213,19 +209,19 @@ def _partner_routes(registry: Registry, partners: Partners, doors: Doors) -> API
 
     @routes.post("/{partner_id}/suspend")
     async def suspend_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.set_status(partner_id, "suspended", operator))
+        return changed_fields(await partners.set_status(partner_id, "suspended", operator))
 
     @routes.post("/{partner_id}/resume")
     async def resume_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.set_status(partner_id, "active", operator))
+        return changed_fields(await partners.set_status(partner_id, "active", operator))
 
     @routes.post("/{partner_id}/keys", status_code=201)
-    async def rotate_key(partner_id: str, body: RotateKey, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.rotate_key(partner_id, body.grace_s, operator))
+    async def rotate_key(partner_id: str, body: RotateKey, person: ByPerson) -> dict[str, Any]:
+        return await approvals.do("rotate_key", {"partner_id": partner_id, **body.model_dump()}, person)
 
     @routes.delete("/{partner_id}/keys/{key_id}")
-    async def revoke_key(partner_id: str, key_id: str, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.revoke_key(partner_id, key_id, operator))
+    async def revoke_key(partner_id: str, key_id: str, person: ByPerson) -> dict[str, Any]:
+        return await approvals.do("revoke_key", {"partner_id": partner_id, "key_id": key_id}, person)
 
     return routes
 
@@ -238,15 +234,15 @@ def _profile_routes(partners: Partners) -> APIRouter:
         changed = body.model_dump(exclude_none=True)
         if not changed:
             raise SettingsError("no limit was named", hint="name --rate, --burst or --in-flight")
-        return _changed(await partners.set_limits(partner_id, changed, operator))
+        return changed_fields(await partners.set_limits(partner_id, changed, operator))
 
     @routes.put("/{partner_id}/acquirers")
     async def set_acquirers(partner_id: str, body: SetAcquirers, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.set_acquirers(partner_id, tuple(body.acquirers), operator))
+        return changed_fields(await partners.set_acquirers(partner_id, tuple(body.acquirers), operator))
 
     @routes.put("/{partner_id}/currencies")
     async def set_currencies(partner_id: str, body: SetCurrencies, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.set_currencies(partner_id, tuple(body.currencies), operator))
+        return changed_fields(await partners.set_currencies(partner_id, tuple(body.currencies), operator))
 
     return routes
 
@@ -256,38 +252,31 @@ def _isolation_routes(partners: Partners) -> APIRouter:
 
     @routes.post("/{partner_id}/isolate")
     async def isolate_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.set_isolation(partner_id, "dedicated", operator))
+        return changed_fields(await partners.set_isolation(partner_id, "dedicated", operator))
 
     @routes.post("/{partner_id}/pool")
     async def pool_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.set_isolation(partner_id, "pooled", operator))
+        return changed_fields(await partners.set_isolation(partner_id, "pooled", operator))
 
     @routes.post("/{partner_id}/release")
     async def release_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.release(partner_id, operator))
+        return changed_fields(await partners.release(partner_id, operator))
 
     return routes
 
 
-def _deletion_routes(registry: Registry, partners: Partners) -> APIRouter:
+def _deletion_routes(partners: Partners, approvals: Approvals) -> APIRouter:
     routes = APIRouter(prefix="/partners")
 
     @routes.post("/{partner_id}/delete")
-    async def delete_partner(partner_id: str, body: DeletePartner, operator: Operator) -> dict[str, Any]:
-        changed = _changed(await partners.delete(partner_id, body.grace_s, operator))
-        return {**changed, "deletion": _deletion(registry, partners, partner_id)}
+    async def delete_partner(partner_id: str, body: DeletePartner, person: ByPerson) -> dict[str, Any]:
+        return await approvals.do("delete_partner", {"partner_id": partner_id, **body.model_dump()}, person)
 
     @routes.post("/{partner_id}/restore")
     async def restore_partner(partner_id: str, operator: Operator) -> dict[str, Any]:
-        return _changed(await partners.restore(partner_id, operator))
+        return changed_fields(await partners.restore(partner_id, operator))
 
     return routes
-
-
-def _deletion(registry: Registry, partners: Partners, partner_id: str) -> dict[str, Any] | None:
-    """Give how a partner's deletion is, None where there is none. `waits_for`: why its end is not taken yet."""
-    deletion = registry.deletion(partner_id)
-    return None if deletion is None else {**asdict(deletion), "waits_for": partners.deletions.waits_for(partner_id)}
 
 
 def _move_routes(moves: Moves) -> APIRouter:
@@ -314,7 +303,7 @@ def _move_routes(moves: Moves) -> APIRouter:
     return routes
 
 
-def _unknown_routes(registry: Registry, doors: Doors) -> APIRouter:
+def _unknown_routes(registry: Registry, doors: Doors, approvals: Approvals) -> APIRouter:
     routes = APIRouter(prefix="/unknown")
 
     @routes.get("")
@@ -324,17 +313,8 @@ def _unknown_routes(registry: Registry, doors: Doors) -> APIRouter:
         return await _list_unknown(doors, registry.partners())
 
     @routes.post("/{operation_id}/resolve")
-    async def resolve(operation_id: str, body: Resolve, operator: Operator) -> dict[str, Any]:
-        partner = registry.partner(body.partner)
-        detail = {"operation": operation_id, "outcome": body.outcome, "note": body.note}
-        if dry_run.ASKED.get():
-            await _require_person(doors, partner, operation_id)
-            await registry.note(operator, "operation_resolved", partner.id, detail)
-        result = await doors.resolve_operation(
-            partner.cell, partner.id, operation_id, outcome=body.outcome, operator=operator, note=body.note
-        )
-        await registry.note(operator, "operation_resolved", partner.id, detail)
-        return {"operation_id": operation_id, "partner": partner.id, "outcome": body.outcome, "answer": result}
+    async def resolve(operation_id: str, body: Resolve, person: ByPerson) -> dict[str, Any]:
+        return await approvals.do("resolve_operation", {"operation_id": operation_id, **body.model_dump()}, person)
 
     return routes
 
@@ -383,17 +363,6 @@ async def _at_door(doors: Doors, partner: Partner) -> dict[str, Any] | None:
     return None if found is None else found.model_dump()
 
 
-async def _require_person(doors: Doors, partner: Partner, operation_id: str) -> None:
-    """Refuse what the partner's actor would refuse: an operation that is not there, or that the gateway still asks."""
-    found = await doors.list_unknown(partner.cell, partner.id)
-    if not any(one.operation_id == operation_id and one.needs_person for one in found):
-        raise RefusedError(
-            f"{operation_id} is none of {partner.id}'s operations that need a person",
-            where=f"{partner.cell}'s door",
-            hint="see them: bulkhead unknown list",
-        )
-
-
 async def _list_unknown(doors: Doors, partners: list[Partner]) -> dict[str, Any]:
     slots = asyncio.Semaphore(limits.LIST_UNKNOWN_AT_ONCE_MAX)
 
@@ -438,7 +407,9 @@ async def _tell_import(wrong: dict[int, str], imported: AsyncGenerator[Imported,
                 if row.why:
                     yield _json_line({"line": row.line, "error": row.why, "begun": row.partner.id})
                 else:
-                    yield _json_line({"line": row.line, **_changed(Changed(row.partner, row.key, row.routers_behind))})
+                    yield _json_line(
+                        {"line": row.line, **changed_fields(Changed(row.partner, row.key, row.routers_behind))}
+                    )
         except ControlPlaneError as error:
             yield _json_line({"failed": error.fields()})
             return
@@ -447,17 +418,6 @@ async def _tell_import(wrong: dict[int, str], imported: AsyncGenerator[Imported,
 
 def _json_line(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields).encode() + b"\n"
-
-
-def _changed(changed: Changed) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "partner": asdict(changed.partner),
-        "routers_behind": list(changed.routers_behind),
-        "door_behind": changed.door_behind,
-    }
-    if changed.key is not None:
-        fields["key"] = {"id": changed.key.id, "hint": changed.key.hint, "api_key": changed.key.text}
-    return fields
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:
@@ -470,6 +430,11 @@ async def _tell_dry_run(_request: Request, done: Exception) -> JSONResponse:
     assert isinstance(done, DryRunDone)
     entries = [{"what": one.what, "partner_id": one.partner_id, "detail": one.detail} for one in done.changes]
     return JSONResponse({"dry_run": True, "entries": entries, **done.more})
+
+
+async def _tell_waits(_request: Request, waits: Exception) -> JSONResponse:
+    assert isinstance(waits, WaitsForApprovalError)
+    return JSONResponse(waits.told, status_code=waits.http_status)
 
 
 async def _explain_http(request: Request, error: Exception) -> JSONResponse:

@@ -24,9 +24,14 @@ class ApiKey:
     hint: str
 
 
-def make(pepper: bytes, mode: str, partner_id: str) -> ApiKey:
+def make_secret(first_part: str = "") -> str:
+    """Make a key's secret. `first_part` is what it is to begin with; the rest is random."""
+    return first_part + secrets.token_urlsafe(SECRET_BYTES)[len(first_part) :]
+
+
+def make(pepper: bytes, mode: str, partner_id: str, first_part: str = "") -> ApiKey:
     """Make a new key of a partner."""
-    text = f"sk_{mode}_{partner_id}_{secrets.token_urlsafe(SECRET_BYTES)}"
+    text = f"sk_{mode}_{partner_id}_{make_secret(first_part)}"
     assert parse_key(text) == (mode, partner_id), "a key tells whose it is"
     return ApiKey(
         text=text, id=f"key_{secrets.token_hex(8)}", hash=hash_key(pepper, text), hint=text[-HINT_CHARACTERS:]

@@ -1,7 +1,7 @@
 """The `bulkhead` command: reads options, asks the control plane, shows what it says. Decides nothing itself.
 
 Exit codes: 0 done, 1 failed or the books disagree, 2 wrong usage or refused, 3 the control plane isn't running,
-4 the operator's key or role does not allow it.
+4 the operator's key or role does not allow it, 5 it waits for a second person (`bulkhead approval`).
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from urllib.parse import quote
 import typer
 
 from cells.api.bulkheads import Bulkhead
-from control_plane import audit as audits
 from control_plane import (
+    approval_commands,
     audit_commands,
     cell_commands,
     client,
@@ -27,6 +27,8 @@ from control_plane import (
     status,
     up,
 )
+from control_plane import audit as audits
+from control_plane.approvals import KINDS
 from control_plane.command_line import AsJson, DryRun, Watch, Where, parse_duration_s, shown
 from control_plane.command_line import explained as _explained
 from control_plane.command_line import names_of as _names
@@ -51,6 +53,7 @@ app.command("rebalance")(rebalance_commands.rebalance)
 app.add_typer(unknown_app, name="unknown")
 app.add_typer(audit_commands.app, name="audit-log")
 app.add_typer(operator_commands.app, name="operator")
+app.add_typer(approval_commands.app, name="approval")
 
 PartnerId = Annotated[str, typer.Argument(help="The partner's id.")]
 
@@ -109,6 +112,10 @@ def start(  # noqa: PLR0913 - one for each option
     ] = None,
     control_cluster_file: Annotated[
         Path | None, typer.Option(help="The one for the control plane's own data; else the one that all cells share.")
+    ] = None,
+    two_person_approval: Annotated[
+        str | None,
+        typer.Option(help=f"Which changes need a second operator, commas between: {', '.join(KINDS)}."),
     ] = None,
     fault_injection: Annotated[
         bool | None, typer.Option("--fault-injection", help="For tests: workers obey faults in a payment's metadata.")

@@ -16,7 +16,13 @@ import httpx
 
 from control_plane import limits
 from control_plane.data_folder import DataFolder, short_socket_path
-from control_plane.errors import ERRORS_BY_CODE, ControlPlaneError, NotRunningError, SettingsError
+from control_plane.errors import (
+    ERRORS_BY_CODE,
+    ControlPlaneError,
+    NotRunningError,
+    SettingsError,
+    WaitsForApprovalError,
+)
 from control_plane.gate import DRY_RUN_HEADER
 
 URL_VARIABLE: Final = "BULKHEAD_ADMIN_URL"
@@ -27,7 +33,7 @@ _HINT: Final = "start it: bulkhead up (with the same --settings or --data-folder
 def ask(
     folder: DataFolder, method: str, path: str, body: dict[str, Any] | None = None, *, dry_run: bool = False
 ) -> dict[str, Any]:
-    """Ask the control plane. Raises NotRunningError, and whatever it refuses with."""
+    """Ask the control plane. Raises NotRunningError, WaitsForApprovalError, and whatever it refuses with."""
     with _client(folder) as client:
         answer = client.request(method, path, json=body, headers={DRY_RUN_HEADER: "true"} if dry_run else {})
     return _read(answer, folder)
@@ -124,6 +130,8 @@ def _read(answer: httpx.Response, folder: DataFolder) -> dict[str, Any]:
             where=str(folder.control_socket),
             hint=f"its words stand in {folder.log_file('control_plane')}",
         )
+    if answer.status_code == WaitsForApprovalError.http_status:
+        raise WaitsForApprovalError(fields)
     if answer.is_success:
         return fields
     raise _error(fields)

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Final, ParamSpec, TypeVar
 
 import typer
 
-from control_plane import limits, screen, settings
+from control_plane import approval_screen, limits, screen, settings
 from control_plane.data_folder import DataFolder
-from control_plane.errors import ControlPlaneError, NotRunningError, SettingsError
+from control_plane.errors import ControlPlaneError, NotRunningError, SettingsError, WaitsForApprovalError
 from control_plane.settings import Settings
 
 P = ParamSpec("P")
@@ -66,6 +66,12 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
     def run(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             return command(*arguments, **options)
+        except WaitsForApprovalError as waits:
+            if options.get("as_json"):
+                screen.show_json(waits.told)
+            else:
+                approval_screen.show_waiting(waits.told)
+            raise typer.Exit(waits.exit_code) from waits
         except ControlPlaneError as error:
             screen.show_error(error)
             raise typer.Exit(error.exit_code) from error

@@ -259,11 +259,14 @@ class Doors:
         _unrefused(cell, await self._ask(cell, Method.ERASE_PARTNER, partner_id, body, limits.ERASE_TIMEOUT_MS))
 
     async def resolve_operation(
-        self, cell: str, partner_id: str, operation_id: str, *, outcome: str, operator: str, note: str
+        self, cell: str, partner_id: str, operation_id: str, *, outcome: str, operator: str, note: str, command_id: str
     ) -> dict[str, Any]:
-        """Let a person decide what an operation became. Raises DoorError, RefusedError."""
+        """Let a person decide what an operation became. Raises DoorError, RefusedError.
+
+        The same `command_id` again gets the answer of the first time, for as long as answers are kept.
+        """
         arguments = {"operation_id": operation_id, "outcome": outcome, "operator": operator, "note": note}
-        command = Command(command_id=new_ulid(), request_id=f"req_{new_ulid()}", arguments=arguments)
+        command = Command(command_id=command_id, request_id=f"req_{new_ulid()}", arguments=arguments)
         body = encode_command(command)
         await self._wait(cell)
         answer = await self._ask(cell, Method.RESOLVE_OPERATION, partner_id, body, limits.COMMAND_TIMEOUT_MS)

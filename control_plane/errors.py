@@ -13,17 +13,19 @@ ControlPlaneError
  +-- UnauthorizedError     no operator's key, or one that is not good
  |    +-- TooManyFailedKeysError  too many such keys wait for their answers
  +-- ForbiddenError        the operator's role does not allow it
+ +-- WaitsForApprovalError it waits for a second person; nothing was changed, and nothing is wrong
  +-- DoorError             a cell's door did not answer; what was asked may have been done
  +-- NotRunningError       no control plane listens on this data folder
 """
 
-from typing import Final
+from typing import Any, Final
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_NOT_RUNNING: Final = 3
 EXIT_NOT_ALLOWED: Final = 4
+EXIT_WAITS_FOR_APPROVAL: Final = 5
 
 
 class ControlPlaneError(Exception):
@@ -136,6 +138,19 @@ class ForbiddenError(ControlPlaneError):
     code = "forbidden"
     http_status = 403
     exit_code = EXIT_NOT_ALLOWED
+
+
+class WaitsForApprovalError(ControlPlaneError):
+    """It waits for a second person. `told`: the approval, as the admin API tells it."""
+
+    code = "waits_for_approval"
+    http_status = 202
+    exit_code = EXIT_WAITS_FOR_APPROVAL
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        approval = told["approval"]
+        super().__init__(f"it waits for a second person: approval {approval['id']}", where=approval["summary"])
+        self.told = told
 
 
 class DoorError(ControlPlaneError):

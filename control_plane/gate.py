@@ -84,7 +84,7 @@ class Gate:
             dry_run.ASKED.set(_is_dry_run(scope, self._authorize(scope, operator, peer)))
             scope.setdefault("state", {})["who"] = who
             scope["state"]["operator"] = operator
-            scope["state"]["uid"] = None if peer is None else peer.uid
+            scope["state"]["uid"] = None if peer is None else peer.person_uid
             await self._app(scope, _bounded(receive), asked.send)
         except ControlPlaneError as error:
             asked.code = error.code

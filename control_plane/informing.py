@@ -72,4 +72,9 @@ class Informer:
                 raise
         finally:
             if told:
-                await self._registry.forget_notices(told)
+                await self._forget(told)
+
+    async def _forget(self, told: list[Notice]) -> None:
+        async with self._registry.writing() as draft:
+            for notice in told:
+                draft.forget_notice(notice)

@@ -67,6 +67,14 @@ FAILED_KEYS_TAKE_INTERVAL_MS: Final = 5_000
 FAILED_KEYS_FILE_BYTES_MAX: Final = 65_536
 FAILED_KEYS_COUNT_MAX: Final = 10**12
 
+# Changes that wait for a second person: how many may, how long each does, and how many that ended are shown.
+APPROVALS_PENDING_MAX: Final = 100
+APPROVALS_PENDING_PER_OPERATOR_MAX: Final = 10
+APPROVAL_VALIDITY_S: Final = 24 * 3_600
+APPROVALS_ENDED_MAX: Final = 200
+APPROVALS_MAX: Final = APPROVALS_PENDING_MAX + APPROVALS_ENDED_MAX
+APPROVALS_INTERVAL_MS: Final = 2_000
+
 # Keys. An old key stays good for this long after a rotation, unless the operator says otherwise.
 KEY_GRACE_S_DEFAULT: Final = 24 * 3_600
 KEY_GRACE_S_MAX: Final = 90 * 24 * 3_600

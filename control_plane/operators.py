@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from control_plane.api_keys import HINT_CHARACTERS, SECRET_BYTES
+from control_plane.api_keys import HINT_CHARACTERS, make_secret
 from control_plane.data_folder import timestamp
 from control_plane.errors import FolderError, RefusedError
 from control_plane.registry import Registry
@@ -56,13 +56,13 @@ class Operators:
         found = None if match is None else self._registry.find_operator(match[1])
         return None if found is None else found.id
 
-    async def add(self, operator_id: str, role: Role, who: str) -> OperatorKey:
+    async def add(self, operator_id: str, role: Role, who: str, *, first_part: str = "") -> OperatorKey:
         """Make an operator and its key. Raises RefusedError where the name is taken."""
         if operator_id in RESERVED:
             raise RefusedError(
                 f"the audit log calls the control plane's own work {operator_id!r}", hint="choose another name"
             )
-        made = self._make(operator_id, role)
+        made = self._make(operator_id, role, first_part)
         await self._registry.add_operator(made.operator, who)
         return made
 
@@ -73,7 +73,7 @@ class Operators:
             self._require_another_admin(found)
         return await self._registry.put_operator(replace(found, status=status), f"operator_{status}", who)
 
-    async def rotate_key(self, operator_id: str, who: str) -> OperatorKey:
+    async def rotate_key(self, operator_id: str, who: str, *, first_part: str = "") -> OperatorKey:
         """Give an operator a new key; the old one ends now. Raises NotFoundError, RefusedError."""
         found = self._registry.operator(operator_id)
         if operator_id == LOCAL:
@@ -81,7 +81,7 @@ class Operators:
                 "the key of the operator `local` lies in the data folder",
                 hint="to have a new one: remove secrets/operator.key and start again: bulkhead up",
             )
-        made = self._make(operator_id, Role[found.role.upper()])
+        made = self._make(operator_id, Role[found.role.upper()], first_part)
         renewed = replace(found, hash=made.operator.hash, hint=made.operator.hint)
         await self._registry.put_operator(renewed, "operator_key_rotated", who)
         return OperatorKey(renewed, made.text)
@@ -104,8 +104,8 @@ class Operators:
             renewed = replace(found, hash=made.operator.hash, hint=made.operator.hint)
             await self._registry.put_operator(renewed, "operator_key_rotated", "control_plane")
 
-    def _make(self, operator_id: str, role: Role) -> OperatorKey:
-        text = f"ok_{operator_id}_{secrets.token_urlsafe(SECRET_BYTES)}"
+    def _make(self, operator_id: str, role: Role, first_part: str = "") -> OperatorKey:
+        text = f"ok_{operator_id}_{make_secret(first_part)}"
         hashed, hint = hash_key(self._pepper, text), text[-HINT_CHARACTERS:]
         return OperatorKey(Operator(operator_id, role.word, "active", hashed, hint, timestamp()), text)
 

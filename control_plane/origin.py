@@ -28,6 +28,11 @@ class Peer:
     login_uid: int | None = None
 
     @property
+    def person_uid(self) -> int:
+        """Whose hands these are, as far as the kernel tells: who logged in, before sudo."""
+        return self.uid if self.login_uid is None else self.login_uid
+
+    @property
     def who(self) -> str:
         """Name it for the audit log; no operator may have such a name."""
         return f"local:{self.uid}"

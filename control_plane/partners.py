@@ -208,11 +208,14 @@ class Partners:
         candidates = [Candidate(line, self._row(wanted), statuses.get(wanted.id, "active")) for line, wanted in rows]
         return self._importer.run(candidates, who)
 
-    async def rotate_key(self, partner_id: str, grace_s: int, who: str) -> Changed:
-        """Give a new key; the older ones end after the grace. Raises NotFoundError, RefusedError."""
+    async def rotate_key(self, partner_id: str, grace_s: int, who: str, *, first_part: str = "") -> Changed:
+        """Give a new key; the older ones end after the grace. `first_part`: what its secret begins with.
+
+        Raises NotFoundError, RefusedError.
+        """
         async with self._alone(partner_id):
             partner = self._onboarded(partner_id)
-            key = api_keys.make(self._pepper, partner.mode, partner.id)
+            key = api_keys.make(self._pepper, partner.mode, partner.id, first_part)
             end = end_of_grace(grace_s)
             await self._registry.add_key(partner_id, key, who, others_end_at=end)
             return Changed(partner, key, await self._publish())

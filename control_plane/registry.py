@@ -19,6 +19,7 @@ import structlog
 
 from control_plane import audit_chain, dry_run, limits, registry_codec, registry_keys
 from control_plane.api_keys import ApiKey
+from control_plane.approvals import Approval
 from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
 from control_plane.dry_run import DryRunDone
@@ -31,7 +32,7 @@ from control_plane.errors import (
 )
 from control_plane.move_record import Burial, Move
 from control_plane.notices import PROTECTIVE, Notice
-from control_plane.registry_draft import Draft, Held
+from control_plane.registry_draft import CARRIED, Draft, Held
 from control_plane.registry_errors import AGAIN, explain, lost, not_whole, was_deleted
 from control_plane.registry_reading import load, rows
 from control_plane.registry_records import (
@@ -160,6 +161,17 @@ class Registry:
         found = self.find_operator(operator_id)
         if found is None:
             raise NotFoundError(f"there is no operator {operator_id!r}", hint="see them all: bulkhead operator list")
+        return found
+
+    def approvals(self) -> list[Approval]:
+        """Give the changes that wait for a second person, and the newest that did, the oldest first."""
+        return [self._held.approvals[approval_id] for approval_id in sorted(self._held.approvals)]
+
+    def approval(self, approval_id: str) -> Approval:
+        """Give one of them. Raises NotFoundError."""
+        found = self._held.approvals.get(approval_id)
+        if found is None:
+            raise NotFoundError(f"there is no approval {approval_id!r}", hint="see them all: bulkhead approval list")
         return found
 
     def moves(self) -> list[Move]:
@@ -511,11 +523,18 @@ class Registry:
                     raise explain(error, self._where) from error
             draft = Draft(self._held.head, self._audit_key, is_sealed=self._held.is_sealed)
             yield draft
+            carrier = CARRIED.get()
+            if carrier is not None and (carrier.is_written or not draft.changes):
+                carrier = None
+            if carrier is not None:
+                carrier.put(draft)
             self._require_room_to_tell(draft)
             if dry_run.ASKED.get():
                 raise DryRunDone(draft.changes)
             if draft.rows:
                 await self._commit(draft)
+            if carrier is not None:
+                carrier.is_written = True
 
     # Inside.
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgpack
 
 from control_plane import limits
+from control_plane.approvals import APPROVAL_STATES, Approval, Person
 from control_plane.audit_chain import Head
 from control_plane.move_record import STATES, WAYS, Burial, Move
 from control_plane.notices import Notice
@@ -156,6 +157,47 @@ def decode_operator(entry: Entry) -> Operator:
     if operator.id != entry.key[1] or not known:
         raise StoreCorruptError(f"the row of operator {entry.key[1]!r} is none of it")
     return operator
+
+
+def encode_approval(approval: Approval) -> bytes:
+    """Give an approval's bytes. What is asked and what it is about are JSON, as a change's detail."""
+    fields = [getattr(approval, name) for name in Approval.__dataclass_fields__]
+    return _pack(*(_plain_of(field) for field in fields))
+
+
+def decode_approval(entry: Entry) -> Approval:
+    """Read an approval. Raises StoreCorruptError."""
+    fields = dict(
+        zip(Approval.__dataclass_fields__, _unpack(entry.value, len(Approval.__dataclass_fields__)), strict=True)
+    )
+    for name in ("arguments", "target"):
+        fields[name] = _json_of(fields[name], f"approval {entry.key[1]!r:.40}")
+    for name in ("asked_by", "decided_by"):
+        fields[name] = _person_of(fields[name])
+    texts = fields.keys() - {"arguments", "target", "asked_by", "decided_by"}
+    if (
+        not all(isinstance(fields[name], str) for name in texts)
+        or not (isinstance(fields["arguments"], dict) and isinstance(fields["target"], dict))
+        or fields["asked_by"] is None
+        or (fields["id"], fields["state"] in APPROVAL_STATES) != (entry.key[1], True)
+        or not _is_moment(fields["expires_at"])
+    ):
+        raise StoreCorruptError(f"the row of approval {entry.key[1]!r} is none of it")
+    return Approval(**fields)
+
+
+def _plain_of(field: Any) -> Any:
+    if isinstance(field, Person):
+        return list(astuple(field))
+    return json.dumps(field) if isinstance(field, dict) else field
+
+
+def _person_of(fields: Any) -> Person | None:
+    if fields is None:
+        return None
+    if not isinstance(fields, list) or len(fields) != len(Person.__dataclass_fields__):
+        raise StoreCorruptError("a person has other fields")
+    return checked(Person(*fields))
 
 
 def encode_move(move: Move) -> bytes:

@@ -1,10 +1,12 @@
 """One write of the registry in the making, and what the registry holds in memory. Commits nothing itself."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Protocol
 
 from control_plane import audit_chain, registry_codec, registry_keys
+from control_plane.approvals import Approval
 from control_plane.audit_chain import Head
 from control_plane.data_folder import timestamp
 from control_plane.move_record import Burial, Move
@@ -27,10 +29,23 @@ class Held:
     cells: dict[str, Cell] = field(default_factory=dict)
     keys: dict[str, dict[str, Key]] = field(default_factory=dict)
     operators: dict[str, Operator] = field(default_factory=dict)
+    approvals: dict[str, Approval] = field(default_factory=dict)
     moves: dict[str, Move] = field(default_factory=dict)
     burials: dict[tuple[str, str], Burial] = field(default_factory=dict)  # by cell and partner
     deletions: dict[str, Deletion] = field(default_factory=dict)
     notices: dict[str, dict[int, Notice]] = field(default_factory=dict)  # by partner, in their order
+
+
+class Carrier(Protocol):
+    """What the next commit with an entry of the audit log writes down beside (registry_approvals.py)."""
+
+    is_written: bool
+
+    def put(self, draft: "Draft") -> None:
+        """Write it into a commit."""
+
+
+CARRIED: Final[ContextVar[Carrier | None]] = ContextVar("carried", default=None)
 
 
 class Draft:
@@ -109,6 +124,16 @@ class Draft:
             self.checks.append(Check(place, None))
         self.rows[place] = registry_codec.encode_operator(operator)
         self._effects.append(lambda held: held.operators.update({operator.id: operator}))
+
+    def put_approval(self, approval: Approval) -> None:
+        """Write a change that waits for a second person, or did."""
+        self.rows[registry_keys.approval(approval.id)] = registry_codec.encode_approval(approval)
+        self._effects.append(lambda held: held.approvals.update({approval.id: approval}))
+
+    def forget_approval(self, approval: Approval) -> None:
+        """Take one away that ended; the audit log still tells of it."""
+        self.rows[registry_keys.approval(approval.id)] = None
+        self._effects.append(lambda held: held.approvals.__delitem__(approval.id))
 
     def put_move(self, move: Move, *, new: bool = False) -> None:
         """Write a move; a new one has to be new."""

@@ -10,6 +10,7 @@
     ("key", partner_id, key_id)            Key: what is kept of an API key
     ("key_hash", hash)                     [partner_id, key_id]: no two keys have one hash
     ("operator", operator_id)              Operator: who may use the admin API
+    ("approval", approval_id)              Approval: a change that waits for a second person, or did
     ("move", partner_id)                   Move: a partner on its way to another cell
     ("burial", cell, partner_id)           Burial: a cell that is to be told that a partner is in another one
     ("notice", partner_id, sequence)       Notice: a change that the partner is still to be told
@@ -71,6 +72,16 @@ def operator(operator_id: str) -> Key:
 def operators(after: Key | None, rows: int) -> Range:
     """Give the range of the next operators after a key, by id."""
     return Range(_after(after, "operator"), ("operator", _LAST), rows)
+
+
+def approval(approval_id: str) -> Key:
+    """Where a change is that waits for a second person, or did."""
+    return ("approval", approval_id)
+
+
+def approvals(after: Key | None, rows: int) -> Range:
+    """Give the range of the next approvals after a key, by id, which rises with time."""
+    return Range(_after(after, "approval"), ("approval", _LAST), rows)
 
 
 def move(partner_id: str) -> Key:

@@ -72,6 +72,9 @@ async def load(store: Store, where: str, audit_key: bytes) -> Held:
     async for entry in rows(store, registry_keys.operators, limits.OPERATORS_MAX, where):
         operator = registry_codec.decode_operator(entry)
         held.operators[operator.id] = operator
+    async for entry in rows(store, registry_keys.approvals, limits.APPROVALS_MAX, where):
+        approval = registry_codec.decode_approval(entry)
+        held.approvals[approval.id] = approval
     async for entry in rows(store, registry_keys.moves, limits.PARTNERS_MAX, where):
         move = registry_codec.decode_move(entry)
         held.moves[move.partner_id] = move

@@ -32,6 +32,12 @@ ROLE_OF: Final[dict[tuple[str, str], Role]] = {
     ("POST", "/rebalance/plan"): Role.VIEWER,
     ("GET", "/unknown"): Role.VIEWER,
     ("GET", "/audit-log"): Role.VIEWER,
+    ("GET", "/approvals"): Role.VIEWER,
+    ("GET", "/approvals/{approval_id}"): Role.VIEWER,
+    # Whether a person's role is high enough depends on what waits (approvals.py).
+    ("POST", "/approvals/{approval_id}/approve"): Role.OPERATOR,
+    ("POST", "/approvals/{approval_id}/refuse"): Role.OPERATOR,
+    ("POST", "/approvals/{approval_id}/withdraw"): Role.OPERATOR,
     ("POST", "/partners"): Role.OPERATOR,
     ("POST", "/partners/import"): Role.OPERATOR,
     ("POST", "/partners/{partner_id}/suspend"): Role.OPERATOR,

@@ -366,6 +366,8 @@ def show_dry_run(found: dict[str, Any]) -> None:
     for entry in found["entries"]:
         whose = f" of {entry['partner_id']}" if entry["partner_id"] else ""
         out.print(escape(f"{entry['what']}{whose}: {json.dumps(entry['detail'])}"), soft_wrap=True)
+    if "waits_for_approval" in found:
+        out.print(f"it would wait for a second person first ({escape(found['waits_for_approval'])})", soft_wrap=True)
     out.print("nothing was changed: this was a dry run" if found["entries"] else "nothing would change", soft_wrap=True)
 
 

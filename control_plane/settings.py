@@ -22,6 +22,7 @@ from pydantic_settings import (
 from cells.api import limits as wire_limits
 from cells.api.bulkheads import Bulkhead
 from control_plane import limits
+from control_plane.approvals import ROLES_KIND, Kind
 from control_plane.errors import SettingsError
 
 FILE_NAME: Final = "bulkhead.toml"
@@ -108,6 +109,8 @@ class Settings(BaseSettings):
     audit_key_file: Path | None = None
     # A second place for the audit log's head: a file, on another disk or host's share, or "syslog"; empty: none.
     audit_head_copy: str = ""
+    # Which changes need a second operator: live_keys, unknown_resolve, deletion, and always with them roles.
+    two_person_approval: Annotated[tuple[Kind, ...], NoDecode] = ()
     # For test installations: workers obey faults in metadata, and bulkheads can be switched off to see them missed.
     fault_injection: bool = False
     bulkheads_off: Annotated[tuple[Bulkhead, ...], NoDecode] = ()
@@ -204,6 +207,19 @@ class Settings(BaseSettings):
     def _check_bulkheads(self) -> "Settings":
         if self.bulkheads_off and not self.fault_injection:
             raise ValueError("bulkheads_off: only a test installation goes without one; set fault_injection, too")
+        return self
+
+    @field_validator("two_person_approval", mode="before")
+    @classmethod
+    def _split_kinds(cls, names: Any) -> Any:
+        return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
+
+    @model_validator(mode="after")
+    def _check_kinds(self) -> "Settings":
+        if self.two_person_approval and ROLES_KIND not in self.two_person_approval:
+            raise ValueError(
+                f"two_person_approval: name {ROLES_KIND}, too; else one who may add operators makes the second person"
+            )
         return self
 
     @model_validator(mode="after")

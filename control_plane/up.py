@@ -32,6 +32,8 @@ from control_plane import (
     users,
 )
 from control_plane.access import AccessLog
+from control_plane.actions import all_actions
+from control_plane.approving import Approvals
 from control_plane.audit_copy import HeadCopy
 from control_plane.burials import Burials
 from control_plane.cell_rules import first_cells, follow_settings
@@ -250,10 +252,15 @@ class _Up:
 
         operators = Operators(self._registry, data_folder.read_secret(self._folder.pepper_file))
         await operators.ensure_local(self._folder.operator_key_file)
+        pepper = data_folder.read_secret(self._folder.pepper_file)
+        actions = all_actions(self._registry, partners, operators, doors)
+        approvals = Approvals(self._registry, actions, self._settings.two_person_approval, pepper)
+        self._tell_approvals(approvals)
         more = [fleet_api.routes(fleet, evacuation), rebalance_api.routes(rebalancer)]
         accesses = AccessLog(self._registry)
         failed_keys = FailedKeysOfRouters(self._folder, self._settings.router_names, accesses)
-        app = admin.make_app(self._registry, partners, doors, moves, collect, operators, accesses, more)
+        routes = admin.make_routes(self._registry, partners, doors, moves, collect, operators, approvals, more)
+        app = Gate(routes, operators, accesses)
         supervisor.start()
         async with (
             self._serving(app),
@@ -261,6 +268,7 @@ class _Up:
             _repeating(moves.resume, limits.RECONCILE_INTERVAL_MS),
             _repeating(burials.tell, limits.BURIAL_INTERVAL_MS),
             _repeating(informer.tell, limits.INFORM_INTERVAL_MS),
+            _repeating(approvals.work, limits.APPROVALS_INTERVAL_MS),
             _repeating(fleet.converge, limits.CELL_STEP_INTERVAL_MS),
             _repeating(evacuation.watch, limits.EVACUATION_LOOK_MS),
             _repeating(load.remember, limits.LOAD_INTERVAL_MS),
@@ -355,6 +363,17 @@ class _Up:
             return {cell for move in moves.running() for cell in (*move.left, move.target)}
 
         return Fleet(ground, self._registry, publisher, doors, supervisor, moving=moving)
+
+    def _tell_approvals(self, approvals: Approvals) -> None:
+        if not approvals.kinds:
+            return
+        admins = [one.id for one in self._registry.operators() if (one.role, one.status) == ("admin", "active")]
+        self._console.tell(f"two persons are needed for: {', '.join(sorted(approvals.kinds))}")
+        if len(admins) < 2:
+            self._console.tell(
+                f"{', '.join(admins) or 'nobody'} is the only admin, so nobody can approve what that one asks for. "
+                "Start without two_person_approval, add another (bulkhead operator add NAME --role admin), start again"
+            )
 
     def _require_memory(self) -> None:
         partners = self._registry.partners()

@@ -43,6 +43,8 @@ class StandInDoor:
         self.unknown: list[dict[str, Any]] = []
         self.open: dict[str, int] = {}  # what is, as the partner's actor would count it
         self.resolved: list[dict[str, Any]] = []
+        self.command_ids: list[str] = []  # of what was to be resolved
+        self.refuse_resolving: RefusalCode | None = None
         # By method: what answers a partner's actor would give, from its id and the arguments.
         self.actors: dict[str, Callable[[str, dict[str, Any]], dict[str, Any] | RefusalCode]] = {}
 
@@ -59,7 +61,11 @@ class StandInDoor:
         if request.method == Method.LIST_UNKNOWN:
             return _answer({"object": "list", "data": self.unknown})
         if request.method == Method.RESOLVE_OPERATION:
-            self.resolved.append(decode_command(request.body).arguments)
+            if self.refuse_resolving is not None:
+                return encode_answer(Refused(Refusal(self.refuse_resolving, "The stand-in's actor refuses.")))
+            command = decode_command(request.body)
+            self.resolved.append(command.arguments)
+            self.command_ids.append(command.command_id)
             return _answer({"object": "operation"})
         if request.method in {Method.COUNT_OPEN, Method.ERASE_PARTNER}:
             return self._delete(request)

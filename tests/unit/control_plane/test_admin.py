@@ -11,8 +11,11 @@ import pytest
 from cells.api.messages import RefusalCode
 from control_plane import admin, limits, registry_codec, registry_keys, status
 from control_plane.access import AccessLog
+from control_plane.actions import all_actions
+from control_plane.approving import Approvals
 from control_plane.door_moves import DoorMoves
 from control_plane.errors import ERRORS_BY_CODE
+from control_plane.gate import Gate
 from control_plane.moves import Moves
 from control_plane.operators import Operators
 from control_plane.partners import to_profile
@@ -58,7 +61,9 @@ async def client(installation: Installation) -> AsyncIterator[httpx.AsyncClient]
     )
     operators = Operators(registry, installation.folder.pepper_file.read_bytes())
     await operators.ensure_local(installation.folder.operator_key_file)
-    app = admin.make_app(registry, control, doors, moving, collect, operators, AccessLog(registry))
+    approvals = Approvals(registry, all_actions(registry, control, operators, doors), (), b"p")
+    routes = admin.make_routes(registry, control, doors, moving, collect, operators, approvals)
+    app = Gate(routes, operators, AccessLog(registry))
     transport = httpx.ASGITransport(over_socket(app))
     key = installation.folder.operator_key_file.read_text()
     headers = {"Authorization": f"Bearer {key}"}

@@ -10,6 +10,8 @@ from fastapi import FastAPI
 
 from control_plane import admin, fleet_api, gate, limits, rebalance_api
 from control_plane.access import AccessLog
+from control_plane.actions import all_actions
+from control_plane.approving import Approvals
 from control_plane.door_moves import DoorMoves
 from control_plane.errors import FolderError, RefusedError
 from control_plane.evacuation import Evacuation
@@ -77,7 +79,8 @@ async def scene(installation: Installation) -> AsyncIterator[Scene]:
     rebalancer = Rebalancer(registry, MovesMover(moves), Load(registry, installation.folder, []))
     evacuation = Evacuation(registry, fleet, moves, doors, dict, after_s=0)
     more = [fleet_api.routes(fleet, evacuation), rebalance_api.routes(rebalancer)]
-    app = admin.make_routes(registry, control, doors, moves, status, operators, more)
+    approvals = Approvals(registry, all_actions(registry, control, operators, doors), (), b"p")
+    app = admin.make_routes(registry, control, doors, moves, status, operators, approvals, more)
     return Scene(registry, operators, app, installation)
 
 
@@ -95,7 +98,7 @@ async def test_every_route_is_in_the_table_and_none_other(scene: Scene) -> None:
 
 
 def path_of(route: str) -> str:
-    for name in ("partner_id", "key_id", "operation_id", "operator_id", "name", "entry"):
+    for name in ("partner_id", "key_id", "operation_id", "operator_id", "approval_id", "name", "entry"):
         route = route.replace(f"{{{name}}}", "nobody")
     return route
 

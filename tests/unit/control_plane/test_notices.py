@@ -134,11 +134,11 @@ async def test_one_that_was_told_and_not_forgotten_is_told_again_under_the_same_
     await partners.create(ACME, "ann")
     await partners.set_limits("acme", {"rate_burst": 9}, "ann")
 
-    async def die(_told: object) -> None:
+    async def die(_informer: object, _told: object) -> None:
         raise RefusedError("it died")
 
     with monkeypatch.context() as dying:
-        dying.setattr(registry, "forget_notices", die)
+        dying.setattr(Informer, "_forget", die)
         await inform(registry, doors)
     await inform(registry, doors)
     assert len(cell.told) == 2

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from control_plane import admin, data_folder, operator_routes
 from control_plane.access import AccessLog
+from control_plane.approving import Approvals
 from control_plane.gate import Gate
 from control_plane.operators import Operators
 from control_plane.origin import Peer, origin_of, peer_of
@@ -46,7 +47,7 @@ async def test_a_name_is_borrowed_neither_over_the_socket_nor_over_the_port(
     ann = (await operators.add("ann", Role.VIEWER, "control_plane")).text
     local = installation.folder.operator_key_file.read_text()
     app = FastAPI()
-    app.include_router(operator_routes.make_routes(registry, operators))
+    app.include_router(operator_routes.make_routes(registry, operators, Approvals(registry, {}, (), b"p")))
     path = tmp_path / "control.sock"
     async with serving(Gate(app, operators, AccessLog(registry)), path) as url:
 
