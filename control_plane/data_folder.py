@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from filelock import FileLock, Timeout
 
 from cells.api.frames import role_key
@@ -154,7 +155,7 @@ class DataFolder:
 
     @property
     def router_keys(self) -> Path:
-        """Folder of what routers know of the cells' secrets."""
+        """Folder of what routers know of the cells' secrets, and of the directory's."""
         return self.secrets / "routers"
 
     def router_key_file(self, cell: str) -> Path:
@@ -174,6 +175,16 @@ class DataFolder:
     def directory_file(self) -> Path:
         """The directory as published."""
         return self.root / "directory" / "directory.json"
+
+    @property
+    def directory_key_file(self) -> Path:
+        """The private key that signs the directory, for the control plane alone."""
+        return self.secrets / "directory.key"
+
+    @property
+    def directory_public_key_file(self) -> Path:
+        """What routers check the directory's signature with."""
+        return self.router_keys / "directory.pub"
 
     def router_folder(self, router: str) -> Path:
         """Give a router's own folder."""
@@ -296,6 +307,7 @@ def prepare(folder: DataFolder, settings: Settings) -> Instance:
     if folder.secrets.stat().st_mode & 0o066:
         folder.secrets.chmod(0o700)
     _make_secrets(_own_secret_files(folder, settings), may_make=instance is None)
+    _make_directory_keys(folder)
     if instance is not None:
         return instance
     seed = secrets.token_hex(16)
@@ -392,14 +404,20 @@ def read_secret(path: Path) -> bytes:
         raise FolderError(f"a secret can't be read: {error}", where=str(path), hint=_SECRETS_HINT) from error
 
 
+def read_directory_key(folder: DataFolder) -> Ed25519PrivateKey:
+    """Read what signs the directory. Raises FolderError."""
+    _check_secret(folder.directory_key_file, "bytes")
+    return Ed25519PrivateKey.from_private_bytes(read_secret(folder.directory_key_file))
+
+
 def secrets_digest(folder: DataFolder, settings: Settings, cell: str | None) -> str:
     """Give a digest of the secrets that a cell's processes hold (None: others), so that none with others is adopted.
 
     Routers read the cells' keys as they learn of the cells, so that these may come and go.
     """
     digest = hashlib.sha256()
-    of_cell = [] if cell is None else _cell_secret_files(folder, cell)
-    for path, _ in _own_secret_files(folder, settings) + of_cell:
+    more = [(folder.directory_public_key_file, "bytes")] if cell is None else _cell_secret_files(folder, cell)
+    for path, _ in _own_secret_files(folder, settings) + more:
         digest.update(hashlib.sha256(read_secret(path)).digest())
     return digest.hexdigest()
 
@@ -466,6 +484,18 @@ def _make_secrets(files: Iterable[tuple[Path, str]], *, may_make: bool) -> None:
             raise FolderError(f"the secret {path.name} is missing", where=str(path), hint=_SECRETS_HINT)
         content = secrets.token_bytes(SECRET_BYTES)
         write_atomically(path, content.hex().encode() if kind == "text" else content)
+
+
+def _make_directory_keys(folder: DataFolder) -> None:
+    """Make the pair that signs the directory, at a first start and in a folder of before there was one."""
+    file, public_file = folder.directory_key_file, folder.directory_public_key_file
+    if not file.exists():
+        if public_file.exists():
+            raise FolderError("the secret directory.key is missing", where=str(file), hint=_SECRETS_HINT)
+        write_atomically(file, secrets.token_bytes(SECRET_BYTES))
+    public_key = read_directory_key(folder).public_key().public_bytes_raw()
+    if not public_file.exists() or public_file.read_bytes() != public_key:  # it can always be derived again
+        write_atomically(public_file, public_key, mode=GROUP_READS)
 
 
 def _check_secret(path: Path, kind: str) -> None:

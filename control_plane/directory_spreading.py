@@ -1,7 +1,7 @@
 """Tells routers of a new directory by Redis, beside the file: they take it at once, a file at their next look.
 
-The file comes first and is what counts. A Redis that is away costs a change a bounded wait, and nothing else. The
-directory is signed: whoever writes to that Redis can't give routers another one.
+The file comes first and is what counts. A Redis that is away costs a change a bounded wait, and nothing else. What is
+told are the file's bytes, its signature included: whoever writes to that Redis can't give routers another directory.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,6 @@ from redis.exceptions import RedisError
 from control_plane import limits
 from control_plane.data_folder import DataFolder, read_secret
 from control_plane.settings import LOOPBACK, Settings
-from router.signing import Signer
 from router.spreading import DIRECTORY_CHANNEL, DIRECTORY_KEY
 
 log = structlog.get_logger()
@@ -34,7 +33,6 @@ def spread_by(settings: Settings, folder: DataFolder) -> Spread:
     if settings.starts_redis:
         url = f"redis://{LOOPBACK}:{settings.redis_port}/0"
         password = read_secret(folder.redis_secret_file).hex()
-    signer = Signer(read_secret(folder.pepper_file))
     timeout_s = limits.REDIS_TIMEOUT_MS / 1_000
 
     async def tell(version: int, raw: bytes) -> None:
@@ -45,7 +43,7 @@ def spread_by(settings: Settings, folder: DataFolder) -> Spread:
                 ) as redis,
                 redis.pipeline(transaction=True) as both,
             ):
-                both.set(DIRECTORY_KEY, signer.sign(DIRECTORY_KEY, raw))
+                both.set(DIRECTORY_KEY, raw)
                 both.publish(DIRECTORY_CHANNEL, str(version))
                 await both.execute()
         except (RedisError, OSError, TimeoutError) as error:

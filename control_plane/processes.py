@@ -297,6 +297,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "host": settings.http_host,
         "port": settings.http_port + index,
         "directory_file": str(folder.directory_file),
+        "directory_key_file": str(folder.directory_public_key_file),
         "data_folder": str(folder.router_folder(name)),
         "pepper_file": str(folder.pepper_file),
         "cell_keys_folder": str(folder.router_keys),

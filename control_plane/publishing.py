@@ -11,14 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from control_plane import limits
-from control_plane.data_folder import GROUP_READS, DataFolder
+from control_plane.data_folder import GROUP_READS, DataFolder, read_directory_key
 from control_plane.directory_spreading import Spread, by_file_only
 from control_plane.errors import ControlPlaneError
 from control_plane.registry import Registry
 from control_plane.registry_records import Cell, Key, Partner
-from router import directory, directory_file
+from router import directory, directory_file, directory_signature
 
 log = structlog.get_logger()
 
@@ -33,12 +34,14 @@ class Publisher:
     ) -> None:
         self._registry = registry
         self._spread = spread
+        self._key = read_directory_key(folder)
+        self._public_key = self._key.public_key()
         self._file = folder.directory_file
         self._kept_files = {name: folder.router_folder(name) / directory_file.LAST_KNOWN_GOOD for name in routers}
         self._lock = asyncio.Lock()
         self._records = _Records()
         self._written = _signature(self._file)
-        found = _read(self._file)
+        found = _read(self._file, self._public_key)
         self._published = None if found is None else (found.version, found.payload)
         self._kept: dict[str, tuple[_Signature, int]] = {}  # what each router's copy was found to be, and its version
 
@@ -66,7 +69,7 @@ class Publisher:
             kept = [await self._version_kept(name) for name in self._kept_files]
             above = max([self.version, *kept])
             version = await self._registry.take_directory_version(above)
-            raw = await asyncio.to_thread(directory.encode, version, payload)
+            raw = await asyncio.to_thread(self._signed, version, payload)
             try:
                 await asyncio.to_thread(directory_file.write_atomically, self._file, raw, mode=GROUP_READS)
             except OSError as error:
@@ -97,8 +100,11 @@ class Publisher:
         """The version that is published, 0 where none is."""
         return 0 if self._published is None else self._published[0]
 
+    def _signed(self, version: int, payload: directory.Payload) -> bytes:
+        return directory_signature.sign(self._key, directory.encode(version, payload))
+
     async def _version_kept(self, router: str) -> int:
-        """Give the version of a router's own copy, 0 where there is none that can be read. Reads each copy once."""
+        """Give the version of a router's own copy, 0 where none is there or we signed it not. Reads each copy once."""
         file = self._kept_files[router]
         signature = _signature(file)
         if signature is None:
@@ -106,7 +112,7 @@ class Publisher:
         known = self._kept.get(router)
         if known is None or known[0] != signature:
             # The signature is taken first: a copy that is replaced meanwhile differs from it at the next look.
-            known = self._kept[router] = signature, await asyncio.to_thread(_read_version, file)
+            known = self._kept[router] = signature, await asyncio.to_thread(_read_version, file, self._public_key)
         return known[1]
 
 
@@ -183,9 +189,9 @@ def _record(partner: Partner, cells: tuple[directory.Cell, ...], keys: Sequence[
     )
 
 
-def _read(path: Path) -> directory.Directory | None:
+def _read(path: Path, key: Ed25519PublicKey) -> directory.Directory | None:
     try:
-        _, found = directory_file.read(path)
+        _, found = directory_file.read(path, key)
     except FileNotFoundError:
         return None
     except (OSError, directory.DirectoryError) as error:
@@ -194,9 +200,9 @@ def _read(path: Path) -> directory.Directory | None:
     return found
 
 
-def _read_version(path: Path) -> int:
+def _read_version(path: Path, key: Ed25519PublicKey) -> int:
     try:
-        return directory.decode_version(directory_file.read_bytes(path))
+        return directory.decode_version(directory_signature.check(key, directory_file.read_bytes(path)))
     except (OSError, directory.DirectoryError) as error:
         log.warning("directory_unusable", file=str(path), error=str(error))
         return 0

@@ -26,7 +26,7 @@ from router.endpoints import ENDPOINTS, Endpoint
 from router.gateway import Gateway
 from router.metrics import Metrics
 from router.notifications import Notifications
-from router.settings import Settings, read_cell_key, read_secret
+from router.settings import Settings, read_cell_key, read_directory_key, read_secret
 from router.signing import Signer
 from router.spreading import Spreading
 
@@ -53,7 +53,8 @@ def create_app(settings: Settings) -> Edge:
         await cells.use(held.cells.values())
         cells.follow_directory(held.cell_of)
 
-    watcher = DirectoryWatcher(settings.directory_file, settings.data_folder, changed)
+    signed_by = read_directory_key(settings.directory_key_file)
+    watcher = DirectoryWatcher(settings.directory_file, settings.data_folder, signed_by, changed)
     pepper = read_secret(settings.pepper_file)
     gateway = Gateway(watcher, cells, pepper, metrics, budget, settings.bulkheads_off)
     keys = {name: read_secret(path) for name, path in settings.acquirer_key_files.items()}

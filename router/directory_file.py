@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from router import directory, limits
+from router import directory, directory_signature, limits
 from router.directory import Directory, DirectoryError
 
 log = structlog.get_logger()
@@ -42,10 +43,10 @@ def write_atomically(path: Path, raw: bytes, *, mode: int = 0o600) -> None:
         os.close(folder)
 
 
-def read(path: Path, held: Directory | None = None) -> tuple[bytes, Directory]:
+def read(path: Path, key: Ed25519PublicKey, held: Directory | None = None) -> tuple[bytes, Directory]:
     """Read and check a directory's file; `held` is an older version. Raises OSError, DirectoryError."""
     raw = read_bytes(path)
-    return raw, directory.decode(raw, held)
+    return raw, directory.decode(directory_signature.check(key, raw), held)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -61,17 +62,19 @@ def read_bytes(path: Path) -> bytes:
 
 
 class DirectoryWatcher:
-    """Holds the newest directory that this router ever saw: never an older one, never a corrupt one."""
+    """Holds the newest directory that this router ever saw: never an older one, never one that is not signed."""
 
     def __init__(
         self,
         published: Path,
         own_folder: Path,
+        key: Ed25519PublicKey,
         on_change: Callable[[Directory], Awaitable[None]],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._published = published
         self._kept = own_folder / LAST_KNOWN_GOOD
+        self._key = key
         self._on_change = on_change
         self._now = now
         self._seen: _Signature | None = None
@@ -83,6 +86,7 @@ class DirectoryWatcher:
         self._wanted = asyncio.Event()  # somebody waits: look now
         self._taken = asyncio.Event()  # set, and another one put there, by each directory
         self._version_in_use = -1  # `_on_change` has ended
+        self._was_offered_unusable = False
         self.current: Directory | None = None
         self.confirmed_at = now()
         self.rejected = 0
@@ -95,7 +99,7 @@ class DirectoryWatcher:
     async def load(self) -> None:
         """Start: take the newest of what was kept and what is published."""
         try:
-            raw, kept = read(self._kept)
+            raw, kept = read(self._kept, self._key)
         except FileNotFoundError:
             log.info("directory_none_kept")
         except (OSError, DirectoryError) as error:
@@ -112,19 +116,25 @@ class DirectoryWatcher:
             await self._poll()
 
     async def offer(self, raw: bytes) -> None:
-        """Take what came another way than by the file, if it is newer: never an older one, never a corrupt one."""
+        """Take what came another way than by the file, if it is newer and signed."""
         try:
-            found = await asyncio.to_thread(directory.decode, raw, self.current)
+            found = await asyncio.to_thread(self._checked, raw, self.current)
         except DirectoryError as error:
             self.rejected += 1
-            log.error("directory_offered_unusable", error=str(error))  # noqa: TRY400 - the trace tells no more
+            if not self._was_offered_unusable:  # once, until a good one comes: strangers may write to Redis
+                log.error("directory_offered_unusable", error=str(error))  # noqa: TRY400 - the trace tells no more
+            self._was_offered_unusable = True
             return
+        self._was_offered_unusable = False
         async with self._exchanging:
             if self.current is not None and found.version <= self.current.version:
                 return
             await self._take(raw, found, "redis")
             self._trusted = False  # of the file nothing is known yet
             await asyncio.to_thread(self._keep)
+
+    def _checked(self, raw: bytes, held: Directory | None) -> Directory:
+        return directory.decode(directory_signature.check(self._key, raw), held)
 
     async def _poll(self) -> None:
         if self._signature() != self._seen:
@@ -169,7 +179,7 @@ class DirectoryWatcher:
         # The signature is taken first: a file that is replaced meanwhile differs from it at the next look.
         signature = self._signature()
         try:
-            return signature, *read(self._published, self.current)
+            return signature, *read(self._published, self._key, self.current)
         except (OSError, DirectoryError) as error:
             return signature, b"", str(error)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cells.api.bulkheads import ALL_ON, Bulkhead
@@ -23,6 +24,7 @@ class Settings(BaseModel):
     host: str
     port: Annotated[int, Field(ge=0, le=65_535)]
     directory_file: Path
+    directory_key_file: Path  # the public key under which the control plane signs it
     data_folder: Path
     pepper_file: Path
     cell_keys_folder: Path  # a cell's key is <cell>.router.key in it; cells come and go, so each is read when it comes
@@ -49,6 +51,11 @@ def read_settings(path: Path) -> Settings:
 def read_cell_key(folder: Path, cell: str) -> bytes:
     """Read what this router knows of a cell's secret. Raises SettingsError."""
     return read_secret(folder / f"{cell}.router.key")
+
+
+def read_directory_key(path: Path) -> Ed25519PublicKey:
+    """Read the public key of who signs directories. Raises SettingsError."""
+    return Ed25519PublicKey.from_public_bytes(read_secret(path))
 
 
 def read_secret(path: Path) -> bytes:

@@ -1,7 +1,8 @@
-"""What goes through Redis is signed, because others may write there: HMAC-SHA-256 under a key made of the pepper.
+"""What routers tell each other by Redis is signed, because others may write there: HMAC-SHA-256, a key of the pepper.
 
-Control plane and routers have the pepper, and nobody else. A signature says who wrote it, not when: what is old may
-come again. The directory's version, and the short time for which a 429 is held, see to that.
+Routers have the pepper, and nobody else there. A signature says that a router wrote it, not when: what is old may come
+again. The short time for which a 429 is held sees to that. Directories have a signature of their own
+(directory_signature.py), which no router can make.
 """
 
 import hashlib

@@ -25,8 +25,8 @@ from router.signing import SIGNATURE_BYTES, Signer, UnsignedError
 log = structlog.get_logger()
 
 CHANNEL: Final = "bulkhead:remembered-429s:2"
-# The newest directory, as its file has it, signed; and where its version is told when it changes.
-DIRECTORY_KEY: Final = "bulkhead:directory:2"
+# The newest directory, as its file has it; and where its version is told when it changes.
+DIRECTORY_KEY: Final = "bulkhead:directory:3"
 DIRECTORY_CHANNEL: Final = "bulkhead:directory-versions:1"
 _VERSION: Final = 1
 
@@ -153,15 +153,9 @@ class Spreading:
         if self._offer is None:
             return
         # One byte more than a directory may have, so that one too large is seen to be that.
-        raw = await redis.getrange(DIRECTORY_KEY, 0, SIGNATURE_BYTES + limits.DIRECTORY_BYTES_MAX)
-        if not raw:
-            return
-        try:
-            directory = await asyncio.to_thread(self._signer.open, DIRECTORY_KEY, raw)
-        except UnsignedError:
-            self.garbage += 1
-            return
-        await self._offer(directory)
+        raw = await redis.getrange(DIRECTORY_KEY, 0, limits.DIRECTORY_BYTES_MAX)
+        if raw:
+            await self._offer(raw)
 
     async def _tell_all(self, redis: Redis) -> None:
         while True:

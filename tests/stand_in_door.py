@@ -27,6 +27,7 @@ from control_plane.partners import Partners
 from control_plane.publishing import Publisher
 from control_plane.registry import Registry
 from control_plane.settings import Settings
+from router import directory, directory_file
 
 
 class StandInDoor:
@@ -149,6 +150,11 @@ class Installation:
         self.servers.append(server)
         self.opened.append(door)
         return await server.start("127.0.0.1", port)
+
+    def directory(self) -> directory.Directory:
+        """Return what is published, its signature checked."""
+        key = data_folder.read_directory_key(self.folder).public_key()
+        return directory_file.read(self.folder.directory_file, key)[1]
 
     async def control_plane(self) -> tuple[Partners, Registry, Doors, Publisher]:
         """Make the parts from what is on disk, as a new process would."""

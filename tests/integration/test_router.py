@@ -19,6 +19,7 @@ import httpx
 import orjson
 import pytest
 import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cells.api import moves
 from cells.api.connection import FrameServer, Request
@@ -34,7 +35,7 @@ from cells.api.messages import (
     encode_answer,
 )
 from control_plane import failed_keys
-from router import directory, directory_file, limits, models
+from router import directory, directory_file, directory_signature, limits, models
 from router.directory import Payload
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -101,6 +102,8 @@ class Installation:
         self.folder = folder
         self.pepper = secrets.token_bytes(32)
         (folder / "pepper").write_bytes(self.pepper)
+        self.signing_key = Ed25519PrivateKey.generate()
+        (folder / "directory.pub").write_bytes(self.signing_key.public_key().public_bytes_raw())
         self.doors: dict[str, ScriptedDoor] = {}
         for name in ("cell-0", "cell-1"):
             key = secrets.token_bytes(32)
@@ -156,7 +159,8 @@ class Installation:
 
     def publish(self, **changes: dict[str, Any]) -> None:
         self.version += 1
-        directory_file.write_atomically(self.published, directory.encode(self.version, self.payload(**changes)))
+        body = directory.encode(self.version, self.payload(**changes))
+        directory_file.write_atomically(self.published, directory_signature.sign(self.signing_key, body))
 
     async def start(self, *, wait_for: str = "ready") -> None:
         config = {
@@ -165,6 +169,7 @@ class Installation:
             "port": self.port,
             "directory_file": str(self.published),
             "data_folder": str(self.folder / "routers" / "router-0"),
+            "directory_key_file": str(self.folder / "directory.pub"),
             "pepper_file": str(self.folder / "pepper"),
             "cell_keys_folder": str(self.folder),
             "log_file": str(self.log_file),
@@ -803,7 +808,13 @@ async def test_directory_changes_are_taken_within_a_second(folder: Path) -> None
 
         # What is broken or older changes nothing.
         good = made.published.read_bytes()
-        for bad in (good[:-9], b"", good.replace(b'"suspended"', b'"active"   ')):
+        # What a router could write itself, one that knows all secrets of this one: later, whole, and not signed so.
+        forged = directory.encode(99, made.payload(acme={"keys": []}))
+        keys = [made.pepper, *(key.read_bytes() for key in made.folder.glob("*.router.key"))]
+        others = [Ed25519PrivateKey.from_private_bytes(key) for key in keys]
+        strange = [directory_signature.sign(key, forged) for key in others]
+        moved = good[: good.index(b"\n") + 1] + forged
+        for bad in (good[:-9], b"", good.replace(b'"suspended"', b'"active"   '), forged, moved, *strange):
             directory_file.write_atomically(made.published, bad)
             await asyncio.sleep(0.25)
             assert (await client.get("/v1/balance")).status_code == 200

@@ -32,6 +32,8 @@ def test_secrets_are_made_once_for_this_user_only(tmp_path: Path) -> None:
         "api_key_pepper",
         "acquirer.notifications.key",
         "redis.key",
+        "directory.key",
+        "directory.pub",
         *(f"cell-{index}.{kind}" for index in (0, 1) for kind in ("secret", "router.key", "ray_token")),
     }
     assert len(secrets["api_key_pepper"]) == len(secrets["cell-0.secret"]) == 32
@@ -44,6 +46,24 @@ def test_secrets_are_made_once_for_this_user_only(tmp_path: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in files if path.parent == root / "secrets"} == {0o600}
     first_start(root)
     assert secrets == {path.name: path.read_bytes() for path in files}
+
+
+def test_a_folder_of_before_there_were_signed_directories_gets_a_pair_and_its_public_half_is_made_again(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "data"
+    folder = DataFolder(root)
+    first_start(root)
+    folder.directory_key_file.unlink()
+    with pytest.raises(FolderError, match=r"directory\.key is missing"):
+        first_start(root)
+    folder.directory_public_key_file.unlink()  # as in a folder of before
+    first_start(root)
+    private, public = folder.directory_key_file.read_bytes(), folder.directory_public_key_file.read_bytes()
+    assert data_folder.read_directory_key(folder).public_key().public_bytes_raw() == public != private
+    folder.directory_public_key_file.write_bytes(b"?")
+    first_start(root)
+    assert (folder.directory_key_file.read_bytes(), folder.directory_public_key_file.read_bytes()) == (private, public)
 
 
 @pytest.mark.parametrize("name", ["acquirer.notifications.key", "redis.key"])
@@ -76,7 +96,7 @@ def test_a_lost_secret_is_never_made_anew(tmp_path: Path, name: str) -> None:
     assert not (root / "secrets" / name).exists()
 
 
-@pytest.mark.parametrize("name", ["api_key_pepper", "cell-1.secret", "cell-0.ray_token"])
+@pytest.mark.parametrize("name", ["api_key_pepper", "directory.key", "cell-1.secret", "cell-0.ray_token"])
 @pytest.mark.parametrize("damage", [b"", b"half", b"\xff" * 64, b"x" * 65])
 def test_a_damaged_secret_is_never_used(tmp_path: Path, name: str, damage: bytes) -> None:
     root = tmp_path / "data"

@@ -64,7 +64,7 @@ class Ship:
         return Fleet(ground, registry, publisher, doors, self.supervised, monotonic=lambda: self.now)  # type: ignore[arg-type]
 
     def published(self) -> directory.Directory:
-        return directory_file.read(self.installation.folder.directory_file)[1]
+        return self.installation.directory()
 
     async def open_door(self, cell: str, *, workers: Sequence[str] = ("w0",)) -> StandInDoor:
         """Have the door of a cell answer, on a port that is free for sure."""

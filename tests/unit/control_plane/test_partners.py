@@ -24,7 +24,7 @@ from control_plane.publishing import Publisher
 from control_plane.registry import Registry
 from control_plane.settings import Settings
 from control_plane.up import require_acquirers
-from router import directory, directory_file
+from router import directory
 from stores.contract import StoreUnavailableError
 from stores.sqlite_store import SqliteStore
 from tests.stand_in_door import Installation, StandInDoor
@@ -36,7 +36,7 @@ def wanted(partner_id: str = "acme", **fields: Any) -> NewPartner:
 
 
 def published(installation: Installation) -> directory.Directory:
-    return directory_file.read(installation.folder.directory_file)[1]
+    return installation.directory()
 
 
 def home(installation: Installation, partner_id: str = "acme") -> StandInDoor:

@@ -1,20 +1,26 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from control_plane import limits
+from control_plane import data_folder, limits
+from control_plane.data_folder import read_directory_key
 from control_plane.errors import ControlPlaneError
+from control_plane.processes import plan
 from control_plane.publishing import Publisher, _Records
 from control_plane.registry_records import Key, Partner
-from router import directory, directory_file
+from router import directory, directory_file, directory_signature
+from router.settings import Settings as RouterSettings
+from router.settings import read_directory_key as read_public_key
 from tests.stand_in_door import Installation
 from tests.unit.control_plane.test_partners import wanted
 
 
 def read(installation: Installation) -> directory.Directory:
-    return directory_file.read(installation.folder.directory_file)[1]
+    return installation.directory()
 
 
 async def test_the_first_directory_has_all_cells_and_no_partner(installation: Installation) -> None:
@@ -95,7 +101,9 @@ async def test_a_file_that_others_damaged_is_published_again_while_running(insta
 async def test_versions_rise_past_what_routers_hold_also_after_a_restore(installation: Installation) -> None:
     _, registry, _, _ = await installation.control_plane()
     kept = installation.folder.router_folder("router-0")
-    directory_file.write_atomically(kept / "directory.json", directory.encode(41, directory.Payload()))
+    key = read_directory_key(installation.folder)
+    signed = directory_signature.sign(key, directory.encode(41, directory.Payload()))
+    directory_file.write_atomically(kept / "directory.json", signed)
     publisher = Publisher(registry, installation.folder, ["router-0"])
     assert await publisher.publish() == 42
 
@@ -169,3 +177,63 @@ async def test_a_version_is_never_used_twice(installation: Installation, monkeyp
     assert registry.directory_version() == 1
     assert await publisher.publish() == 2
     assert read(installation).version == 2
+
+
+async def test_what_a_router_knows_signs_no_directory_that_another_takes(installation: Installation) -> None:
+    _, registry, _, publisher = await installation.control_plane()
+    version = await publisher.publish()
+    folder = installation.folder
+    specs = plan(
+        installation.settings, folder, data_folder.require_instance(folder), registry.cells(), "1", lambda _: ""
+    )
+    first, second = (RouterSettings.model_validate(spec.config) for spec in specs if spec.role == "router")
+    files = [first.pepper_file, first.directory_key_file, *first.acquirer_key_files.values()]
+    files += [first.cell_keys_folder / f"{cell}.router.key" for cell in installation.doors]
+    files += [first.redis_secret_file] if first.redis_secret_file is not None else []
+    known = [file.read_bytes() for file in files]
+    assert folder.directory_key_file.read_bytes() not in known
+
+    async def changed(_: directory.Directory) -> None:
+        """Nothing is to be done here."""
+
+    signed_by = read_public_key(second.directory_key_file)
+    watcher = directory_file.DirectoryWatcher(second.directory_file, second.data_folder, signed_by, changed)
+    await watcher.load()
+    good = folder.directory_file.read_bytes()
+    body = directory.encode(version + 1, directory.Payload())
+    forged = [body, good[: -len(body)] + body, good.partition(b"\n")[0] + b"\n" + body]
+    forged += [
+        directory_signature.sign(Ed25519PrivateKey.from_private_bytes(sha256(secret).digest()), body)
+        for secret in known
+    ]
+    forged += [directory_signature.sign(Ed25519PrivateKey.from_private_bytes(secret), body) for secret in known]
+    for raw in forged:
+        await watcher.offer(raw)
+        directory_file.write_atomically(folder.directory_file, raw)
+        await watcher.poll()
+        assert watcher.current is not None
+        assert watcher.current.version == version, raw[:40]
+    assert watcher.rejected == 2 * len(forged)
+    # Its own copy, too: it can't push the numbers of versions up for all.
+    directory_file.write_atomically(folder.router_folder(first.name) / "directory.json", forged[-1])
+    again = Publisher(registry, folder, [first.name])
+    assert await again.publish() == version + 1
+    await watcher.poll()
+    assert watcher.current is not None
+    assert watcher.current.version == version + 1
+    assert set(watcher.current.cells) == {"cell-0", "cell-1"}, "what the control plane says"
+
+
+async def test_a_directory_of_before_there_were_signatures_is_published_again_signed(
+    installation: Installation,
+) -> None:
+    _, registry, _, publisher = await installation.control_plane()
+    version = await publisher.publish()
+    signed = installation.folder.directory_file.read_bytes()
+    directory_file.write_atomically(installation.folder.directory_file, signed.partition(b"\n")[2])
+    with pytest.raises(directory.DirectoryError, match="begins with no signature"):
+        read(installation)
+    with pytest.raises(directory.DirectoryError, match="no JSON object"):
+        directory.decode(signed)  # a router of before
+    assert await Publisher(registry, installation.folder, []).publish() == version + 1
+    assert read(installation).version == version + 1

@@ -8,16 +8,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from router import directory, directory_file, limits
+from router import directory, directory_file, directory_signature, limits
 from router.directory import Directory, DirectoryError, Payload
 from router.directory_file import DirectoryWatcher
 
+KEY = Ed25519PrivateKey.generate()
+
 
 def raw(version: int, *, port: int = 8101) -> bytes:
-    return directory.encode(
-        version, Payload.model_validate({"cells": [{"name": "cell-0", "host": "127.0.0.1", "port": port}]})
-    )
+    cells = [{"name": "cell-0", "host": "127.0.0.1", "port": port}]
+    return directory_signature.sign(KEY, directory.encode(version, Payload.model_validate({"cells": cells})))
 
 
 class Site:
@@ -36,12 +38,12 @@ class Site:
         directory_file.write_atomically(self.published, data)
 
     async def start(self) -> DirectoryWatcher:
-        watcher = DirectoryWatcher(self.published, self.own, self._changed, lambda: self.now)
+        watcher = DirectoryWatcher(self.published, self.own, KEY.public_key(), self._changed, lambda: self.now)
         await watcher.load()
         return watcher
 
     def kept_version(self) -> int:
-        return directory_file.read(self.own / "directory.json")[1].version
+        return directory_file.read(self.own / "directory.json", KEY.public_key())[1].version
 
 
 @pytest.fixture
@@ -285,7 +287,7 @@ def test_a_write_that_fails_leaves_the_old_file(site: Site, monkeypatch: pytest.
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="Input/output"):
         site.publish(raw(2))
-    assert directory_file.read(site.published)[1].version == 1
+    assert directory_file.read(site.published, KEY.public_key())[1].version == 1
     assert list(site.published.parent.iterdir()) == [site.published]
 
 
@@ -298,4 +300,4 @@ def test_a_file_larger_than_allowed_is_not_read_whole(site: Site, monkeypatch: p
     site.publish(raw(1))
     monkeypatch.setattr(limits, "DIRECTORY_BYTES_MAX", 50)
     with pytest.raises(DirectoryError, match="more than 50"):
-        directory_file.read(site.published)
+        directory_file.read(site.published, KEY.public_key())

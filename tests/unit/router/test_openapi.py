@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cells.api.messages import NOTIFICATIONS, READS, WRITES, Method
 from router import problems
@@ -18,12 +19,14 @@ from router.settings import Settings
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("router")
     (folder / "pepper").write_bytes(b"p" * 32)
+    (folder / "directory.pub").write_bytes(Ed25519PrivateKey.generate().public_key().public_bytes_raw())
     return Settings(
         name="router-0",
         host="127.0.0.1",
         port=0,
         directory_file=folder / "directory.json",
         data_folder=Path(folder / "own"),
+        directory_key_file=folder / "directory.pub",
         pepper_file=folder / "pepper",
         cell_keys_folder=folder,
     )

@@ -13,6 +13,7 @@ GOOD = {
     "port": 8080,
     "directory_file": "/data/directory/directory.json",
     "data_folder": "/data/routers/router-0",
+    "directory_key_file": "/data/secrets/routers/directory.pub",
     "pepper_file": "/data/secrets/pepper",
     "cell_keys_folder": "/data/secrets",
     "log_file": None,
