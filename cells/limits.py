@@ -82,6 +82,12 @@ assert SHED_READS_LATE_MS < SHED_PAYMENTS_LATE_MS < wire_limits.WORKER_LOOP_LAG_
 
 assert store_limits.FDB_STATUS_TIMEOUT_MS < SHELF_HEALTH_DELAY_MS
 
+# Of Ray's GCS that dies (cells/ray_gcs.py): so long its clients wait for it, and so much of its last words is kept.
+GCS_RECONNECT_TIMEOUT_S: Final = 180
+GCS_CRASH_LOGS_MAX: Final = 5
+GCS_CRASH_LOG_BYTES_MAX: Final = 65_536
+assert wire_limits.GCS_AWAY_MS_MAX < GCS_RECONNECT_TIMEOUT_S * 1_000, "who starts it gives up before its clients do"
+
 POOL_PARTNERS_MAX: Final = wire_limits.POOL_PARTNERS_MAX
 # Of a dead pool's partners so many are taken over at once: their fsyncs go side by side.
 POOL_ASSIGNS_AT_ONCE_MAX: Final = 16

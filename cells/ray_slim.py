@@ -1,6 +1,6 @@
 """Leaves out of `ray start` what a cell never asks: the dashboard's server and both agents. Runs inside `ray start`.
 
-`ray start` calls `slim` (RAY_START_HOOK) before it starts anything. What is left out took 4 s of CPU at each start of a
+What is left out took 4 s of CPU at each start of a
 cell, 400 MB, and a third of what an idle cell costs: for a dashboard that is off, metrics that are off, and runtime
 environments that no worker has. Where Ray is built otherwise than known here, everything is left as it is.
 """
@@ -20,9 +20,9 @@ _PORT: Final = "1"
 _PORT_FILE: Final = "dashboard_agent_listen_port_{}"
 
 
-def slim(_parameters: object, _head: object) -> None:
-    """Change how this process starts Ray's. Called by `ray start` with its parameters."""
-    from ray._private import ray_constants, services  # noqa: PLC0415 - only `ray start` calls this, and has it already
+def slim() -> None:
+    """Change how this process starts Ray's. Imports Ray."""
+    from ray._private import ray_constants, services  # noqa: PLC0415 - the environment comes first
 
     try:
         start, raylet = services.start_ray_process, ray_constants.PROCESS_TYPE_RAYLET

@@ -7,6 +7,7 @@ only the door assigns partners. All calls here block: the door makes them in thr
 import asyncio
 import os
 import socket
+import struct
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ import uvloop
 from cells import worker_limits
 from cells.api import limits, logs
 from cells.api.bulkheads import Bulkhead
+from cells.ray_environment import ray_environment, require_loopback
 from cells.worker import Worker, WorkerConfig
 
 log = structlog.get_logger()
@@ -107,6 +109,7 @@ class Cluster:
         self._await_head()
         self._ray = ray
         try:
+            require_loopback()
             ray.init(
                 address=self.address,
                 namespace=NAMESPACE,
@@ -128,6 +131,16 @@ class Cluster:
                 if time.monotonic() > until:
                     raise ClusterError(f"Ray at {self.address} does not listen: {error}") from error
             time.sleep(0.1)
+
+    def open_raylet(self) -> int:
+        """Open the process of the cluster's raylet on this machine, as a pidfd. Raises ClusterError."""
+        try:
+            with socket.socket(socket.AF_UNIX) as asking:
+                asking.connect(self._ray._private.worker._global_node.raylet_socket_name)  # noqa: SLF001 - it tells nowhere else
+                pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return os.pidfd_open(pid)
+        except (AttributeError, OSError) as error:
+            raise ClusterError(f"the raylet of Ray at {self.address} can't be watched: {error}") from error
 
     def existing(self) -> list[str]:
         """Name the workers that are there already, from before. Raises ClusterError."""
@@ -173,31 +186,3 @@ class Cluster:
             self._ray.kill(self._ray.get_actor(name) if handle is None else handle, no_restart=True)
         except Exception as error:  # noqa: BLE001 - Ray has many; it may be gone itself
             log.warning("ray_ends_no_worker", worker=name, error=str(error))
-
-
-def ray_environment(token_file: Path) -> dict[str, str]:
-    """Give the environment of every process of this cluster: a token of its own, and as little else as can be.
-
-    Ray listens on all interfaces even with a loopback node address, so token authentication stays on.
-    """
-    return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token_file.read_text().strip(),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_enable_metrics_collection": "0",
-        "RAY_enable_open_telemetry": "0",
-        "RAY_enable_worker_prestart": "0",
-        "RAY_prestart_worker_first_driver": "0",
-        "RAY_memory_monitor_refresh_ms": "0",
-        # Nothing of ours is placed by resources, kept in the object store or spilled: looked at now and then is enough.
-        "RAY_raylet_report_resources_period_milliseconds": "2000",
-        "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
-        "RAY_report_worker_backlog_interval_ms": "10000",
-        "RAY_object_manager_timer_freq_ms": "10000",
-        "RAY_local_fs_monitor_interval_ms": "10000",
-        "RAY_kill_idle_workers_interval_ms": "5000",
-        "RAY_task_events_report_interval_ms": "0",
-        "RAY_event_stats": "0",
-        # 15 unless said, which is next to nothing beside a busy door; workers choose theirs (worker_limits.py).
-        "RAY_worker_niceness": "0",
-    }

@@ -110,7 +110,7 @@ class Workforce:
         """Begin to watch and to keep spares."""
         self._short.set()
         self._run(self._watch(), "watch-workers")
-        self._run(self._watch_head(), "watch-head")
+        self._run(self._watch_raylet(), "watch-raylet")
         self._run(self._keep_spares(), "keep-spares")
 
     async def _join(self) -> None:
@@ -378,31 +378,28 @@ class Workforce:
             elif link.heartbeat.is_out_of_files:
                 self.bury(link, "files")
 
-    async def _watch_head(self) -> None:
-        """Hold a connection to Ray's head. When it ends and no other begins, the head is gone, and its workers follow.
+    async def _watch_raylet(self) -> None:
+        """Watch the process whose children the workers are. A GCS that dies is another matter: Ray waits for the next.
 
-        Ray itself notices after 60 s, and then ends the door's process from inside.
+        Ray itself notices after a while, and then ends the door's process from inside.
         """
         try:
             await self._join()
+            raylet = await asyncio.to_thread(self._cluster.open_raylet)
         except ClusterError as error:
             self._on_broken(str(error))
             return
-        host, _, port = self._cluster.address.rpartition(":")
-        while True:
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_reader(raylet, ended.set)
             try:
-                reader, writer = await asyncio.open_connection(host, int(port))
-            except OSError as error:
-                self._on_broken(f"Ray's head is gone: {error}")
-                return
-            try:
-                while await reader.read(4_096):
-                    pass  # what it says is for Ray's own clients
-            except OSError as error:
-                log.info("head_connection_lost", error=str(error))
+                await ended.wait()
             finally:
-                writer.close()
-            await asyncio.sleep(limits.RECONNECT_DELAY_MS_MIN / 1_000)
+                loop.remove_reader(raylet)
+        finally:
+            os.close(raylet)
+        self._on_broken("Ray's raylet is gone, and its workers with it")
 
     def _run(self, work: "asyncio._CoroutineLike[None]", name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)

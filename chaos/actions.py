@@ -3,10 +3,12 @@
 One that can't be done ends the experiment: a fault that did not strike would show nothing.
 """
 
+import contextlib
 import functools
 import secrets
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, ParamSpec
@@ -16,7 +18,7 @@ import psutil
 from chaoslib.exceptions import InterruptExecution
 
 from actors.errors import StoreError
-from chaos import files, limits, partners, session, syscalls, victims
+from chaos import attack_ray, files, limits, partners, session, syscalls, victims
 from chaos.cell_disk import CellDisk
 from chaos.faults import Target
 from chaos.fdb_server import FdbServerError
@@ -128,6 +130,19 @@ def start_hostile_partner(partner: str) -> None:
     run = session.current()
     run.strike()
     run.start_attack(partner)
+
+
+@_ending
+def send_empty_streams(cell: str) -> None:
+    """Let a stranger on this machine send what ends a GCS, without a token, again and again."""
+    run = session.current()
+    rows = run.require_gateway().status()["processes"]
+    host, _, port = next(row["endpoint"] for row in rows if row["process"] == f"{cell}.ray").rpartition(":")
+    run.strike()
+    for _ in range(limits.CHAOS_EMPTY_STREAMS):
+        with contextlib.suppress(ConnectionRefusedError):  # the GCS is just being started again
+            attack_ray.send_empty_stream(host, int(port))
+        time.sleep(limits.CHAOS_EMPTY_STREAMS_INTERVAL_MS / 1_000)
 
 
 @_ending

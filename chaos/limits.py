@@ -185,6 +185,10 @@ CHAOS_CALM_S_MAX: Final = 30.0
 CHAOS_CALM_AGAIN_S: Final = 5.0
 CHAOS_LOOK_MS: Final = 200
 # Steady state and safeguards are looked at so often.
+CHAOS_ATTACK_TIMEOUT_MS: Final = 1_000  # an attacker waits so long for an answer
+# Empty streams to a cell's GCS, each of which ends it.
+CHAOS_EMPTY_STREAMS: Final = 8
+CHAOS_EMPTY_STREAMS_INTERVAL_MS: Final = 500
 CHAOS_WATCH_MS: Final = 1_000
 CHAOS_RECOVERY_MS_MAX: Final = SOAK_RECOVERY_MS_MAX
 CHAOS_QUIET_MS: Final = 1_500

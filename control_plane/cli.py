@@ -17,6 +17,7 @@ from control_plane import (
     audit_commands,
     cell_commands,
     client,
+    doctor_commands,
     limits,
     operator_commands,
     rebalance_commands,
@@ -50,6 +51,7 @@ unknown_app = typer.Typer(help="Operations whose outcome at the acquirer is not 
 app.add_typer(partner_app, name="partner")
 app.add_typer(cell_commands.app, name="cell")
 app.command("rebalance")(rebalance_commands.rebalance)
+app.command("doctor", epilog="Example: bulkhead doctor --json")(doctor_commands.examine)
 app.add_typer(unknown_app, name="unknown")
 app.add_typer(audit_commands.app, name="audit-log")
 app.add_typer(operator_commands.app, name="operator")

@@ -119,11 +119,15 @@ BUSY_SILENT_MS_MAX: Final = 24_000
 # and to replace them costs the cell's partners seconds: so these are given longer.
 STOPPED_MS_MAX: Final = 1_000
 STOPPED_RAY_MS_MAX: Final = 3_000
+# What answers for Ray is its GCS, which may be away for a while, and which its head starts again.
+SILENT_RAY_MS_MAX: Final = 90_000
 STATE_LOOK_INTERVAL_MS: Final = 500
 # A process's parts (Ray's) are looked for again after so many looks.
 STATE_LOOKS_PER_SEARCH: Final = 4
 # A supervisor that finds itself this late accuses nobody.
 SUPERVISOR_LATE_MS: Final = 500
+# Whether everything listens where the settings say is looked at so often.
+LISTENING_LOOK_INTERVAL_MS: Final = 60_000
 RESTART_DELAY_MS_MIN: Final = 200
 RESTART_DELAY_MS_MAX: Final = 10_000
 HEALTHY_MS_TO_RESET_DELAY: Final = 30_000
@@ -282,6 +286,7 @@ IMPORT_COMMIT_BYTES: Final = 1_000_000
 assert 4 * ROUTERS_MAX <= REDIS_CLIENTS_MAX, "all routers fit in, also while lost connections linger"
 assert PROBE_INTERVAL_MS + PROBE_TIMEOUT_MS < UNRESPONSIVE_MS_MAX, "one lost probe kills nobody"
 assert UNRESPONSIVE_MS_MAX < BUSY_SILENT_MS_MAX
+assert SILENT_RAY_MS_MAX > wire_limits.GCS_AWAY_MS_MAX + PROBE_TIMEOUT_MS, "Ray's head ends by itself first"
 assert DIRECTORY_TAKEN_TIMEOUT_MS < CELL_JOIN_MS_MAX
 assert START_TIMEOUT_MS + CELL_JOIN_MS_MAX < CELL_WATCH_MS_MAX
 assert START_TIMEOUT_MS + CELL_REMOVE_GRACE_MS < CELL_WATCH_MS_MAX

@@ -193,6 +193,22 @@ def find_marked(
     return [handle for pid in ours if (handle := ProcessHandle.open(pid)) is not None]
 
 
+def names_of_marked(instance_id: str) -> dict[int, str]:
+    """Return the name of every process of an installation by its pid: its own mark's, else its nearest ancestor's."""
+    parents: dict[int, int] = {}
+    marked: dict[int, str] = {}
+    for pid in _pids():
+        stat = _read_stat(pid)
+        if stat is None or stat[0] in {"Z", "X"}:
+            continue
+        parents[pid] = int(stat[1])
+        instance, _, name = (read_marker(pid) or "").partition("/")
+        if instance == instance_id:
+            marked[pid] = name
+    named = {pid: next((marked[one] for one in _line(pid, parents) if one in marked), "") for pid in parents}
+    return {pid: name for pid, name in named.items() if name}
+
+
 async def kill_all(instance_id: str, name: str | None = None, except_names: frozenset[str] = frozenset()) -> int:
     """SIGKILL what carries the marker, until nothing does; give how many there were.
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,13 +22,14 @@ SecretsDigest = Callable[[str | None], str]
 STAGE_FOUNDATIONS: Final = 0
 STAGE_DOORS: Final = 1
 STAGE_ROUTERS: Final = 2
-# `ray start` itself looks after them once a second.
 # Numbers of users; those of cells follow (limits.FIRST_CELL_USER).
 _USER_OF_ROUTERS: Final = 0
 _USER_OF_REDIS: Final = 1
 _USER_OF_ACQUIRERS: Final = {MAIN_ACQUIRER: 2, SECOND_ACQUIRER: 3}
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - as Ray has it
-RAY_PARTS: Final = ("gcs_server", "raylet")
+# `ray start` itself looks after them once a second. Without its raylet it ends; its GCS it starts again.
+RAY_PARTS: Final = ("raylet",)
+RAY_PARTS_STARTED_AGAIN: Final = ("gcs_server",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,11 @@ class ProcessSpec:
     """One process as it should run.
 
     `needs` names what is started before it, and without which it is started anew. `parts` are the names of children
-    without which it is of no use itself. `scratch` is a folder of its own that is emptied before each start. Nobody
-    waits for one that is `optional`: the installation is ready without it. `user_number` says which of the
-    installation's users it runs as, `uid` who that is (users.py; None: the user of `up`). Of the installation's folders
-    it `owns` some and `reads` others; elsewhere it `uses` some, and reads what is `foreign`.
+    without which it is of no use itself, `parts_started_again` of those that it starts again. `scratch` is a folder of
+    its own that is emptied before each start. Nobody waits for one that is `optional`: the installation is ready
+    without it. `user_number` says which of the installation's users it runs as, `uid` who that is (users.py; None: the
+    user of `up`). Of the installation's folders it `owns` some and `reads` others; elsewhere it `uses` some, and reads
+    what is `foreign`.
     """
 
     name: str
@@ -55,7 +57,9 @@ class ProcessSpec:
     fingerprint: str  # what must be equal for a running process to be adopted
     needs: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    parts_started_again: tuple[str, ...] = ()
     stopped_ms_max: int = limits.STOPPED_MS_MAX
+    silent_ms_max: int = field(default_factory=lambda: limits.UNRESPONSIVE_MS_MAX)
     scratch: Path | None = None
     optional: bool = False
     user_number: int | None = None
@@ -117,7 +121,9 @@ def plan(
                 fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
                 needs=process.needs,
                 parts=RAY_PARTS if process.role == "ray" else (),
+                parts_started_again=RAY_PARTS_STARTED_AGAIN if process.role == "ray" else (),
                 stopped_ms_max=limits.STOPPED_RAY_MS_MAX if process.role == "ray" else limits.STOPPED_MS_MAX,
+                silent_ms_max=limits.SILENT_RAY_MS_MAX if process.role == "ray" else limits.UNRESPONSIVE_MS_MAX,
                 scratch=process.scratch,
                 optional=process.optional,
                 user_number=process.user_number,
@@ -212,7 +218,7 @@ def _plan_ray_head(settings: Settings, folder: DataFolder, instance: Instance, c
         "ray_port": cell.ray_port,
         "temp_folder": str(scratch),
         "token_file": str(folder.ray_token_file(cell.name)),
-        "log_file": str(folder.log_file(name)),
+        "logs_folder": str(folder.log_folder(name)),
         # Not for Ray: workers outlive their door and keep what they were started with, so a change begins at Ray.
         **_workers_config(settings),
     }

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from control_plane.audit_chain import Verdict
 from control_plane.data_folder import DataFolder
+from control_plane.doctor import Finding
 from control_plane.errors import ControlPlaneError
 from control_plane.processes import ProcessSpec
 from control_plane.registry_records import Cell
@@ -358,6 +359,17 @@ def show_audit(report: dict[str, Any]) -> None:
     out.print(
         f"{verdict}: {report['payments']} payments, {report['operations']} operations, {report['in_doubt']} in doubt"
     )
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """Show what `bulkhead doctor` found, and what to do about it."""
+    out = make_console()
+    for finding in findings:
+        word = "[green]ok[/]" if finding.ok else "[bold red]NOT OK[/]"
+        out.print(f"{word} {escape(finding.check)}: {escape(finding.what)}", soft_wrap=True)
+        for name, text in (("where", finding.where), ("hint", finding.hint)):
+            if text and not finding.ok:
+                out.print(f"  {name}: {escape(text)}", soft_wrap=True)
 
 
 def show_dry_run(found: dict[str, Any]) -> None:

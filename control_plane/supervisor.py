@@ -68,6 +68,32 @@ class _Keeper:
         self.task: asyncio.Task[None] | None = None
 
 
+class _StoppedFor:
+    """For how long something has been seen to be stopped (SIGSTOP)."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def ms(self, now: float, *, stopped: bool, late: bool) -> float:
+        """Return it as of this look; whoever stopped one that looks late may have stopped the one that looks, too."""
+        if not stopped:
+            self._since = None
+            return 0
+        if self._since is None or late:
+            self._since = now
+        return (now - self._since) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A child of a process that is watched beside it."""
+
+    name: str
+    handle: ProcessHandle
+    started_again: bool  # by the process itself
+    stopped: _StoppedFor
+
+
 class Supervisor:
     """All processes of one installation. `probe` says whether a process answers; it may raise nothing."""
 
@@ -359,7 +385,7 @@ class Supervisor:
                     continue
                 silent_ms = (now - silent_since) * 1000
                 wanted = (handle.wanted_cpu_ms() - wanted_ms) / silent_ms
-                allowed_ms = silence_ms_max(answered=answered, wanted=wanted)
+                allowed_ms = silence_ms_max(keeper.spec.silent_ms_max, answered=answered, wanted=wanted)
                 if silent_ms >= allowed_ms:
                     why = f"it did not answer for {allowed_ms / 1000:g} s and was killed"
                     handle.signal(signal.SIGKILL)
@@ -378,35 +404,45 @@ class Supervisor:
     async def _kill_where_it_stands(self, spec: ProcessSpec, handle: ProcessHandle) -> str:
         """End a process that was stopped (SIGSTOP), or lost a part of its own; give why, in words.
 
+        A part that it starts again by itself is only ended where it was stopped.
+
         That is what the kernel says of it, so no load of the machine can be mistaken for it.
         """
         interval_s = limits.STATE_LOOK_INTERVAL_MS / 1000
-        stopped_since: float | None = None
-        parts: dict[int, ProcessHandle] = {}
+        parts: dict[int, _Part] = {}
+        whole = _StoppedFor()
         try:
             for look in itertools.count():
                 before = time.monotonic()
                 await asyncio.sleep(interval_s)
                 now = time.monotonic()
-                if spec.parts and look % limits.STATE_LOOKS_PER_SEARCH == 0:
-                    for part in handle.children(spec.parts):
-                        if parts.setdefault(part.pid, part) is not part:
-                            part.close()
-                if any(part.has_ended() for part in parts.values()):
+                late = (now - before - interval_s) * 1000 > limits.SUPERVISOR_LATE_MS
+                if look % limits.STATE_LOOKS_PER_SEARCH == 0:
+                    _find_parts(spec, handle, parts)
+                its_own = [part for part in parts.values() if not part.started_again]
+                if any(part.handle.has_ended() for part in its_own):
                     why = "a process of its own ended, so it was killed"
                     break
-                if not any(one.is_stopped() for one in (handle, *parts.values())):
-                    stopped_since = None
-                elif stopped_since is None or (now - before - interval_s) * 1000 > limits.SUPERVISOR_LATE_MS:
-                    stopped_since = now  # whoever stopped them may have stopped us, too
-                elif (now - stopped_since) * 1000 >= spec.stopped_ms_max:
+                stopped = any(one.is_stopped() for one in (handle, *(part.handle for part in its_own)))
+                if whole.ms(now, stopped=stopped, late=late) >= spec.stopped_ms_max:
                     why = f"it was stopped for {spec.stopped_ms_max / 1000:g} s and was killed"
                     break
+                for part in [part for part in parts.values() if part.started_again]:
+                    if part.handle.has_ended():
+                        self._say_part_ended(spec, parts.pop(part.handle.pid))
+                    elif part.stopped.ms(now, stopped=part.handle.is_stopped(), late=late) >= spec.stopped_ms_max:
+                        part.handle.signal(signal.SIGKILL)
         finally:
             for part in parts.values():
-                part.close()
+                part.handle.close()
         handle.signal(signal.SIGKILL)
         return why
+
+    def _say_part_ended(self, spec: ProcessSpec, part: "_Part") -> None:
+        part.handle.close()
+        output = self._output_file(spec)
+        log.warning("part_ended", child=spec.name, part=part.name, pid=part.handle.pid, output=str(output))
+        self._listener(spec, f"its {part.name} ended and is started again by it (its words: {output})")
 
     async def _probe_in_time(self, spec: ProcessSpec) -> bool:
         try:
@@ -435,15 +471,16 @@ class Supervisor:
             return None
 
 
-def silence_ms_max(*, answered: bool, wanted: float) -> int:
+def silence_ms_max(idle_ms_max: int, *, answered: bool, wanted: float) -> int:
     """Return how long a process may not answer.
 
-    `answered`: whether it ever did. `wanted`: for which share of that time its event loop ran or waited for a core.
+    `idle_ms_max`: where it has nothing to do. `answered`: whether it ever did. `wanted`: for which share of that time
+    its event loop ran or waited for a core.
     """
     if not answered:
         return limits.START_TIMEOUT_MS
     is_busy = wanted * 100 >= limits.BUSY_PERCENT_MIN
-    return limits.BUSY_SILENT_MS_MAX if is_busy else limits.UNRESPONSIVE_MS_MAX
+    return max(limits.BUSY_SILENT_MS_MAX, idle_ms_max) if is_busy else idle_ms_max
 
 
 def restart_delay_ms(failures_in_row: int) -> int:
@@ -477,6 +514,16 @@ def remove_scratch(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
             with contextlib.suppress(OSError):  # other cells' folders are still in it
                 path.parent.rmdir()
+
+
+def _find_parts(spec: ProcessSpec, handle: ProcessHandle, parts: dict[int, _Part]) -> None:
+    """Add the parts of a process that are not known yet, by their pids."""
+    for name in (*spec.parts, *spec.parts_started_again):
+        for child in handle.children((name,)):
+            if child.pid in parts:
+                child.close()
+            else:
+                parts[child.pid] = _Part(name, child, name in spec.parts_started_again, _StoppedFor())
 
 
 async def _first_of(work: "asyncio.Future[Any]", event: asyncio.Event | None) -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from control_plane import (
     data_folder,
     fleet_api,
     limits,
+    listening,
     memory,
     opening,
     rebalance_api,
@@ -53,6 +54,7 @@ from control_plane.moves_mover import MovesMover
 from control_plane.operators import Operators
 from control_plane.partners import Partners, to_profile
 from control_plane.places import place_of_cell
+from control_plane.process_table import boot_id, read_start_ticks
 from control_plane.processes import ProcessSpec, SecretsDigest, plan
 from control_plane.publishing import Publisher
 from control_plane.rebalancer import Rebalancer
@@ -152,7 +154,12 @@ async def _run(
 def _write_settings(folder: DataFolder, settings: Settings) -> None:
     """Leave for the other commands what this run was started with, and who it is."""
     write_atomically(folder.settings_file, settings.model_dump_json(indent=2).encode())
-    record = {"pid": os.getpid(), "started_at": data_folder.timestamp()}
+    record = {
+        "pid": os.getpid(),
+        "start_time": read_start_ticks(os.getpid()),
+        "boot_id": boot_id(),
+        "started_at": data_folder.timestamp(),
+    }
     write_atomically(folder.control_record_file, json.dumps(record).encode())
 
 
@@ -191,6 +198,8 @@ class _Up:
         self._started_at = data_folder.timestamp()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._refused: RefusedError | None = None
+        self._listens_beyond: list[listening.Listener] = []
 
     async def run(self) -> int:
         self._watch_signals()
@@ -277,6 +286,7 @@ class _Up:
             _repeating(accesses.work, limits.ACCESS_INTERVAL_MS),
             _repeating(failed_keys.work, limits.FAILED_KEYS_TAKE_INTERVAL_MS),
             self._copying_heads(),
+            _repeating(functools.partial(self._look_who_listens, supervisor), limits.LISTENING_LOOK_INTERVAL_MS),
         ):
             announcing = asyncio.create_task(self._announce(supervisor))
             try:
@@ -304,6 +314,8 @@ class _Up:
         await failed_keys.work()
         await accesses.work()
         self._console.tell("stopped; nothing is left running")
+        if self._refused is not None:
+            raise self._refused
         return 0
 
     async def _wait_stopped(self, supervisor: Supervisor) -> BaseException | None:
@@ -324,8 +336,30 @@ class _Up:
                 f"not ready yet: {', '.join(not_ready)}. What ends is started again; why stands in {self._folder.logs}"
             )
             not_ready = await supervisor.wait_ready(limits.START_TIMEOUT_MS)
+        strangers = await self._look_who_listens(supervisor)
+        if strangers:
+            self._refused = RefusedError(
+                f"{'; '.join(map(str, strangers))}: the settings say nothing of that, so all was ended again",
+                where="what the installation's processes listen on",
+                hint="set the host and port in the settings where it should; else mend what listens there",
+            )
+            self._stop.set()
+            return
         log.info("all_ready")
         self._console.tell_ready(self._settings, self._folder, os.getpid(), self._registry.cells())
+
+    async def _look_who_listens(self, supervisor: Supervisor) -> list[listening.Listener]:
+        """Return what listens beyond what the settings say, and tell of what is new."""
+        specs = [state.spec for state in supervisor.states]
+        rows = await asyncio.to_thread(listening.rows_of, self._settings, specs)
+        seen = await asyncio.to_thread(listening.read_listeners, self._instance.id, os.getpid())
+        found = listening.beyond(seen.listeners, rows)
+        for listener in found:
+            if listener not in self._listens_beyond:
+                log.error("listens_beyond_settings", **asdict(listener))
+                self._console.tell(f"NOT IN THE SETTINGS: {listener}")
+        self._listens_beyond = found
+        return found
 
     def _plan(self) -> tuple[ProcessSpec, ...]:
         planned = self._make_plan(

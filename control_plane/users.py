@@ -46,6 +46,10 @@ class Users:
     first_uid: int | None
     why_one: str = ""
 
+    def has(self, number: int) -> bool:
+        """Whether a user or group is one of these."""
+        return self.first_uid is not None and self.first_uid <= number < self.first_uid + limits.USERS_MAX
+
     @property
     def weakness(self) -> str:
         """Say what one user for all means, empty where there are more."""

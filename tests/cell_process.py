@@ -105,7 +105,7 @@ class CellProcess:
             "ray_port": self.ray_port,
             "temp_folder": str(self._ray_folder),
             "token_file": str(self.folder / "token"),
-            "log_file": None,
+            "logs_folder": str(self.folder / "logs"),
         }
         self._ray = self._start("cells.ray_head", config)
         self._await_port(self._ray, self.ray_port, "cells.ray_head")

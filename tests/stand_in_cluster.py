@@ -5,7 +5,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -73,11 +72,10 @@ class WorkerMaker:
 
 
 class StandInCluster(Cluster):
-    """Answers as Cluster does, without Ray. `head` is what listens at the cluster's address."""
+    """Answers as Cluster does, without Ray. `raylet` is a process that stands in for the raylet."""
 
     def __init__(self, maker: WorkerMaker) -> None:
-        self.head = socket.create_server((HOST, 0))
-        self.address = f"{HOST}:{self.head.getsockname()[1]}"
+        self.raylet = subprocess.Popen(["sleep", "infinity"])
         self.endpoints: dict[str, Endpoint] = {}
         self.started: list[str] = []
         self.killed: list[str] = []
@@ -91,6 +89,10 @@ class StandInCluster(Cluster):
     def connect(self) -> None:
         """Wait, where the test ordered it; there is no Ray to join."""
         self.connected.wait()
+
+    def open_raylet(self) -> int:
+        """Open the process that stands in for the raylet."""
+        return os.pidfd_open(self.raylet.pid)
 
     def existing(self) -> list[str]:
         """Name the workers that nobody ended."""
@@ -113,7 +115,8 @@ class StandInCluster(Cluster):
 
     def end(self) -> None:
         """End all workers that live."""
-        self.head.close()
+        self.raylet.kill()
+        self.raylet.wait()
         for endpoint in self.endpoints.values():
             try:
                 os.kill(endpoint.pid, signal.SIGKILL)

@@ -2,8 +2,9 @@
 
 Everything is the real one (lock, secrets, registry, supervisor, admin socket) but the children: loops that answer
 /livez with their pid, and nobody any more after a POST (to /spin: for 2.5 s of CPU time). Behaviours: plain, stubborn
-(ignores SIGTERM, has a grandchild in a session of its own), parted (is of no use without its child), crashing (ends at
-once with exit code 3). Some bounds are shorter here, so that the tests needn't wait for them.
+(ignores SIGTERM, has a grandchild in a session of its own), parted (is of no use without its child), mending (starts
+its child again), wide (listens on all interfaces, too), crashing (ends at once with exit code 3). Some bounds are
+shorter here, so that the tests needn't wait for them.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from control_plane.registry_records import Cell
 from control_plane.settings import Settings
 
 CHILD = """
-import http.server, json, os, signal, subprocess, sys, threading, time
+import http.server, json, os, signal, socket, subprocess, sys, threading, time
 config = json.load(open(sys.argv[1]))
 with open(config["starts_file"], "a") as starts:
     starts.write(f"{os.getpid()} {time.monotonic()}\\n")
@@ -34,6 +35,16 @@ if config["behaviour"] in {"stubborn", "parted"}:
     sleeper = subprocess.Popen(["sleep", "600"], start_new_session=True)
     with open(config["starts_file"] + ".grandchild", "w") as file:
         file.write(str(sleeper.pid))
+def mend():
+    while True:
+        sleeper = subprocess.Popen(["sleep", "600"])
+        with open(config["starts_file"] + ".grandchild", "w") as file:
+            file.write(str(sleeper.pid))
+        sleeper.wait()
+if config["behaviour"] == "mending":
+    threading.Thread(target=mend, daemon=True).start()
+if config["behaviour"] == "wide":
+    wide = socket.create_server(("0.0.0.0", 0))
 hanging, spinning = threading.Event(), threading.Event()
 class Livez(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -92,6 +103,7 @@ def stand_in_plan(
                 port=int(port),
                 needs=tuple(needs),
                 parts=("sleep",) if behaviour == "parted" else (),
+                parts_started_again=("sleep",) if behaviour == "mending" else (),
                 fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
                 owns=(folder.root.parent,),
             )

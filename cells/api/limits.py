@@ -65,6 +65,8 @@ POOL_PARTNERS_MAX: Final = 32
 SPARE_AFTER_DEATH_DELAY_MS: Final = 1_000
 WORKER_START_TIMEOUT_MS: Final = 60_000
 ACTIVATION_TIMEOUT_MS: Final = 10_000
+# A cell's Ray goes on without its GCS, which is started again, for so long; then all of it begins anew.
+GCS_AWAY_MS_MAX: Final = 60_000
 ACTIVATION_RETRY_DELAY_MS_MAX: Final = 5_000
 # A worker is suspected, too, by commands in a row that it left unanswered for at least this long.
 UNANSWERED_MS_MIN: Final = 3_000

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import msgpack
 import orjson
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ulid import ULID
@@ -20,6 +21,7 @@ from cells.api import messages
 from cells.api.connection import Peer, PeerLostError, PeerUnavailableError
 from cells.api.messages import Answer, Command, Method, Profile, RefusalCode, Refused
 from cells.audit import audit_cell
+from chaos.attack_ray import send_empty_stream
 from stores.sqlite_shelf import SqliteShelf
 from tests.acquirer_process import AcquirerProcess, start_acquirer
 from tests.cell_process import CellProcess, start_cell
@@ -406,6 +408,48 @@ async def test_a_cell_whose_ray_head_is_killed_comes_back(cell: CellProcess, acq
     after = await cell.status()
     assert after["door_epoch"] == before["door_epoch"] + 1
     assert not set(cell.processes()) & {worker["pid"] for worker in before["workers"]}
+
+
+async def test_ray_listens_on_loopback_only(cell: CellProcess) -> None:
+    """What reaches a port of Ray runs code of Ray's before any token is looked at."""
+    await all_are_served(cell)
+    commands = cell.processes()
+    listeners = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.pid in commands]
+    addresses = {one.laddr.ip.removeprefix("::ffff:") for one in listeners}
+    assert addresses == {"127.0.0.1"}
+    listening = {one.pid for one in listeners}
+    assert {*cell.pids_of("gcs_server", "raylet"), cell.door.pid} <= listening
+    assert {worker["pid"] for worker in (await cell.status())["workers"]} <= listening
+
+
+@pytest.mark.parametrize("trouble", ["killed", "an empty stream"])
+async def test_payments_go_on_while_the_gcs_dies_and_is_started_again(cell: CellProcess, trouble: str) -> None:
+    await spare_is_warm(cell)
+    before = await cell.status()
+    (first,) = cell.pids_of("gcs_server")
+
+    async def strike() -> None:
+        if trouble == "killed":
+            os.kill(first, signal.SIGKILL)
+        else:
+            await asyncio.to_thread(send_empty_stream, "127.0.0.1", cell.ray_port)
+        await eventually(lambda: cell.pids_of("gcs_server") not in ([], [first]), BACK_WITHIN_S)
+
+    load = Load(cell)
+    await load.during(strike)
+    refused = [one for answers in load.answers.values() for one in answers if not isinstance(one, Answer)]
+    assert refused == []
+    assert {answer.status for answers in load.answers.values() for answer in answers} == {201}
+    after = await cell.status()
+    assert after["door_epoch"] == before["door_epoch"]
+    assert {worker["pid"] for worker in after["workers"]} == {worker["pid"] for worker in before["workers"]}
+    kept = max((cell.folder / "logs").glob("cell-0.ray.gcs-*.log"))
+    assert "gcs_server" in kept.read_text()
+    assert str(kept) in (cell.folder / "logs" / "cells.ray_head.out").read_text()
+    # The GCS that was started again knows the cluster: it starts new workers.
+    os.kill((await cell.worker_of("alpha"))["pid"], signal.SIGKILL)
+    await all_are_served(cell)
+    await spare_is_warm(cell)
 
 
 HEAD_KILLED = [payment("tok_slow_700", key=f"head-{number}") for number in range(10)]

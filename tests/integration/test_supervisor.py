@@ -19,7 +19,7 @@ import pytest
 
 from control_plane import client, data_folder, limits, opening
 from control_plane.data_folder import DataFolder
-from control_plane.errors import NotRunningError
+from control_plane.errors import NotRunningError, RefusedError
 from control_plane.process_table import MARKER, read_marker, read_start_ticks
 from control_plane.settings import Settings
 
@@ -217,6 +217,39 @@ def test_a_process_is_replaced_when_a_part_of_it_ends_or_is_stopped(
     eventually(lambda: answering_pid(port) not in {None, first})
     assert why in up.output()
     assert not is_alive(part)
+
+
+def test_a_part_that_its_process_starts_again_is_left_to_it(scene: Scene) -> None:
+    port = free_port()
+    up = scene.up(f"whole:{port}:mending")
+    up.wait_ready()
+    first = answering_pid(port)
+
+    def part() -> int:
+        return int((scene.root.parent / "whole.starts.grandchild").read_text() or 0)
+
+    before = part()
+    time.sleep(1.0)  # its parts are looked for now and then
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: part() not in {0, before})
+    eventually(lambda: "its sleep ended and is started again by it" in up.output())
+    before = part()
+    time.sleep(1.0)
+    os.kill(before, signal.SIGSTOP)  # it would never do anything again
+    eventually(lambda: part() not in {0, before})
+    assert not is_alive(before)
+    assert answering_pid(port) == first
+    assert up.states()["whole"]["restarts"] == 0
+
+
+def test_an_installation_that_listens_beyond_its_settings_is_refused(scene: Scene) -> None:
+    port, wide = free_port(), free_port()
+    up = scene.up(f"narrow:{port}:plain", f"open:{wide}:wide")
+    assert up.process.wait(WAIT_S) == RefusedError.exit_code
+    assert "REFUSED open (pid" in up.output()
+    assert "listens on 0.0.0.0:" in up.output()
+    assert "ALL READY" not in up.output()
+    assert scene.marked() == [], "what it started is ended"
 
 
 def test_a_process_that_answers_nobody_is_replaced(scene: Scene) -> None:

@@ -25,7 +25,7 @@ from control_plane.supervisor import silence_ms_max
     ],
 )
 def test_a_silent_process_is_waited_for_longer_where_it_works(answered: bool, wanted: float, allowed_ms: int) -> None:
-    assert silence_ms_max(answered=answered, wanted=wanted) == allowed_ms
+    assert silence_ms_max(limits.UNRESPONSIVE_MS_MAX, answered=answered, wanted=wanted) == allowed_ms
 
 
 def test_the_kernel_tells_what_a_process_works_and_that_a_stopped_one_does_not() -> None:
