@@ -83,7 +83,9 @@ def start(  # noqa: PLR0913 - one for each option
     cells: Annotated[int | None, typer.Option(help="How many cells.")] = None,
     routers: Annotated[int | None, typer.Option(help="How many routers, each on a port of its own.")] = None,
     spares_per_cell: Annotated[int | None, typer.Option(help="Warm workers that wait to take over.")] = None,
-    http_host: Annotated[str | None, typer.Option(help="Where routers listen.")] = None,
+    http_host: Annotated[
+        str | None, typer.Option(help="Where routers listen: this host; else with `insecure` only.")
+    ] = None,
     http_port: Annotated[int | None, typer.Option(help="Port of the first router.")] = None,
     door_port: Annotated[int | None, typer.Option(help="Port of the first cell's door.")] = None,
     door_advertised_port: Annotated[
@@ -91,7 +93,7 @@ def start(  # noqa: PLR0913 - one for each option
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of the first door's metrics.")] = None,
     ray_port: Annotated[int | None, typer.Option(help="Port of the first cell's Ray.")] = None,
-    admin_host: Annotated[str | None, typer.Option(help="Where the admin API listens beside its Unix socket.")] = None,
+    admin_host: Annotated[str | None, typer.Option(help="Where the admin API listens, too; as http-host.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the admin API; else only the Unix socket.")] = None,
     acquirer_port: Annotated[int | None, typer.Option(help="Port of the acquirer simulator.")] = None,
     acquirer_url: Annotated[
@@ -104,7 +106,8 @@ def start(  # noqa: PLR0913 - one for each option
         int | None, typer.Option(help="Start a second simulator on this port, as the acquirer `second`.")
     ] = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="Somebody else's Redis: redis://…; none: no Redis; else `up` starts its own.")
+        str | None,
+        typer.Option(help="Another Redis (rediss:// on another host); none: no Redis; else `up` starts its own."),
     ] = None,
     redis_port: Annotated[int | None, typer.Option(help="Port of its own Redis.")] = None,
     store: Annotated[str | None, typer.Option(help="Where the money is: sqlite or fdb (FoundationDB).")] = None,

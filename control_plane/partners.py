@@ -29,6 +29,7 @@ from control_plane.publishing import Publisher
 from control_plane.registry import Registry
 from control_plane.registry_errors import was_deleted
 from control_plane.registry_records import Partner, end_of_grace
+from control_plane.settings import MAIN_ACQUIRER
 from router.directory import API_VERSION
 
 log = structlog.get_logger()
@@ -70,7 +71,7 @@ class _Retry:
 class Partners:
     """All changes to partners, one at a time for each partner, side by side for different ones."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, and what the settings say of partners
         self,
         registry: Registry,
         doors: Doors,
@@ -79,6 +80,7 @@ class Partners:
         *,
         require_room: Callable[[int, int], None],
         acquirers: Collection[str] = (),
+        simulators: Collection[str] = (),
         test_only: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,6 +91,7 @@ class Partners:
         self._require_room = require_room
         self._test_only = test_only
         self._acquirers = acquirers
+        self._simulators = simulators
         self._monotonic = monotonic
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._retries: dict[str, _Retry] = {}
@@ -166,7 +169,7 @@ class Partners:
 
     async def set_acquirers(self, partner_id: str, acquirers: tuple[str, ...], who: str) -> Changed:
         """Set which acquirers new payments go to, the first choice first. Raises NotFoundError, RefusedError."""
-        self._require_known(acquirers)
+        self._require_known(acquirers, self._registry.partner(partner_id).mode)
         return await self._change(partner_id, lambda: self._registry.set_acquirers(partner_id, acquirers, who))
 
     async def set_currencies(self, partner_id: str, currencies: tuple[str, ...], who: str) -> Changed:
@@ -351,15 +354,22 @@ class Partners:
         deletion = self._registry.deletion(wanted.id)
         if deletion is not None and deletion.state == "deleted":
             raise was_deleted(deletion)
-        self._require_known(wanted.acquirers)
+        self._require_known(wanted.acquirers, wanted.mode)
 
-    def _require_known(self, acquirers: tuple[str, ...]) -> None:
+    def _require_known(self, acquirers: tuple[str, ...], mode: str) -> None:
         unknown = [name for name in acquirers if name not in self._acquirers]
         if unknown or len(set(acquirers)) < len(acquirers):
             raise RefusedError(
                 f"there is no acquirer {unknown[0]!r}" if unknown else f"an acquirer is named twice: {acquirers}",
                 where="the acquirers given",
                 hint=f"those of the settings are: {', '.join(self._acquirers)}",
+            )
+        simulated = [name for name in acquirers or (MAIN_ACQUIRER,) if name in self._simulators]
+        if mode == "live" and simulated:
+            raise RefusedError(
+                f"the acquirer {simulated[0]!r} is a simulator, and a live partner's payments are no play",
+                where="the partner's mode and acquirers",
+                hint="use --mode test, or name a real acquirer (acquirer_url or acquirers in the settings)",
             )
 
     def _onboarded(self, partner_id: str) -> Partner:

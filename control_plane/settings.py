@@ -111,6 +111,8 @@ class Settings(BaseSettings):
     audit_head_copy: str = ""
     # Which changes need a second operator: live_keys, unknown_resolve, deletion, and always with them roles.
     two_person_approval: Annotated[tuple[Kind, ...], NoDecode] = ()
+    # Whether what others on the network can read is meant (exposure.py); `up` refuses it otherwise.
+    insecure: bool = False
     # For test installations: workers obey faults in metadata, and bulkheads can be switched off to see them missed.
     fault_injection: bool = False
     bulkheads_off: Annotated[tuple[Bulkhead, ...], NoDecode] = ()
@@ -118,7 +120,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _check_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name != "fault_injection":
+        if isinstance(value, bool) and info.field_name not in {"fault_injection", "insecure"}:
             raise ValueError("should be a number or a text")
         if isinstance(value, str | Path) and "\0" in str(value):
             raise ValueError("should hold no NUL character")
@@ -276,6 +278,12 @@ class Settings(BaseSettings):
         if self.second_acquirer_port is not None:
             urls[SECOND_ACQUIRER] = f"http://{LOOPBACK}:{self.second_acquirer_port}"
         return urls
+
+    @property
+    def simulators(self) -> frozenset[str]:
+        """Names of the acquirers that are simulators of our own."""
+        own = {MAIN_ACQUIRER: self.starts_simulator, SECOND_ACQUIRER: self.second_acquirer_port is not None}
+        return frozenset(name for name, is_own in own.items() if is_own)
 
     def cluster_file_of(self, cell: str) -> Path:
         """Give the FoundationDB cluster file of a cell."""

@@ -44,6 +44,7 @@ from control_plane.door_moves import DoorMoves
 from control_plane.doors import Doors, cell_addresses
 from control_plane.errors import ControlPlaneError, FolderError, RefusedError, SettingsError
 from control_plane.evacuation import Evacuation
+from control_plane.exposure import insecurities, require_secure
 from control_plane.failed_keys import FailedKeysOfRouters
 from control_plane.fleet import Fleet, Ground, is_free
 from control_plane.gate import Gate
@@ -104,6 +105,7 @@ def code_version() -> str:
 
 def run(settings: Settings, console: Console, make_plan: Planner = plan) -> int:
     """Run until SIGINT, SIGTERM or SIGHUP; give the exit code. Raises ControlPlaneError where it can't start."""
+    require_secure(settings)
     folder = DataFolder(settings.data_folder)
     settings = with_redis_that_is_there(settings, console)
     with data_folder.locked(folder):
@@ -164,8 +166,18 @@ def _write_settings(folder: DataFolder, settings: Settings) -> None:
 
 
 def require_acquirers(settings: Settings, partners: Sequence[Partner]) -> None:
-    """Refuse to start without an acquirer that a partner's profile names. Raises SettingsError."""
+    """Refuse to start without an acquirer that a partner's profile names, or with a simulator that a live one has.
+
+    Raises SettingsError.
+    """
     for partner in partners:
+        simulated = settings.simulators.intersection(partner.acquirers or (MAIN_ACQUIRER,))
+        if partner.mode == "live" and simulated:
+            raise SettingsError(
+                f"partner {partner.id!r} is live, and its acquirer {min(simulated)!r} is a simulator",
+                where="acquirer_url and second_acquirer_port in the settings",
+                hint="name real acquirers in the settings; a simulator is for partners of mode test",
+            )
         for name in partner.acquirers:
             if name not in settings.acquirer_urls:
                 raise SettingsError(
@@ -205,6 +217,8 @@ class _Up:
         self._watch_signals()
         if self._users.weakness:
             self._console.tell(f"WEAK: {self._users.weakness}")
+        for name, what, _ in insecurities(self._settings):
+            self._console.tell(f"INSECURE: {name} {what}")
         self._require_memory()
         self._require_test_partners()
         require_acquirers(self._settings, self._registry.partners())
@@ -226,6 +240,7 @@ class _Up:
             publisher,
             data_folder.read_secret(self._folder.pepper_file),
             acquirers=self._settings.acquirer_urls,
+            simulators=self._settings.simulators,
             require_room=lambda dedicated, pooled: memory.require_room_for_more(
                 dedicated, pooled, memory.available_bytes()
             ),

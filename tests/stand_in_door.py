@@ -130,6 +130,7 @@ class Installation:
         self._registries: list[Registry] = []
         self._clients: list[Doors] = []
         self.now = 0.0
+        self.simulators: tuple[str, ...] = ()
 
     async def start(self) -> None:
         with data_folder.locked(self.folder):
@@ -173,6 +174,7 @@ class Installation:
             publisher,
             pepper,
             acquirers=("main", "second"),
+            simulators=self.simulators,
             require_room=lambda _dedicated, _pooled: None,
             monotonic=lambda: self.now,
         )

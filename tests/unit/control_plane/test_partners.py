@@ -387,3 +387,22 @@ async def test_acquirers_reach_the_door_with_a_newer_profile_and_unknown_ones_ar
     with pytest.raises(SettingsError, match=r"acme.*second"):
         require_acquirers(Settings(), registry.partners())
     require_acquirers(Settings(second_acquirer_port=8091), registry.partners())
+
+
+async def test_a_live_partner_never_meets_a_simulator(installation: Installation) -> None:
+    installation.simulators = ("main",)
+    control, registry, _, _ = await installation.control_plane()
+    for acquirers in ((), ("main",), ("second", "main")):
+        with pytest.raises(RefusedError, match="'main' is a simulator"):
+            await control.create(wanted(mode="live", acquirers=acquirers), "ann")
+    assert registry.partners() == []
+    key = (await control.create(wanted(mode="live", acquirers=("second",)), "ann")).key
+    assert key is not None
+    for acquirers in ((), ("main",), ("second", "main")):
+        with pytest.raises(RefusedError, match="'main' is a simulator"):
+            await control.set_acquirers("acme", acquirers, "ann")
+    assert registry.partner("acme").acquirers == ("second",)
+    simulated = Settings(second_acquirer_port=8091)
+    with pytest.raises(SettingsError, match="'acme' is live, and its acquirer 'second' is a simulator"):
+        require_acquirers(simulated, registry.partners())
+    require_acquirers(Settings(acquirers={"second": "https://bank.example"}), registry.partners())
