@@ -27,6 +27,7 @@ from acquirer_simulator import limits, logs
 from acquirer_simulator.app import Waits, make_app
 from acquirer_simulator.notifier import Notifier
 from acquirer_simulator.record import Record, RecordUnusableError
+from listeners import server as listening
 
 log = structlog.get_logger()
 
@@ -93,20 +94,10 @@ async def serve(settings: Settings, secret: bytes) -> None:
         waits = Waits()
         host, port = listener.getsockname()[:2]
         server = Server(
-            uvicorn.Config(
+            listening.config(
                 make_app(record, waits, f"http://{host}:{port}"),
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
+                connections_max=limits.CONNECTIONS_MAX,
                 date_header=False,
-                proxy_headers=False,
-                backlog=limits.CONNECTION_BACKLOG,
-                limit_concurrency=limits.CONNECTIONS_MAX,
-                timeout_keep_alive=limits.KEEP_ALIVE_S,
-                timeout_graceful_shutdown=limits.SHUTDOWN_GRACE_S,
             ),
             waits,
         )

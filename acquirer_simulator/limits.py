@@ -25,13 +25,9 @@ WAL_CHECKPOINT_PAGES: Final = 2_000
 # Connections and waits.
 CONNECTIONS_MAX: Final = 16_384
 OPEN_FILES_WANTED: Final = CONNECTIONS_MAX + 256
-CONNECTION_BACKLOG: Final = 2_048
-# Longer than a client keeps an idle connection, so that a request never meets a connection that is being closed.
-KEEP_ALIVE_S: Final = 75
 WAITING_REQUESTS_MAX: Final = 10_000
 HANG_MS_MAX: Final = 600_000
 DELAY_MS_MAX: Final = 60_000
-SHUTDOWN_GRACE_S: Final = 1
 FAULTS_MAX: Final = 10_000
 TOKENS_CACHED_MAX: Final = 4_096
 

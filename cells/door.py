@@ -557,7 +557,7 @@ async def _run(config: dict[str, Any], secret: bytes) -> NoReturn:
     log.info("door_listens", port=config["port"], pid=os.getpid())
     code = await ended
     await server.aclose()
-    await metrics.cleanup()
+    await metrics.aclose()
     await door.stop()
     await workforce.stop()
     # Threads that wait for Ray would hold the process up; everything of ours is closed.

@@ -4,9 +4,8 @@ import asyncio
 from typing import Final
 
 import msgpack
-from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 
 from cells import limits as cell_limits
 from cells.api import limits
@@ -16,6 +15,7 @@ from cells.api.saturation import Saturation
 from cells.shelf_health import ShelfHealth
 from cells.worker_metrics import Dump, Sum
 from cells.workforce import Link, Workforce
+from listeners.metrics_page import MetricsPage
 from stores.shelf import Shelf
 
 # Not the default registry: a door's process also has the (idle) metrics of actors.
@@ -67,8 +67,8 @@ QUARANTINED: Final = Gauge(
 WORKERS: Final = Gauge("bulkhead_door_workers", "Living workers.", ["state"], registry=_REGISTRY)
 
 
-async def serve(host: str, port: int, workforce: Workforce, shelf: Shelf) -> web.AppRunner:
-    """Serve GET /metrics until the runner is cleaned up."""
+async def serve(host: str, port: int, workforce: Workforce, shelf: Shelf) -> MetricsPage:
+    """Serve GET /metrics until the page is closed. Raises OSError where the address is taken."""
     workers = Sum()
     _REGISTRY.register(workers)
     Saturation("door", _REGISTRY).start()
@@ -76,7 +76,7 @@ async def serve(host: str, port: int, workforce: Workforce, shelf: Shelf) -> web
     _REGISTRY.register(health)
     health.start()
 
-    async def metrics(_: web.Request) -> web.Response:
+    async def render() -> bytes:
         links = list(workforce.links.values())
         spares = sum(workforce.is_spare(link) for link in links)
         WORKERS.labels("spare").set(spares)
@@ -85,14 +85,11 @@ async def serve(host: str, port: int, workforce: Workforce, shelf: Shelf) -> web
         WORKERS.labels("assigned").set(len(links) - spares - pools)
         dumps = await asyncio.gather(*(_dump(link) for link in links))
         workers.take({link.name: dump for link, dump in zip(links, dumps, strict=True)})
-        return web.Response(body=generate_latest(_REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return generate_latest(_REGISTRY)
 
-    app = web.Application()
-    app.router.add_get("/metrics", metrics)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, host, port).start()
-    return runner
+    page = MetricsPage(render)
+    await page.start(host, port)
+    return page
 
 
 async def _dump(link: Link) -> Dump | None:

@@ -6,18 +6,17 @@ It reads and checks requests and calls the control plane's parts; no decision ab
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import structlog
-import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import ASGIApp
 
 from control_plane import approval_routes, audit_routes, limits, operator_routes, reconciliation_routes
 from control_plane.actions import changed_fields, deletion_fields
@@ -34,7 +33,6 @@ from control_plane.errors import (
     WaitsForApprovalError,
 )
 from control_plane.free_text import WITHOUT_CARD_NUMBER
-from control_plane.gate import Gate
 from control_plane.importing import Imported
 from control_plane.moves import Moves
 from control_plane.operator_routes import AskedBy, ByPerson
@@ -45,6 +43,9 @@ from control_plane.partners import Changed, NewPartner, Partners
 from control_plane.problem import problem
 from control_plane.registry import Registry
 from control_plane.registry_records import Partner
+from listeners import server as listening
+from listeners.protocol import BoundedProtocol
+from listeners.server import QuietServer
 from router.directory import PARTNER_ID
 
 log = structlog.get_logger()
@@ -319,17 +320,8 @@ def _unknown_routes(registry: Registry, doors: Doors, approvals: Approvals) -> A
     return routes
 
 
-class AdminServer(uvicorn.Server):
-    """A uvicorn that leaves the signals to the supervisor, in whose process it runs."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-
-class PeerProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, whose requests know the user at the other end of a Unix socket (origin.py)."""
+class PeerProtocol(BoundedProtocol):
+    """The bounded protocol, whose requests know the user at the other end of a Unix socket (origin.py)."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Ask the kernel once: it is the connection's, whatever comes over it."""
@@ -337,19 +329,9 @@ class PeerProtocol(HttpToolsProtocol):
         self.app_state = {**self.app_state, PEER: peer_of(transport)}
 
 
-def make_server(app: Gate) -> AdminServer:
+def make_server(app: ASGIApp) -> QuietServer:
     """Make the server; `serve(sockets=[...])` runs it, `should_exit = True` ends it."""
-    return AdminServer(
-        uvicorn.Config(
-            app,
-            http=PeerProtocol,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-            proxy_headers=False,
-        )
-    )
+    return QuietServer(listening.config(app, protocol=PeerProtocol))
 
 
 async def _at_door(doors: Doors, partner: Partner) -> dict[str, Any] | None:

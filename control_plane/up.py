@@ -68,7 +68,7 @@ from router.directory_file import write_atomically
 
 log = structlog.get_logger()
 
-_PACKAGES_OF_PROCESSES: Final = ("acquirer_simulator", "actors", "cells", "router", "stores")
+_PACKAGES_OF_PROCESSES: Final = ("acquirer_simulator", "actors", "cells", "listeners", "router", "stores")
 # Settings, data folder, instance, cells, version of the code, digests of the secrets; as processes.plan.
 Planner = Callable[[Settings, DataFolder, Instance, Sequence[Cell], str, SecretsDigest], tuple[ProcessSpec, ...]]
 

@@ -32,7 +32,7 @@ _NEEDED: Final = {
     8: "CAP_SETPCAP",
     19: "CAP_SYS_PTRACE",
 }
-_PACKAGES: Final = ("acquirer_simulator", "actors", "cells", "control_plane", "router", "stores")
+_PACKAGES: Final = ("acquirer_simulator", "actors", "cells", "control_plane", "listeners", "router", "stores")
 _STATUS: Final = Path("/proc/self/status")
 _MAP: Final = Path("/proc/self/uid_map")
 # Who hands out numbers to others: name:first:count a line (subuid(5)).

@@ -41,9 +41,9 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     import uvicorn  # noqa: PLC0415
 
     from cells.api import logs  # noqa: PLC0415
+    from listeners import server as listening  # noqa: PLC0415
     from router import limits  # noqa: PLC0415
     from router.app import create_app  # noqa: PLC0415
-    from router.server import guarded  # noqa: PLC0415
 
     log = structlog.get_logger()
     logs.configure(settings.log_file, process=settings.name)
@@ -57,20 +57,12 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     if allowed < wanted:
         log.warning("open_files_few", allowed=allowed, wanted=wanted)
     server = uvicorn.Server(
-        uvicorn.Config(
+        listening.config(
             app,
-            loop="uvloop",
-            http=guarded(app.guard),
-            ws="none",
+            connections_max=limits.CONNECTIONS_MAX,
+            guard=app.guard,
             lifespan="on",
-            access_log=False,
-            log_config=None,
-            # Warnings are one a malformed request: a flood of these must not flood the log.
-            log_level="error",
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=limits.KEEP_ALIVE_S,
-            timeout_graceful_shutdown=limits.SHUTDOWN_S,
+            shutdown_s=limits.SHUTDOWN_S,
         )
     )
     # uvicorn raises the signal again when it has ended in good order; then it should do nothing.
@@ -78,7 +70,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     host, port = listener.getsockname()[:2]
     log.info("router_starts", host=host, port=port)
-    server.run(sockets=server_sockets(listener))
+    server.run(sockets=listening.sockets(listener))
     log.info("router_ends")
     return 0
 
@@ -99,17 +91,6 @@ def _listen(settings: Settings) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def server_sockets(listener: socket.socket) -> list[socket.socket]:
-    """Give what the server is to listen with: one queue of new connections, named so often as it may accept in a turn.
-
-    With one name alone, a router whose turns take 50 ms would let in 20 connections a second, and serve those that it
-    has well: a partner that comes anew, or a probe, would wait behind them for many seconds.
-    """
-    from router import limits  # noqa: PLC0415 - not while clients wait to be listened to
-
-    return [listener, *(listener.dup() for _ in range(limits.ACCEPTS_PER_TURN_MAX - 1))]
 
 
 def _raise_open_files(wanted: int) -> int:

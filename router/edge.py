@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cells.api.ids import new_ulid
 from cells.api.log_budget import LogBudget
 from cells.api.messages import RefusalCode
-from router import limits, problems
+from listeners import limits
+from router import problems
 from router.guard import Guard
 from router.metrics import Metrics
 from router.problems import EdgeCode, Problem
@@ -27,8 +28,6 @@ from router.reading import Head
 log = structlog.get_logger()
 
 KEY: Final = "bulkhead"
-# In the ASGI scope, too: the server's connection (router/server.py).
-CONNECTION: Final = "bulkhead.connection"
 
 
 class Exchange:

@@ -16,13 +16,14 @@ from starlette.responses import Response
 from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.log_budget import LogBudget
 from cells.api.messages import Answer, Command, Method, RateState, RefusalCode, Refused
+from listeners.protocol import CONNECTION
 from router import keys, limits, models, problems, reading
 from router.admission import Admission
 from router.budgets import Budgets, OverBudgetError
 from router.cells_client import CellsClient
 from router.directory import Directory, Partner
 from router.directory_file import DirectoryWatcher
-from router.edge import CONNECTION, KEY, Exchange, respond
+from router.edge import KEY, Exchange, respond
 from router.endpoints import Endpoint
 from router.guard import Guard
 from router.idempotency import IdempotencyKeys

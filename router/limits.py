@@ -1,26 +1,19 @@
-"""Every bound of the router, named with its unit, and how the bounds relate. The wire's stand in `cells.api.limits`."""
+"""Every bound of the router, named with its unit, and how the bounds relate.
+
+The wire's stand in `cells.api.limits`, those of heads and pipelines in `listeners.limits`.
+"""
 
 from typing import Final
 
 from cells.api import limits as wire
+from listeners import limits as listening
 
 # The bounds of what partners may send stand with the actor; the wire's limits pass them on.
 actor_limits = wire.actor_limits  # type: ignore[attr-defined]  # mypy takes the import there for a private one
 
 # What one request may be.
-HEAD_BYTES_MAX: Final = 16_384
-HEAD_TIMEOUT_MS: Final = 10_000
-# Header lines of one request that come in parts, those behind a chunked body included.
-HEAD_LINES_MAX: Final = 256
-# Requests that wait behind one that is under way on their connection.
-PIPELINED_REQUESTS_MAX: Final = 32
-# How long a peer may leave an answer unread, once buffers are full.
-ANSWER_TIMEOUT_MS: Final = 20_000
 BODY_BYTES_MAX: Final = 65_536
 BODY_TIMEOUT_MS: Final = 10_000
-# Of a body that nobody wants any more so much is thrown away, for at most BODY_TIMEOUT_MS: closing at once would
-# reset the connection, and its sender would never see the answer (RFC 9112, 9.6).
-DISCARDED_BYTES_MAX: Final = 4 * 1_048_576
 # Fields, elements and values of a JSON body, at all depths: the largest that can be right has fewer than this, and what
 # each costs to check is not bounded by its bytes.
 BODY_VALUES_MAX: Final = 512
@@ -30,8 +23,6 @@ PROBLEM_POINTER_CHARACTERS_MAX: Final = 200
 
 # What runs at once, in one router process. A cell's share is REQUESTS_MAX over the number of cells.
 CONNECTIONS_MAX: Final = 8_192
-# libuv accepts one connection a socket and turn of the event loop; a turn takes long where the router is busy.
-ACCEPTS_PER_TURN_MAX: Final = 16
 REQUESTS_MAX: Final = 4_000
 PARTNER_REQUESTS_MAX: Final = 512
 # What a partner's requests may cost one router, of its CPU time. Each of its payments a second brings so much: a
@@ -61,7 +52,6 @@ WORK_US_PER_KIB: Final = 15
 QUANTUM_US: Final = 1_200
 # Notifications of acquirers that are read or under way: they have places of their own.
 NOTIFICATIONS_MAX: Final = 256
-KEEP_ALIVE_S: Final = 75
 SHUTDOWN_S: Final = 5
 
 # Cells. While one is away its requests wait for it; away for longer than this they are refused at once.
@@ -115,6 +105,7 @@ assert WORK_US + BODY_BYTES_MAX * WORK_US_PER_KIB // 1_024 <= QUANTUM_US <= TURN
     "each round has room for any request"
 )
 assert CPU_BUDGET_US_PER_SECOND_MIN <= CPU_BUDGET_US_PER_SECOND_MAX < 1_000_000, "one partner can't use up the router"
+assert BUDGET_WAIT_MS_MAX <= listening.HOLD_MS_MAX
 assert CPU_BUDGET_BURST_US_MIN <= CPU_BUDGET_BURST_US_MAX
 assert actor_limits.METADATA_ENTRIES_MAX * 2 + 64 < BODY_VALUES_MAX, "any body that can be right is let in"
 assert DIRECTORY_POLL_MS < DIRECTORY_WAIT_MS_MAX < actor_limits.COMMAND_DEADLINE_MS // 2, "there is time to follow"

@@ -14,6 +14,9 @@ import structlog
 LOG_FILE_BYTES_MAX: Final = 50_000_000
 LOG_FILES_KEPT: Final = 3
 LOG_FILE_CHARACTERS_UNLOOKED_MAX: Final = 100_000
+# A longer line, such as one of a traceback without end, loses its longest fields, so that few rotate no file away.
+LOG_LINE_BYTES_MAX: Final = 16_384
+LOG_FIELD_CHARACTERS_MAX: Final = 1_000
 
 
 def configure(log_file: str | None, *, level: str = "info", **bound: str) -> None:
@@ -83,5 +86,20 @@ class _RotatedFile:
         """Do nothing: each line is flushed."""
 
 
-def _to_json(value: object, **_: object) -> str:
-    return orjson.dumps(value, default=str).decode()
+def _to_json(value: dict[str, object], **_: object) -> str:
+    line = orjson.dumps(value, default=str)
+    return (line if len(line) <= LOG_LINE_BYTES_MAX else _shorten(value, len(line))).decode()
+
+
+def _shorten(value: dict[str, object], size: int) -> bytes:
+    """Encode what fits, the shortest fields first, long ones cut; `cut_from_bytes` is the size of all."""
+    texts = {name: orjson.dumps(field, default=str).decode() for name, field in value.items()}
+    kept: dict[str, object] = {"cut_from_bytes": size}
+    left = LOG_LINE_BYTES_MAX - len(orjson.dumps(kept))
+    for name, text in sorted(texts.items(), key=lambda entry: len(entry[1])):
+        field = value[name] if len(text) <= LOG_FIELD_CHARACTERS_MAX else f"{text[:LOG_FIELD_CHARACTERS_MAX]}..."
+        left -= len(orjson.dumps({name: field}, default=str))
+        if left < 0:
+            break
+        kept[name] = field
+    return orjson.dumps(kept, default=str)

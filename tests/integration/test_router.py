@@ -35,6 +35,7 @@ from cells.api.messages import (
     encode_answer,
 )
 from control_plane import failed_keys
+from listeners import limits as listening_limits
 from router import directory, directory_file, directory_signature, limits, models
 from router.directory import Payload
 
@@ -576,7 +577,7 @@ async def test_an_endless_body_is_cut_off(router: Installation) -> None:
     head = "POST /v1/payments HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
     known = f"{head}content-type: application/json\r\nauthorization: Bearer {router.keys['acme']}\r\n\r\n"
     chunk = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
-    chunks_max = limits.DISCARDED_BYTES_MAX // 0x4000 + 400  # and what the system's buffers hold
+    chunks_max = listening_limits.DISCARDED_BYTES_MAX // 0x4000 + 400  # and what the system's buffers hold
     for start, status in ((known, b"HTTP/1.1 413"), (f"{head}\r\n", b"HTTP/1.1 401")):
         reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
         writer.write(start.encode() + chunk * 5)

@@ -12,6 +12,7 @@ from typing import Final
 import psutil
 import pytest
 
+from listeners import limits as listening_limits
 from router import limits
 from tests.acceptance.bad_input.conftest import PAYMENT_S_MAX, Site, exchange
 
@@ -65,8 +66,8 @@ async def test_the_slow_and_the_greedy_are_ended_and_nobody_waits_for_them(site:
     metadata = {f"key_{n}": "x" * 500 for n in range(50)}
     for _ in range(12):
         site.pay(metadata=metadata)  # so that pages are large
-    head_s, body_s = limits.HEAD_TIMEOUT_MS / 1_000, limits.BODY_TIMEOUT_MS / 1_000
-    answer_s = limits.ANSWER_TIMEOUT_MS / 1_000
+    head_s, body_s = listening_limits.HEAD_TIMEOUT_MS / 1_000, limits.BODY_TIMEOUT_MS / 1_000
+    answer_s = listening_limits.ANSWER_TIMEOUT_MS / 1_000
     cases: dict[str, Awaitable[tuple[float, bytes]]] = {
         "says nothing": trickle(site, b"", b"", head_s),
         "a byte of its head now and then": trickle(site, b"GET / HTTP/1.1\r\n", b"X", head_s),

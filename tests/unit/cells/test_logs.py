@@ -77,3 +77,17 @@ def test_files_are_rotated_within_their_bound(log_file: Path, monkeypatch: pytes
     assert len(files) == 1 + logs.LOG_FILES_KEPT
     assert all(file.stat().st_size <= 10_000 + 500 + 300 for file in files)
     assert _lines(log_file)[-1]["number"] == 499
+
+
+def test_a_line_without_end_is_cut_and_keeps_what_is_short(log_file: Path) -> None:
+    structlog.get_logger().error(
+        "it_failed", trace=[{"exc_type": "RecursionError", "frames": ['"'] * 200_000}], partner="a"
+    )
+    structlog.get_logger().error("it_failed", **{f"field_{n}": "x" * 900 for n in range(100)})
+    for text in log_file.read_text().splitlines():
+        assert len(text) <= logs.LOG_LINE_BYTES_MAX
+    first, second = _lines(log_file)
+    assert (first["event"], first["level"], first["partner"]) == ("it_failed", "error", "a")
+    assert first["cut_from_bytes"] > 200_000
+    assert first["trace"].startswith('[{"exc_type":"RecursionError"')
+    assert second["cut_from_bytes"] > 90_000

@@ -1,7 +1,10 @@
 """The admin API over a stand-in door, in process; the socket itself is in tests/integration/test_supervisor.py."""
 
 import asyncio
+import contextlib
 import json
+import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -335,3 +338,32 @@ async def test_who_waits_for_a_move_that_an_evacuation_replaces_is_told_that_it_
     monkeypatch.setattr(Moves, "start", start)
     answer = await client.post("/partners/acme/move", json={"to": "cell-1", "wait_s": 5})
     assert (answer.status_code, answer.json()) == (200, {"ended": False})
+
+
+async def test_heads_without_end_are_cut_off_before_any_key_is_looked_at() -> None:
+    """Over a real socket: 48 MB of one header without a key cost the control plane seconds of CPU, once."""
+    calls = 0
+
+    async def gate(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = admin.make_server(gate)
+    serving = asyncio.create_task(server.serve([listener]))
+    reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+    began_s = time.process_time()
+    try:
+        writer.write(b"GET /status HTTP/1.1\r\nhost: x\r\nx: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(8):
+                writer.write(b"y" * 1_048_576)
+                await writer.drain()
+        with contextlib.suppress(ConnectionError):
+            assert (await reader.read(12)) == b"HTTP/1.1 431"
+    finally:
+        writer.close()
+        server.should_exit = True
+        await serving
+    assert calls == 0
+    assert time.process_time() - began_s < 1

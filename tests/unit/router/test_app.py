@@ -20,7 +20,7 @@ NOW = 1_795_366_800_123
 
 def test_the_router_loads_neither_ray_nor_an_actor_nor_a_store() -> None:
     program = (
-        "import sys, router.__main__, router.app, router.server, cells.api.logs\n"
+        "import sys, router.__main__, router.app, listeners.server, cells.api.logs\n"
         "print(*sorted(name for name in sys.modules if name.split('.')[0] in "
         "('ray', 'sqlite3', 'fdb', 'aiohttp', 'actors', 'cells', 'control_plane', 'acquirer_simulator')))"
     )

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from cells.api.log_budget import LogBudget
-from router import limits
+from listeners import limits
 from router.edge import KEY, BareRoute, Edge
 from router.metrics import Metrics
 

@@ -6,15 +6,16 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httptools
 import orjson
 import pytest
 import uvicorn
 import uvloop
+from uvicorn.server import ServerState
 
-from router import limits
-from router.__main__ import server_sockets
-from router.edge import CONNECTION
-from router.server import BoundedProtocol
+from listeners import limits
+from listeners import server as listening
+from listeners.protocol import CONNECTION, BoundedProtocol
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n"
 
@@ -31,12 +32,10 @@ def application(request: pytest.FixtureRequest) -> Any:
     return getattr(request, "param", answer_with_nothing)
 
 
-async def serve(application: Any) -> AsyncIterator[int]:
+async def serve(application: Any, **config: Any) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(application, http=BoundedProtocol, lifespan="off", log_config=None, log_level="error")
-    )
-    serving = asyncio.create_task(server._serve([listener]))
+    server = listening.QuietServer(listening.config(application, **config))
+    serving = asyncio.create_task(server.serve([listener]))
     async with asyncio.timeout(5):
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.005)
@@ -111,8 +110,12 @@ async def test_a_kept_connection_is_not_ended_by_the_head_s_time(port: int, monk
     await writer.wait_closed()
 
 
-async def test_a_connection_too_many_hears_so(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 1)
+async def test_a_connection_too_many_hears_so() -> None:
+    async with contextlib.asynccontextmanager(serve)(answer_with_nothing, connections_max=1) as port:
+        await take_the_only_place(port)
+
+
+async def take_the_only_place(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(REQUEST + b"\r\n")
     await reader.readuntil(b"\r\n\r\n")
@@ -244,7 +247,9 @@ async def answer_much(scope: Any, receive: Any, send: Any) -> None:
 @pytest.mark.parametrize("more", [b"", b"connection: close\r\n"])
 async def test_who_reads_no_answer_is_dropped(port: int, more: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ANSWER_TIMEOUT_MS", 100)
-    with socket.create_connection(("127.0.0.1", port)) as client:
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)  # else the kernel takes all of it
+        client.connect(("127.0.0.1", port))
         client.setblocking(False)
         await asyncio.get_running_loop().sock_sendall(client, REQUEST + more + b"\r\n")
         await asyncio.sleep(0.3)  # it reads nothing meanwhile
@@ -262,7 +267,7 @@ async def refuse_at_once(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("application", [refuse_at_once], indirect=True)
 async def test_a_trickle_of_an_unwanted_body_is_ended(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "BODY_TIMEOUT_MS", 100)
+    monkeypatch.setattr(limits, "DISCARD_TIMEOUT_MS", 100)
     text = await exchange(port, REQUEST + b"content-length: 60000\r\n\r\n", *[b"x"] * 40)
     assert text.startswith(b"HTTP/1.1 401")
 
@@ -275,6 +280,126 @@ async def test_an_unwanted_body_is_thrown_away_up_to_a_bound(port: int, monkeypa
     monkeypatch.setattr(limits, "DISCARDED_BYTES_MAX", 80_000)
     again = REQUEST + b"connection: close\r\n\r\n"
     assert (await exchange(port, head, *[b"x" * 5_000] * 12, again)).count(b"HTTP/1.1 401") == 2
+
+
+class StandInTransport:
+    """Takes what is written and ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.is_ended = False
+
+    def get_extra_info(self, name: str) -> Any:
+        return {"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 80)}.get(name)
+
+    def is_closing(self) -> bool:
+        return self.is_ended
+
+    def close(self) -> None:
+        self.is_ended = True
+
+    def write(self, data: bytes) -> None:
+        if not self.is_ended:
+            self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class CountingProtocol(BoundedProtocol):
+    """Counts what the parser is made to do."""
+
+    begun = lines = 0
+
+    def on_message_begin(self) -> None:
+        self.begun += 1
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.lines += 1
+        super().on_header(name, value)
+
+
+async def feed(*reads: bytes, guard: Any = None) -> tuple[CountingProtocol, StandInTransport]:
+    """Feed a connection what the event loop would, read by read, in one turn."""
+    config = uvicorn.Config(answer_with_nothing, log_config=None)
+    state = ServerState()
+    protocol = CountingProtocol(
+        connections_max=1,
+        guard=guard,
+        config=config,
+        server_state=state,
+        app_state={},
+        _loop=asyncio.get_running_loop(),
+    )
+    transport = StandInTransport()
+    protocol.connection_made(transport)
+    for data in reads:
+        protocol.data_received(data)
+    transport.is_ended = True
+    protocol.connection_lost(None)
+    await asyncio.gather(*state.tasks)
+    return protocol, transport
+
+
+UPGRADE = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+
+
+async def test_wishes_for_another_protocol_in_a_row_end_at_the_pipeline_s_bound() -> None:
+    protocol, transport = await feed(UPGRADE * 3_000)
+    assert transport.written == b"", "an answer to none of them would be taken for one to the first"
+    assert protocol.begun <= 2 * (limits.PIPELINED_REQUESTS_MAX + 3)
+
+
+@pytest.mark.parametrize("begins", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\nGET / HTTP/1.0\r\n\r\n"])
+async def test_what_comes_behind_the_pipeline_s_bound_is_not_even_parsed(begins: bytes) -> None:
+    protocol, _ = await feed(begins * 10_000)
+    assert protocol.begun <= limits.PIPELINED_REQUESTS_MAX + 2
+
+
+async def test_refused_requests_of_one_read_end_at_a_bound() -> None:
+    bad = b"GET /v1/payments HTTP/1.1\r\nhost: x\r\nauthorization: Bearer bad\r\n\r\n"
+    protocol, transport = await feed(bad * 3_000, guard=StandInGuard())
+    assert protocol.begun <= limits.PIPELINED_REQUESTS_MAX + 2
+    assert transport.written.count(b"HTTP/1.1 429") == limits.PIPELINED_REQUESTS_MAX + 1
+
+
+async def test_lines_of_a_head_are_bounded_though_it_comes_whole() -> None:
+    protocol, transport = await feed(REQUEST + b"a:b\r\n" * 50_000 + b"\r\n")
+    assert transport.written.startswith(b"HTTP/1.1 431")
+    assert protocol.lines == limits.HEAD_LINES_MAX + 1
+
+
+@pytest.mark.parametrize("reads", [1, 200])
+@pytest.mark.parametrize(
+    "begins", [REQUEST + b"x: ", b"GET /", REQUEST + b"connection: upgrade\r\nupgrade: h2c\r\nx: "]
+)
+async def test_of_an_endless_head_hardly_more_than_its_bound_is_parsed(begins: bytes, reads: int) -> None:
+    parsed = 0
+
+    parser_class = httptools.HttpRequestParser
+
+    class Parser:
+        def __init__(self, protocol: Any) -> None:
+            self.inner = parser_class(protocol)
+
+        def feed_data(self, data: bytes) -> None:
+            nonlocal parsed
+            parsed += len(data)
+            self.inner.feed_data(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uvicorn.protocols.http.httptools_impl.httptools.HttpRequestParser", Parser)
+        _, transport = await feed(begins, *[b"y" * 10_000_000] if reads == 1 else [b"y" * 65_536] * reads)
+    assert transport.written.startswith(b"HTTP/1.1 431")
+    assert parsed < 3 * limits.HEAD_BYTES_MAX
 
 
 @pytest.mark.parametrize("application", [refuse_at_once], indirect=True)
@@ -300,9 +425,8 @@ class StandInGuard:
 
 
 @pytest.fixture
-async def guarded_port(monkeypatch: pytest.MonkeyPatch, application: Any) -> AsyncIterator[int]:
-    monkeypatch.setattr(BoundedProtocol, "_guard", StandInGuard())
-    async with contextlib.asynccontextmanager(serve)(application) as served:
+async def guarded_port(application: Any) -> AsyncIterator[int]:
+    async with contextlib.asynccontextmanager(serve)(application, guard=StandInGuard()) as served:
         yield served
 
 
@@ -337,7 +461,7 @@ async def test_a_body_that_nobody_wants_has_an_end(guarded_port: int, length: by
 
 
 async def test_a_body_that_does_not_come_ends_the_connection(guarded_port: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(limits, "BODY_TIMEOUT_MS", 100)
+    monkeypatch.setattr(limits, "DISCARD_TIMEOUT_MS", 100)
     assert await exchange(guarded_port, BAD + b"content-length: 6\r\n\r\n", b"abc") == b""
 
 
@@ -359,12 +483,11 @@ async def test_who_reads_no_refusals_gets_no_more(guarded_port: int) -> None:
 def test_many_are_let_in_at_each_turn_of_the_event_loop() -> None:
     """A turn takes long where the router is busy; who is new waits for none but a few of them."""
     clients_count = limits.ACCEPTS_PER_TURN_MAX * 8
+    assert clients_count <= limits.CONNECTIONS_FEW_MAX
 
     async def turns_until_all_are_in(listener: socket.socket) -> int:
-        server = uvicorn.Server(
-            uvicorn.Config(answer_with_nothing, http=BoundedProtocol, lifespan="off", log_config=None)
-        )
-        serving = asyncio.create_task(server._serve(server_sockets(listener)))
+        server = listening.QuietServer(listening.config(answer_with_nothing))
+        serving = asyncio.create_task(server.serve(listening.sockets(listener)))
         turns = 0
         async with asyncio.timeout(5):
             while len(server.server_state.connections) < clients_count:

@@ -1,44 +1,34 @@
-"""The HTTP server's bounds that uvicorn does not have: connections, unfinished heads, unread answers, unwanted bodies.
+"""The bounds that uvicorn does not have: connections, unfinished heads, pipelines, unread answers, unwanted bodies.
 
 What ends here was no request yet: its answer is a problem without a request's id. While a request of the connection is
 under way nothing is written beside its answer, which would be taken for it: the connection is dropped.
 """
 
 import asyncio
-from http import HTTPStatus
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import httptools
-import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from router import limits, problems
-from router.edge import CONNECTION
-from router.guard import Guard
-from router.problems import KINDS, EdgeCode
+from listeners import limits, refusals
 
-
-def _refusal(code: EdgeCode, detail: str) -> bytes:
-    kind = KINDS[code]
-    fields = {"type": problems.type_of(code), "title": kind.title, "status": kind.status, "detail": detail}
-    body = orjson.dumps({**fields, "code": code.value})
-    retry_after = "retry-after: 1\r\n" if kind.status == 503 else ""
-    head = (
-        f"HTTP/1.1 {kind.status} {HTTPStatus(kind.status).phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
-        f"content-length: {len(body)}\r\n{retry_after}connection: close\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-_TOO_MANY: Final = _refusal(EdgeCode.OVERLOADED, "As many connections are open as this gateway lets in. Try again.")
-_HEAD_TOO_LARGE: Final = _refusal(
-    EdgeCode.HEAD_TOO_LARGE, f"A request's head has at most {limits.HEAD_BYTES_MAX} bytes."
-)
-_HEAD_TOO_SLOW: Final = _refusal(
-    EdgeCode.HEAD_TIMEOUT, f"The request's head did not arrive within {limits.HEAD_TIMEOUT_MS} ms."
-)
-_MALFORMED: Final = _refusal(EdgeCode.REQUEST_MALFORMED, "This is no HTTP/1.1 request (RFC 9112).")
+# Where the ASGI scope has the connection itself, so that an application may hold it.
+CONNECTION: Final = "bulkhead.connection"
 _UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
+
+
+class Guard(Protocol):
+    """What is asked about a head before a request is made of it."""
+
+    def refusal(
+        self, address: str, method: str, path: bytes, headers: Sequence[tuple[bytes, bytes]]
+    ) -> tuple[bytes, bytes] | None:
+        """Return head and body of a refusal; None where the request is to be served."""
+
+
+class _EndedError(Exception):
+    """Ends the parsing of what was read: the connection has ended, and its sender may have sent much more."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -47,20 +37,26 @@ class BoundedProtocol(HttpToolsProtocol):
     _is_in_head = True
     _is_in_body = False
     _bytes = 0  # of the unfinished head, or discarded of the unwanted body
-    _guard: Guard | None = None
+    _parsed = 0  # bytes of the part that is parsed now
+    _begun = 0  # requests that began in what was read last
     _refusal: bytes | None = None  # what the request at hand is answered with once it is whole, by the guard
     _timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
     _hold_ms = 0  # after the answer at hand nothing is read for so long
     _hold_timer: asyncio.TimerHandle | None = None
 
+    def __init__(self, *, connections_max: int, guard: Guard | None = None, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._connections_max = connections_max
+        self._guard = guard
+
     def connection_made(self, transport: Any) -> None:
         """Refuse the connection, or await its first head."""
         super().connection_made(transport)
-        if len(self.connections) > limits.CONNECTIONS_MAX:
-            self._end(_TOO_MANY)
+        if len(self.connections) > self._connections_max:
+            self._end(refusals.TOO_MANY)
             return
-        self._limit(limits.HEAD_TIMEOUT_MS, _HEAD_TOO_SLOW)
+        self._limit(limits.HEAD_TIMEOUT_MS, refusals.HEAD_TOO_SLOW)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
@@ -74,49 +70,68 @@ class BoundedProtocol(HttpToolsProtocol):
         """Take what came; a request that comes whole costs no more than in uvicorn's own protocol."""
         if self.transport.is_closing():
             return
-        self._feed(data)
+        self._unset_keepalive_if_required()
+        self._begun = 0
+        if len(data) <= limits.PARSED_BYTES_MAX:
+            self._take(data)
+            return
+        for start in range(0, len(data), limits.PARSED_BYTES_MAX):
+            self._take(data[start : start + limits.PARSED_BYTES_MAX])
+            if self.transport.is_closing():
+                return
+
+    def _take(self, part: bytes) -> None:
+        self._parsed = len(part)
+        self._parse(part)
         if self.transport.is_closing():
             return
         if self._is_in_head:
-            # A head has begun and is not whole. (One that came whole is measured by the edge.)
-            self._bytes += len(data)
+            # A head has begun and is not whole. (One that came whole is small: the edge measures it.)
+            self._bytes += len(part)
             if self._bytes > limits.HEAD_BYTES_MAX:
-                self._end(_HEAD_TOO_LARGE)
+                self._end(refusals.HEAD_TOO_LARGE)
             else:
-                self._limit(limits.HEAD_TIMEOUT_MS, _HEAD_TOO_SLOW)
+                self._limit(limits.HEAD_TIMEOUT_MS, refusals.HEAD_TOO_SLOW)
         elif self._is_in_body:
-            if len(self.headers) > limits.HEAD_LINES_MAX:
-                self._end()  # lines without an end, behind a chunked body
-            elif self._refusal is not None or self.cycle.response_complete:
+            if self._refusal is not None or self.cycle.response_complete:
                 # Answered already, or refused, and still sending: it is thrown away.
-                self._bytes += len(data)
+                self._bytes += len(part)
                 if self._bytes > limits.DISCARDED_BYTES_MAX:
                     self._end()
                 else:
-                    self._limit(limits.BODY_TIMEOUT_MS)
+                    self._limit(limits.DISCARD_TIMEOUT_MS)
         elif self._is_idle and self.timeout_keep_alive_task is None:
             # Empty lines between requests are no head, but they have ended the wait for one.
-            self._limit(limits.HEAD_TIMEOUT_MS, _HEAD_TOO_SLOW)
+            self._limit(limits.HEAD_TIMEOUT_MS, refusals.HEAD_TOO_SLOW)
 
-    def _feed(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.send_400_response("")
-        except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
+    def _parse(self, part: bytes) -> None:
+        """Parse; what a head that wishes for another protocol leaves over is parsed again behind that head.
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Read the request again without its wish for another protocol, which we may ignore (RFC 9110, 7.8).
+        A loop, not a recursion: one read holds thousands of such heads. The bound on pipelines ends it.
+        """
+        rest: bytes | None = part
+        while rest is not None:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = None if self.transport.is_closing() else self._without_upgrade(rest[upgrade.args[0] :])
+            except httptools.HttpParserError:
+                if not self.transport.is_closing():  # ended by a bound, inside of the parser
+                    self.send_400_response("")
+                return
+            else:
+                return
 
-        The parser ends such a request with its head: its body would be lost, and a refund of a part be one of all.
-        Java's HttpClient wishes for h2c with each connection's first request.
+    def _without_upgrade(self, rest: bytes) -> bytes | None:
+        """Return the request's head again without its wish for another protocol, and what came behind it.
+
+        The wish may be ignored (RFC 9110, 7.8). The parser ends such a request with its head: its body would be lost,
+        and a refund of a part be one of all. Java's HttpClient wishes for h2c with each connection's first request.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
             self.send_400_response("")
-            return
+            return None
         lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
         for name, value in self.headers:
             if name == b"connection":
@@ -124,11 +139,12 @@ class BoundedProtocol(HttpToolsProtocol):
             if name not in _UPGRADES:
                 lines.append(name + b": " + value)
         self.parser = httptools.HttpRequestParser(self)
-        self._feed(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+        self._begun -= 1  # it is the same request
+        return b"\r\n".join(lines) + b"\r\n\r\n" + rest
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are for its log
         """Answer what is no request as everything else is answered, by a problem."""
-        self._end(_MALFORMED)
+        self._end(refusals.MALFORMED)
 
     def pause_writing(self) -> None:
         """Note that the peer does not read; it gets a while to begin."""
@@ -147,10 +163,21 @@ class BoundedProtocol(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
 
     def on_message_begin(self) -> None:
-        """Note that a head begins."""
+        """Note that a head begins; so many in one read that none of them could wait in the pipeline end it."""
         self._is_in_head = True
-        self._bytes = 0
+        self._bytes = -self._parsed  # the part in which a head begins may be a body's, too
+        self._begun += 1
+        if self._begun > limits.PIPELINED_REQUESTS_MAX + 1:
+            self._end()
+            raise _EndedError
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a line of a head, or one behind a chunked body; so many end the connection."""
+        if len(self.headers) >= limits.HEAD_LINES_MAX:
+            self._end(refusals.HEAD_TOO_LARGE if self._is_in_head else b"")
+            raise _EndedError
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Note that the head is whole."""
@@ -166,6 +193,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if len(self.pipeline) > limits.PIPELINED_REQUESTS_MAX:
             self._end()
+            raise _EndedError
 
     def on_message_complete(self) -> None:
         """Note that the request is whole. What comes next, if anything, is a head; keep-alive has its own time."""
@@ -214,7 +242,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def hold(self, ms: int) -> None:
         """Read nothing for so long once the answer at hand is out; requests that came in a row with it end with it."""
-        self._hold_ms = min(ms, limits.BUDGET_WAIT_MS_MAX)
+        self._hold_ms = min(ms, limits.HOLD_MS_MAX)
 
     def on_response_complete(self) -> None:
         """End a connection whose peer waits for "100 Continue" in vain: it may send the body now, or the next head."""
@@ -268,8 +296,3 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.write(answer)
             self.transport.close()
             self._abort_later()
-
-
-def guarded(guard: Guard | None) -> type[BoundedProtocol]:
-    """Give the protocol, with a guard that every connection asks."""
-    return type("GuardedProtocol", (BoundedProtocol,), {"_guard": guard})
