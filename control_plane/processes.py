@@ -310,6 +310,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "acquirer_key_files": {name: str(folder.acquirer_secret_file(name)) for name in settings.acquirer_urls},
         **_redis_config(settings, folder),
         "log_file": str(folder.log_file(name)),
+        "proxies": sorted(map(str, settings.proxies)),
         "bulkheads_off": sorted(settings.bulkheads_off),
     }
     return _Planned(

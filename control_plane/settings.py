@@ -6,11 +6,21 @@ Nothing about single partners goes in: that is the registry's.
 import os
 import stat
 import tomllib
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -24,6 +34,7 @@ from cells.api.bulkheads import Bulkhead
 from control_plane import limits
 from control_plane.approvals import ROLES_KIND, Kind
 from control_plane.errors import SettingsError
+from listeners import limits as listening
 
 FILE_NAME: Final = "bulkhead.toml"
 FILE_VARIABLE: Final = "BULKHEAD_SETTINGS"
@@ -78,6 +89,8 @@ class Settings(BaseSettings):
     evacuate_after_s: int = Field(default=0, ge=0, le=limits.EVACUATE_AFTER_S_MAX)
     http_host: str = Field(default=LOOPBACK, min_length=1)
     http_port: Port = 8080
+    # Proxies before the routers: other addresses may have a share of the connections each, for theirs are one client's.
+    proxies: Annotated[frozenset[IPvAnyAddress], NoDecode] = frozenset(map(ip_address, listening.PROXIES))
     # Where the admin API listens beside its Unix socket; unset: nowhere. Put TLS before it where it is not loopback.
     admin_host: str = Field(default=LOOPBACK, min_length=1)
     admin_port: Port | None = None
@@ -210,6 +223,11 @@ class Settings(BaseSettings):
         if self.bulkheads_off and not self.fault_injection:
             raise ValueError("bulkheads_off: only a test installation goes without one; set fault_injection, too")
         return self
+
+    @field_validator("proxies", mode="before")
+    @classmethod
+    def _split_addresses(cls, addresses: Any) -> Any:
+        return [one.strip() for one in addresses.split(",") if one.strip()] if isinstance(addresses, str) else addresses
 
     @field_validator("two_person_approval", mode="before")
     @classmethod

@@ -21,6 +21,9 @@ HOLD_MS_MAX: Final = 2_000
 
 # Connections. Each listener's owner says how many; these are for listeners that few need.
 CONNECTIONS_FEW_MAX: Final = 256
+# It takes at least so many addresses to use all connections of a listener up, but for proxies' on the same machine.
+ADDRESSES_MIN: Final = 8
+PROXIES: Final = ("127.0.0.1", "::1")
 KEEP_ALIVE_S: Final = 75
 # libuv accepts one connection a socket and turn of the event loop; a turn takes long where the process is busy.
 ACCEPTS_PER_TURN_MAX: Final = 16

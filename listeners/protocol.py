@@ -12,6 +12,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from listeners import limits, refusals
+from listeners.shares import Place, Shares, network_of
 
 # Where the ASGI scope has the connection itself, so that an application may hold it.
 CONNECTION: Final = "bulkhead.connection"
@@ -42,24 +43,28 @@ class BoundedProtocol(HttpToolsProtocol):
     _refusal: bytes | None = None  # what the request at hand is answered with once it is whole, by the guard
     _timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
+    _place: Place | None = None  # among the listener's connections
     _hold_ms = 0  # after the answer at hand nothing is read for so long
     _hold_timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, *, connections_max: int, guard: Guard | None = None, **rest: Any) -> None:
+    def __init__(self, *, shares: Shares, guard: Guard | None = None, **rest: Any) -> None:
         super().__init__(**rest)
-        self._connections_max = connections_max
+        self._shares = shares
         self._guard = guard
 
     def connection_made(self, transport: Any) -> None:
         """Refuse the connection, or await its first head."""
         super().connection_made(transport)
-        if len(self.connections) > self._connections_max:
+        self._place = self._shares.place(network_of(self.client[0]) if self.client else "")
+        if self._place is None:
             self._end(refusals.TOO_MANY)
             return
         self._limit(limits.HEAD_TIMEOUT_MS, refusals.HEAD_TOO_SLOW)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Forget the timers, and give the place back."""
+        if self._place is not None:
+            self._place.give_back()
         self._stop_timer()
         self._stop_unread_timer()
         if self._hold_timer is not None:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, cast
 
 import uvicorn
@@ -11,6 +11,7 @@ from uvicorn.config import LifespanType
 
 from listeners import limits
 from listeners.protocol import BoundedProtocol, Guard
+from listeners.shares import Shares
 
 
 class QuietServer(uvicorn.Server):
@@ -26,14 +27,19 @@ def config(
     app: Any,
     *,
     connections_max: int = limits.CONNECTIONS_FEW_MAX,
+    proxies: Collection[str] = limits.PROXIES,
     guard: Guard | None = None,
     lifespan: LifespanType = "off",
     shutdown_s: int = limits.SHUTDOWN_S,
     date_header: bool = True,
     protocol: type[BoundedProtocol] = BoundedProtocol,
 ) -> uvicorn.Config:
-    """Return the configuration of a server. `guard` is asked about each head before a request is made of it."""
-    made = functools.partial(protocol, connections_max=connections_max, guard=guard)
+    """Return the configuration of a server. `guard` is asked about each head before a request is made of it.
+
+    One address may have a share of the connections, but for `proxies`, whose connections are those of many.
+    """
+    shares = Shares(connections_max, max(1, connections_max // limits.ADDRESSES_MIN), proxies)
+    made = functools.partial(protocol, shares=shares, guard=guard)
     return uvicorn.Config(
         app,
         interface="asgi3",

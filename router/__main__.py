@@ -60,6 +60,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         listening.config(
             app,
             connections_max=limits.CONNECTIONS_MAX,
+            proxies=tuple(map(str, settings.proxies)),
             guard=app.guard,
             lifespan="on",
             shutdown_s=limits.SHUTDOWN_S,

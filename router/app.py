@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> Edge:
     pepper = read_secret(settings.pepper_file)
     gateway = Gateway(watcher, cells, pepper, metrics, budget, settings.bulkheads_off)
     keys = {name: read_secret(path) for name, path in settings.acquirer_key_files.items()}
-    notifications = Notifications(watcher, cells, keys, budget)
+    notifications = Notifications(watcher, cells, keys, budget, tuple(map(str, settings.proxies)))
 
     def is_partner(partner_id: str) -> bool:
         held = watcher.current

@@ -71,6 +71,7 @@ OF_WRITES: Final[tuple[Code, ...]] = (
     RefusalCode.PARTNER_SUSPENDED,
     EdgeCode.UNSUPPORTED_MEDIA_TYPE,
     EdgeCode.BODY_TOO_LARGE,
+    EdgeCode.TOO_MANY_SLOW_BODIES,
     EdgeCode.BODY_TIMEOUT,
     EdgeCode.BODY_INVALID,
     EdgeCode.IDEMPOTENCY_KEY_INVALID,

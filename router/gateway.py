@@ -17,6 +17,7 @@ from cells.api.bulkheads import ALL_ON, Bulkhead
 from cells.api.log_budget import LogBudget
 from cells.api.messages import Answer, Command, Method, RateState, RefusalCode, Refused
 from listeners.protocol import CONNECTION
+from listeners.shares import Shares
 from router import keys, limits, models, problems, reading
 from router.admission import Admission
 from router.budgets import Budgets, OverBudgetError
@@ -53,6 +54,7 @@ class Gateway:
         self._cells = cells
         self._pepper = pepper
         self._idempotency_keys = IdempotencyKeys(pepper)
+        self._awaited = Shares(limits.BODIES_AWAITED_MAX, limits.PARTNER_BODIES_AWAITED_MAX)
         self._metrics = metrics
         self._budget = budget
         self.admission = Admission(bulkheads_off)
@@ -102,7 +104,7 @@ class Gateway:
             turn = self.turns.enter(partner_id, announced_bytes)
             if turn is not None:
                 await turn
-            body = await _receive(endpoint, request, exchange.head)
+            body = await self._receive(endpoint, request, exchange.head, partner_id)
             began_s = time.thread_time()
             try:
                 command = self._read(endpoint, request, exchange, partner_id, body)
@@ -119,6 +121,13 @@ class Gateway:
             raise ProblemError(problems.of_refused(outcome))
         account.charge(len(outcome.body) * limits.BYTES_CPU_US_PER_KIB / 1_024)
         return _answer(outcome, reads)
+
+    async def _receive(self, endpoint: Endpoint, request: Request, head: Head, partner_id: str) -> bytes:
+        """Receive the body that the endpoint takes, if any comes. Raises ProblemError."""
+        if not endpoint.writes or not head.announces_body:
+            return b""
+        reading.check_content_type(head)
+        return await reading.read_body(head, request.receive, self._awaited, partner_id)
 
     def _read(self, endpoint: Endpoint, request: Request, exchange: Exchange, partner_id: str, body: bytes) -> Command:
         """Read the request as the command that it is. Raises ProblemError."""
@@ -153,14 +162,6 @@ class Gateway:
         exchange.cell = cell.name
         with self.admission.cell(cell.name, len(held.cells)):
             return await self._cells.ask(cell.name, partner_id, endpoint.command, command, writes=endpoint.writes)
-
-
-async def _receive(endpoint: Endpoint, request: Request, head: Head) -> bytes:
-    """Receive the body that the endpoint takes, if any comes. Raises ProblemError."""
-    if not endpoint.writes or not head.announces_body:
-        return b""
-    reading.check_content_type(head)
-    return await reading.read_body(head, request.receive)
 
 
 def _answer(answer: Answer, reads: RateState | None) -> Response:

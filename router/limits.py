@@ -52,6 +52,13 @@ WORK_US_PER_KIB: Final = 15
 QUANTUM_US: Final = 1_200
 # Notifications of acquirers that are read or under way: they have places of their own.
 NOTIFICATIONS_MAX: Final = 256
+# Bodies that have not come whole with their heads: of all partners and of one; and of notifications whose signature
+# can't be checked before, of all addresses and of one. A body that is there needs no place.
+BODIES_AWAITED_MAX: Final = 1_024
+PARTNER_BODIES_AWAITED_MAX: Final = 64
+UNPROVEN_BODIES_AWAITED_MAX: Final = 64
+ADDRESS_BODIES_AWAITED_MAX: Final = 4
+NOTIFICATION_AGE_S_MAX: Final = 300  # Standard Webhooks' own
 SHUTDOWN_S: Final = 5
 
 # Cells. While one is away its requests wait for it; away for longer than this they are refused at once.
@@ -97,6 +104,7 @@ assert (
     actor_limits.COMMAND_DEADLINE_MS + ASK_AGAIN_MS + ASK_AGAIN_BUDGET_MS + wire.ANSWER_GRACE_MS["router"]
     < actor_limits.CLIENT_DEADLINE_MS
 ), "the gateway answers before its client gives up"
+assert 2 * BODIES_AWAITED_MAX < REQUESTS_MAX, "slow bodies don't use up the router"
 assert PARTNER_REQUESTS_MAX < REQUESTS_MAX, "one hanging partner can't use up the router"
 assert PARTNER_REQUESTS_MAX >= wire.DOOR_PARTNER_COMMANDS_MAX, "the door's own bound is met first"
 assert REQUESTS_MAX + NOTIFICATIONS_MAX <= wire.CONNECTION_REQUESTS_MAX

@@ -7,7 +7,8 @@ What it changes is decided in the partner's book, not here.
 
 import hashlib
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -17,6 +18,7 @@ from starlette.responses import Response
 
 from cells.api.log_budget import LogBudget
 from cells.api.messages import Command, Method, RefusalCode, Refused
+from listeners.shares import Shares, network_of
 from router import limits, problems, reading
 from router.cells_client import CellsClient
 from router.directory_file import DirectoryWatcher
@@ -25,6 +27,7 @@ from router.limits import actor_limits as bounds
 from router.problems import EdgeCode, ProblemError
 
 _ID: Final = re.compile(rf"[!-~]{{1,{bounds.NOTIFICATION_ID_CHARACTERS_MAX}}}", re.ASCII)
+_SECONDS: Final = re.compile("[0-9]{1,12}", re.ASCII)
 _HEADERS: Final = ("webhook-id", "webhook-timestamp", "webhook-signature")
 _CHALLENGE: Final = 'StandardWebhooks realm="bulkhead"'
 _IGNORED: Final = b'{"object":"acknowledgement","taken":false}'
@@ -101,25 +104,23 @@ class Notifications:
     """The endpoint `POST /v1/acquirers/{acquirer}/notifications`. `keys`: with which each acquirer signs."""
 
     def __init__(
-        self, watcher: DirectoryWatcher, cells: CellsClient, keys: Mapping[str, bytes], budget: LogBudget
+        self,
+        watcher: DirectoryWatcher,
+        cells: CellsClient,
+        keys: Mapping[str, bytes],
+        budget: LogBudget,
+        proxies: Collection[str] = (),
     ) -> None:
         self._watcher = watcher
         self._cells = cells
         self._webhooks = {name: Webhook(key) for name, key in keys.items()}
         self._budget = budget
+        self._awaited = Shares(limits.UNPROVEN_BODIES_AWAITED_MAX, limits.ADDRESS_BODIES_AWAITED_MAX, proxies)
         self._running = 0
 
     async def serve(self, request: Request) -> Response:
         """Answer one notification."""
         exchange: Exchange = request.scope[KEY]
-        if self._running >= limits.NOTIFICATIONS_MAX:
-            problem = problems.Problem(
-                EdgeCode.OVERLOADED,
-                "As many notifications are under way as this gateway lets in. Try again.",
-                retry_after_ms=limits.RETRY_AFTER_DEFAULT_MS,
-            )
-            return respond(problem, exchange)
-        self._running += 1
         try:
             return await self._serve(request, exchange)
         except ProblemError as error:
@@ -131,16 +132,30 @@ class Notifications:
                 client=(request.scope.get("client") or ("unknown",))[0],
             )
             return respond(error.problem, exchange)
-        finally:
-            self._running -= 1
 
     async def _serve(self, request: Request, exchange: Exchange) -> Response:
         webhook = self._webhooks.get(request.path_params["acquirer"])
         if webhook is None:
             raise problems.fail(EdgeCode.NOT_FOUND, "There is no such acquirer.")
         notification_id = _read_id(request)
-        body = await reading.read_body(exchange.head, request.receive)
+        _check_time(request)
+        address = network_of((request.scope.get("client") or ("unknown",))[0])
+        body = await reading.read_body(exchange.head, request.receive, self._awaited, address)
         _check_signature(webhook, request, body)
+        # From here on it is the acquirer's: what takes a place of all notifications was signed.
+        if self._running >= limits.NOTIFICATIONS_MAX:
+            raise problems.fail(
+                EdgeCode.OVERLOADED,
+                "As many notifications are under way as this gateway lets in. Try again.",
+                retry_after_ms=limits.RETRY_AFTER_DEFAULT_MS,
+            )
+        self._running += 1
+        try:
+            return await self._take(request, exchange, notification_id, body)
+        finally:
+            self._running -= 1
+
+    async def _take(self, request: Request, exchange: Exchange, notification_id: str, body: bytes) -> Response:
         fields, canonical = reading.parse_json(body)
         if isinstance(fields.get("type"), str) and fields["type"] not in TYPES:
             # News of a kind that is not known here, and would not be at the next attempt either.
@@ -182,6 +197,13 @@ def _read_id(request: Request) -> str:
         raise _unsigned("Its webhook-id is missing or no id.")
     reading.refuse_card_data({"webhook-id": notification_id}, "header")
     return notification_id
+
+
+def _check_time(request: Request) -> None:
+    """Refuse what was not signed a moment ago, before its body is waited for. Raises ProblemError (401)."""
+    told = request.headers.get("webhook-timestamp", "")
+    if _SECONDS.fullmatch(told) is None or abs(time.time() - int(told)) > limits.NOTIFICATION_AGE_S_MAX:
+        raise _unsigned("Its webhook-timestamp is missing, or not of these five minutes.")
 
 
 def _check_signature(webhook: Webhook, request: Request, body: bytes) -> None:

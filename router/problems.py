@@ -34,6 +34,7 @@ class EdgeCode(StrEnum):
     TOO_MANY_READS = "too_many_reads"
     SIGNATURE_INVALID = "signature_invalid"
     OVERLOADED = "overloaded"
+    TOO_MANY_SLOW_BODIES = "too_many_slow_bodies"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     BODY_TOO_LARGE = "body_too_large"
     BODY_TIMEOUT = "body_timeout"
@@ -65,6 +66,7 @@ KINDS: Final[dict[RefusalCode | EdgeCode, Kind]] = {
     EdgeCode.TOO_MANY_READS: Kind(429, "Too many reads"),
     EdgeCode.SIGNATURE_INVALID: Kind(401, "A valid signature is needed"),
     EdgeCode.OVERLOADED: Kind(503, "The gateway has too much to do"),
+    EdgeCode.TOO_MANY_SLOW_BODIES: Kind(429, "Too many bodies are awaited"),
     EdgeCode.UNSUPPORTED_MEDIA_TYPE: Kind(415, "The body is not application/json"),
     EdgeCode.BODY_TOO_LARGE: Kind(413, "The body is too large"),
     EdgeCode.BODY_TIMEOUT: Kind(408, "The body did not arrive in time"),

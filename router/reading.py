@@ -14,6 +14,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from cells.api import card_data
+from listeners.shares import Shares
 from router import limits, problems
 from router.problems import EdgeCode, ProblemError
 
@@ -104,16 +105,28 @@ def check_content_type(head: Head) -> None:
         raise problems.fail(EdgeCode.UNSUPPORTED_MEDIA_TYPE, "Send the body without Content-Encoding.")
 
 
-async def read_body(head: Head, receive: Receive) -> bytes:
-    """Take in the body, of at most BODY_BYTES_MAX, within BODY_TIMEOUT_MS. Raises ProblemError (400, 408, 413)."""
+async def read_body(head: Head, receive: Receive, awaited: Shares, holder: str) -> bytes:
+    """Read the body, of at most BODY_BYTES_MAX, within BODY_TIMEOUT_MS. Raises ProblemError (400, 408, 413, 429).
+
+    One that has not come whole is waited for in a place of its holder.
+    """
     if head.is_body_too_large:
         raise _too_large()
     # Nearly always the server has the whole body already (uvicorn's cycle says so): nothing will be waited for.
     if not getattr(getattr(receive, "__self__", None), "more_body", True):
         return await _receive_all(receive)
+    place = awaited.place(holder)
+    if place is None:
+        raise problems.fail(
+            EdgeCode.TOO_MANY_SLOW_BODIES,
+            "As many bodies are awaited as may be. Send head and body together, or try again.",
+            headers={"connection": "close"},
+            retry_after_ms=limits.RETRY_AFTER_DEFAULT_MS,
+        )
     try:
-        async with asyncio.timeout(limits.BODY_TIMEOUT_MS / 1000):
-            body = await _receive_all(receive)
+        with place:
+            async with asyncio.timeout(limits.BODY_TIMEOUT_MS / 1000):
+                body = await _receive_all(receive)
     except TimeoutError as error:
         raise problems.fail(
             EdgeCode.BODY_TIMEOUT,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationError
 
 from cells.api.bulkheads import ALL_ON, Bulkhead
 
@@ -31,6 +31,7 @@ class Settings(BaseModel):
     acquirer_key_files: dict[str, Path] = {}
     redis_url: str = ""  # empty: each router learns of 429s by itself, and of a new directory by its file
     redis_secret_file: Path | None = None  # what the password is made of, where it does not stand in the URL
+    proxies: frozenset[IPvAnyAddress] = frozenset()  # of whose connections each is somebody else's
     log_file: str | None = None
     bulkheads_off: frozenset[Bulkhead] = ALL_ON
 

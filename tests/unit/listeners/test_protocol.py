@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 from listeners import limits
 from listeners import server as listening
 from listeners.protocol import CONNECTION, BoundedProtocol
+from listeners.shares import Shares
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n"
 
@@ -113,6 +114,24 @@ async def test_a_kept_connection_is_not_ended_by_the_head_s_time(port: int, monk
 async def test_a_connection_too_many_hears_so() -> None:
     async with contextlib.asynccontextmanager(serve)(answer_with_nothing, connections_max=1) as port:
         await take_the_only_place(port)
+
+
+async def test_an_address_has_its_share_of_the_connections() -> None:
+    places = limits.ADDRESSES_MIN
+    async with contextlib.asynccontextmanager(serve)(answer_with_nothing, connections_max=places, proxies=()) as port:
+        await take_the_only_place(port)
+    async with contextlib.asynccontextmanager(serve)(answer_with_nothing, connections_max=2) as port:
+        await take_the_only_place_but_one(port)
+
+
+async def take_the_only_place_but_one(port: int) -> None:
+    _, first = await asyncio.open_connection("127.0.0.1", port)
+    reader, second = await asyncio.open_connection("127.0.0.1", port)
+    second.write(REQUEST + b"\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204"), "a proxy's may be many"
+    for writer in (first, second):
+        writer.close()
+        await writer.wait_closed()
 
 
 async def take_the_only_place(port: int) -> None:
@@ -329,7 +348,7 @@ async def feed(*reads: bytes, guard: Any = None) -> tuple[CountingProtocol, Stan
     config = uvicorn.Config(answer_with_nothing, log_config=None)
     state = ServerState()
     protocol = CountingProtocol(
-        connections_max=1,
+        shares=Shares(1, 1),
         guard=guard,
         config=config,
         server_state=state,

@@ -103,7 +103,13 @@ class Endpoint:
         app.add_api_route(
             "/v1/acquirers/{acquirer}/notifications", notifications.serve, methods=["POST"], response_model=None
         )
-        transport = httpx.ASGITransport(Edge(app, Metrics(), budget))  # type: ignore[arg-type]
+        self.notifications = notifications
+        self.edge = Edge(app, Metrics(), budget)
+        self.come_from("127.0.0.1")
+
+    def come_from(self, address: str) -> None:
+        """Send what follows from another address."""
+        transport = httpx.ASGITransport(self.edge, client=(address, 1))  # type: ignore[arg-type]
         self.client = httpx.AsyncClient(transport=transport, base_url="http://router")
 
     async def send(
@@ -300,6 +306,26 @@ async def test_a_router_without_a_directory(endpoint: Endpoint) -> None:
     endpoint.watcher.current = None
     answer = await endpoint.send(APPROVED)
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+
+
+async def test_who_proves_nothing_holds_up_only_its_own_address(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "NOTIFICATIONS_MAX", 1)
+    for _ in range(limits.ADDRESS_BODIES_AWAITED_MAX):
+        assert endpoint.notifications._awaited.place("127.0.0.1") is not None  # bodies that never come
+    refused = await endpoint.send(APPROVED)
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_slow_bodies")
+    endpoint.come_from("192.0.2.9")
+    assert (await endpoint.send(APPROVED)).status_code == 200
+    assert (await endpoint.send(APPROVED, key=bytes(32))).status_code == 401
+    assert (await endpoint.send(APPROVED)).status_code == 200, "what was not signed keeps no place"
+
+
+async def test_a_stale_one_is_refused_before_its_body_is_waited_for(endpoint: Endpoint) -> None:
+    for _ in range(limits.ADDRESS_BODIES_AWAITED_MAX):
+        assert endpoint.notifications._awaited.place("127.0.0.1") is not None
+    assert (await endpoint.send(APPROVED, late=timedelta(minutes=6))).status_code == 401
 
 
 async def test_a_flood_is_bounded(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from listeners.shares import Shares
 from router import limits, reading
 from router.models import NoQuery, PaymentRequest, PaymentsQuery
 from router.problems import EdgeCode, ProblemError
@@ -30,6 +31,10 @@ def body_in(*parts: bytes) -> reading.Receive:
     return receive
 
 
+async def read(head: Head, receive: reading.Receive, shares: Shares | None = None) -> bytes:
+    return await reading.read_body(head, receive, Shares(1, 1) if shares is None else shares, "acme")
+
+
 def code_of(error: pytest.ExceptionInfo[ProblemError]) -> EdgeCode:
     code = error.value.problem.code
     assert isinstance(code, EdgeCode)
@@ -40,7 +45,32 @@ def code_of(error: pytest.ExceptionInfo[ProblemError]) -> EdgeCode:
 
 
 async def test_a_body_in_parts_is_put_together() -> None:
-    assert await reading.read_body(head((b"content-length", b"4")), body_in(b"ab", b"", b"cd")) == b"abcd"
+    assert await read(head((b"content-length", b"4")), body_in(b"ab", b"", b"cd")) == b"abcd"
+
+
+async def test_a_body_that_is_awaited_takes_a_place_of_its_sender_and_one_that_is_there_takes_none() -> None:
+    shares = Shares(1, 1)
+    place = shares.place("acme")
+    assert place is not None
+    with pytest.raises(ProblemError) as caught:
+        await read(head((b"content-length", b"4")), body_in(b"ab", b"cd"), shares)
+    assert code_of(caught) is EdgeCode.TOO_MANY_SLOW_BODIES
+    assert await read(head((b"content-length", b"4")), Whole(b"abcd").receive, shares) == b"abcd"
+    place.give_back()
+    assert await read(head((b"content-length", b"4")), body_in(b"ab", b"cd"), shares) == b"abcd"
+    assert shares.taken == 0
+
+
+class Whole:
+    """As uvicorn's cycle is where head and body came together."""
+
+    more_body = False
+
+    def __init__(self, body: bytes) -> None:
+        self._receive = body_in(body)
+
+    async def receive(self) -> Any:
+        return await self._receive()
 
 
 async def test_a_body_announced_too_large_is_not_read() -> None:
@@ -49,7 +79,7 @@ async def test_a_body_announced_too_large_is_not_read() -> None:
 
     too_large = str(limits.BODY_BYTES_MAX + 1).encode()
     with pytest.raises(ProblemError) as caught:
-        await reading.read_body(head((b"content-length", too_large)), receive)
+        await read(head((b"content-length", too_large)), receive)
     assert code_of(caught) is EdgeCode.BODY_TOO_LARGE
 
 
@@ -60,14 +90,14 @@ async def test_a_chunked_body_too_large_is_not_read_on() -> None:
         return {"type": "http.request", "body": parts.pop(0), "more_body": True}
 
     with pytest.raises(ProblemError) as caught:
-        await reading.read_body(head((b"transfer-encoding", b"chunked")), receive)
+        await read(head((b"transfer-encoding", b"chunked")), receive)
     assert code_of(caught) is EdgeCode.BODY_TOO_LARGE
     assert parts == []
 
 
 async def test_a_body_of_the_largest_size_is_taken() -> None:
     whole = b"x" * limits.BODY_BYTES_MAX
-    assert await reading.read_body(head((b"content-length", str(len(whole)).encode())), body_in(whole)) == whole
+    assert await read(head((b"content-length", str(len(whole)).encode())), body_in(whole)) == whole
 
 
 async def test_a_body_that_does_not_come_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +107,7 @@ async def test_a_body_that_does_not_come_times_out(monkeypatch: pytest.MonkeyPat
         await asyncio.Event().wait()
 
     with pytest.raises(ProblemError) as caught:
-        await reading.read_body(head((b"content-length", b"4")), receive)
+        await read(head((b"content-length", b"4")), receive)
     assert code_of(caught) is EdgeCode.BODY_TIMEOUT
 
 
@@ -86,7 +116,7 @@ async def test_a_body_cut_off_is_a_bad_request() -> None:
         return {"type": "http.disconnect"}
 
     with pytest.raises(ProblemError) as caught:
-        await reading.read_body(head((b"content-length", b"4")), receive)
+        await read(head((b"content-length", b"4")), receive)
     assert code_of(caught) is EdgeCode.BODY_INVALID
 
 
