@@ -63,8 +63,7 @@ class BoundsReader:
         self.readings += of_status(status, self._partners, time.monotonic())
 
     def _read_router(self) -> None:
-        url = f"{self._gateway.base_url}/metrics"
-        text = httpx.get(url, trust_env=False, timeout=limits.CHAOS_WATCH_MS / 1_000).text
+        text = httpx.get(self._gateway.metrics_url, trust_env=False, timeout=limits.CHAOS_WATCH_MS / 1_000).text
         self.readings += of_router(text, self._cells, time.monotonic())
 
 

@@ -37,6 +37,7 @@ class Ports:
     door: int
     metrics: int
     ray: int
+    router_metrics: int
     http: int
 
 
@@ -75,6 +76,11 @@ class Gateway(Installation):
         return f"http://{HOST}:{self.ports.http}"
 
     @property
+    def metrics_url(self) -> str:
+        """Where the first router tells its metrics."""
+        return f"http://{HOST}:{self.ports.router_metrics}/metrics"
+
+    @property
     def store_kind(self) -> str:
         """What keeps its partners' books."""
         return self.store.kind
@@ -107,6 +113,7 @@ class Gateway(Installation):
         arguments = ["up", "--cells", self.cells, "--http-port", ports.http, "--acquirer-port", ports.acquirer]
         arguments += ["--door-port", ports.door, "--metrics-port", ports.metrics, "--ray-port", ports.ray]
         arguments += ["--redis-port", ports.redis, "--routers", self.routers]
+        arguments += ["--router-metrics-port", ports.router_metrics]
         arguments += [*self.store.up_arguments, *self.up_arguments]
         arguments += ["--second-acquirer-port", ports.second_acquirer] if self.second_acquirer else []
         with (self.root / "up.out").open("ab") as output:
@@ -220,8 +227,9 @@ class Gateway(Installation):
 def free_ports(cells: int, routers: int) -> Ports:
     """Find a block of free ports. Another process may still take one before it is used; `up` says so then."""
     try:
-        first = free_block(3 + 3 * cells + routers)
+        first = free_block(3 + 3 * cells + 2 * routers)
     except NoPortsError as error:
         raise GatewayError(str(error)) from error
     row = first + 3
-    return Ports(first, first + 1, first + 2, row, row + cells, row + 2 * cells, row + 3 * cells)
+    http = row + 3 * cells + routers
+    return Ports(first, first + 1, first + 2, row, row + cells, row + 2 * cells, http - routers, http)

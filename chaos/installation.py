@@ -20,6 +20,7 @@ from chaos import limits
 from control_plane import client, data_folder
 from control_plane.data_folder import DataFolder
 from control_plane.errors import ControlPlaneError, DoorError, NotRunningError
+from control_plane.load import routers_of
 from control_plane.process_table import find_marked
 from control_plane.settings import MAIN_ACQUIRER, SECOND_ACQUIRER, Settings
 
@@ -40,6 +41,11 @@ class Installation:
     @property
     def base_url(self) -> str:
         """Where partners send their payments."""
+        raise NotImplementedError
+
+    @property
+    def metrics_url(self) -> str:
+        """Where the first router tells its metrics."""
         raise NotImplementedError
 
     @property
@@ -211,6 +217,11 @@ class Attached(Installation):
     def base_url(self) -> str:
         """Where partners send their payments: the first router."""
         return f"http://{self._settings.http_host}:{self._settings.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where the first router tells its metrics."""
+        return routers_of(self._settings)[0]
 
     @property
     def store_kind(self) -> str:

@@ -71,9 +71,7 @@ class Watcher:
 
     def _metric(self, sign: Sign) -> float | None:
         try:
-            answer = httpx.get(
-                f"{self._gateway.base_url}/metrics", trust_env=False, timeout=limits.CHAOS_WATCH_MS / 1_000
-            )
+            answer = httpx.get(self._gateway.metrics_url, trust_env=False, timeout=limits.CHAOS_WATCH_MS / 1_000)
         except httpx.HTTPError:
             return None  # it is looked at again
         return metric_sum(answer.text, sign)

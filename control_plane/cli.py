@@ -92,6 +92,7 @@ def start(  # noqa: PLR0913 - one for each option
         int | None, typer.Option(help="That port as routers are told it, where a proxy or NAT stands between.")
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of the first door's metrics.")] = None,
+    router_metrics_port: Annotated[int | None, typer.Option(help="Port of the first router's metrics.")] = None,
     ray_port: Annotated[int | None, typer.Option(help="Port of the first cell's Ray.")] = None,
     admin_host: Annotated[str | None, typer.Option(help="Where the admin API listens, too; as http-host.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the admin API; else only the Unix socket.")] = None,

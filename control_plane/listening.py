@@ -66,7 +66,8 @@ def beyond(listeners: Iterable[Listener], rows: Iterable[Row]) -> list[Listener]
 
 def _is_allowed(listener: Listener, allowed: Mapping[tuple[str, int], set[str]]) -> bool:
     address = _plain(listener.address)
-    if address.is_loopback and listener.process.rpartition(".")[2] in _CHOOSE_PORTS:
+    is_named = (listener.process, listener.port) in allowed
+    if address.is_loopback and (is_named or listener.process.rpartition(".")[2] in _CHOOSE_PORTS):
         return True
     rows = {_plain(one) for one in allowed.get((listener.process, listener.port), ())}
     # A row for every address has each in it, the other family's too: `::` takes both.

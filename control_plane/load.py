@@ -130,11 +130,9 @@ class Load:
 
 
 def routers_of(settings: Settings) -> list[str]:
-    """Give where each router tells its metrics."""
-    host = LOOPBACK if settings.http_host in {"0.0.0.0", "::"} else settings.http_host  # noqa: S104 - compared only
-    host = f"[{host}]" if ":" in host else host
-    ports = range(settings.http_port, settings.http_port + settings.routers)
-    return [f"http://{host}:{port}/metrics" for port in ports]
+    """Return where each router tells its metrics."""
+    ports = range(settings.router_metrics_port, settings.router_metrics_port + settings.routers)
+    return [f"http://{LOOPBACK}:{port}/metrics" for port in ports]
 
 
 def parse(text: str) -> Counts:

@@ -302,6 +302,7 @@ def _plan_router(settings: Settings, folder: DataFolder, index: int, name: str) 
         "name": name,
         "host": settings.http_host,
         "port": settings.http_port + index,
+        "metrics_port": settings.router_metrics_port + index,
         "directory_file": str(folder.directory_file),
         "directory_key_file": str(folder.directory_public_key_file),
         "data_folder": str(folder.router_folder(name)),

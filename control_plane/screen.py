@@ -28,6 +28,7 @@ from control_plane.audit_chain import Verdict
 from control_plane.data_folder import DataFolder
 from control_plane.doctor import Finding
 from control_plane.errors import ControlPlaneError
+from control_plane.load import routers_of
 from control_plane.processes import ProcessSpec
 from control_plane.registry_records import Cell
 from control_plane.settings import Settings
@@ -115,7 +116,7 @@ def _summary(settings: Settings, folder: DataFolder, pid: int, base: str, cells:
     return [
         f"payments   {base}/v1/payments{others}",
         f"OpenAPI    {base}/docs",
-        f"metrics    {base}/metrics, {doors}",
+        f"metrics    {', '.join(routers_of(settings))}, {doors}",
         f"acquirer   {settings.acquirer}{simulated}",
         f"data       {folder.root}, pid {pid}",
         "",

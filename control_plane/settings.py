@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     # The port of the first cell's door as routers are told it, where that is another one: a proxy or NAT between them.
     door_advertised_port: Port | None = None
     metrics_port: Port = 8201
+    # Where the first router tells its metrics, on loopback: they name partners.
+    router_metrics_port: Port = 8181
     ray_port: Port = 8301
     acquirer_url: str = ""  # the acquirer `main`; empty: `up` starts the simulator and uses that
     # Further acquirers, for partners whose profile names them.
@@ -328,6 +330,7 @@ class Settings(BaseSettings):
             "http_port": (self.http_port, self.routers),
             "door_port": (self.door_port, self.cells),
             "metrics_port": (self.metrics_port, self.cells),
+            "router_metrics_port": (self.router_metrics_port, self.routers),
             "ray_port": (self.ray_port, self.cells),
         }
         if self.second_acquirer_port is not None:

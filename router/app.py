@@ -5,18 +5,18 @@ import functools
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 import orjson
 import structlog
 from fastapi import FastAPI
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cells.api.log_budget import LogBudget
+from listeners.metrics_page import MetricsPage
 from router import failed_keys, openapi
 from router.cells_client import CellsClient
 from router.directory import Directory
@@ -32,6 +32,7 @@ from router.spreading import Spreading
 
 log = structlog.get_logger()
 
+_LOOPBACK: Final = "127.0.0.1"
 _LATENESS_INTERVAL_S: Final = 0.5
 
 
@@ -79,6 +80,8 @@ def create_app(settings: Settings) -> Edge:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await watcher.load()
+        page = MetricsPage(_measuring(watcher, cells, gateway, metrics))
+        await page.start(_LOOPBACK, settings.metrics_port)
         tasks = [asyncio.create_task(watcher.watch()), asyncio.create_task(_measure_lateness(metrics))]
         failures = settings.data_folder / failed_keys.FOLDER
         tasks.append(asyncio.create_task(gateway.guard.failed_keys.run(failures)))
@@ -94,6 +97,7 @@ def create_app(settings: Settings) -> Edge:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await gateway.guard.failed_keys.keep(failures)
+        await page.aclose()
         await cells.aclose()
 
     app = FastAPI(
@@ -110,7 +114,7 @@ def create_app(settings: Settings) -> Edge:
         include_in_schema=False,
         response_model=None,
     )
-    _add_own_pages(app, watcher, cells, gateway, metrics)
+    _add_own_pages(app, watcher, cells)
     return Edge(app, metrics, budget, gateway.guard)
 
 
@@ -132,9 +136,7 @@ def _add(app: FastAPI, endpoint: Endpoint, gateway: Gateway) -> None:
     )
 
 
-def _add_own_pages(
-    app: FastAPI, watcher: DirectoryWatcher, cells: CellsClient, gateway: Gateway, metrics: Metrics
-) -> None:
+def _add_own_pages(app: FastAPI, watcher: DirectoryWatcher, cells: CellsClient) -> None:
     """Add what operators and tools ask: these know no partner and need no key."""
     document = orjson.dumps(openapi.document(app))
 
@@ -145,24 +147,24 @@ def _add_own_pages(
         return Response(b'{"status":"alive"}', media_type="application/json")
 
     async def is_ready(_: Request) -> Response:
-        held = watcher.current
-        connected = cells.connected()
-        is_ready = held is not None and any(connected.values())
-        state = {
-            "status": "ready" if is_ready else "not_ready",
-            "directory": None
-            if held is None
-            else {
-                "version": held.version,
-                "age_seconds": round(watcher.age_s, 3),
-                "cells": len(held.cells),
-                "partners": len(held.partners),
-            },
-            "cells": {name: {"connected": is_up} for name, is_up in sorted(connected.items())},
-        }
-        return Response(orjson.dumps(state), 200 if is_ready else 503, media_type="application/json")
+        is_ready = watcher.current is not None and any(cells.connected().values())
+        body = b'{"status":"ready"}' if is_ready else b'{"status":"not_ready"}'
+        return Response(body, 200 if is_ready else 503, media_type="application/json")
 
-    async def measure(_: Request) -> Response:
+    for path, page in (
+        ("/livez", is_alive),
+        ("/readyz", is_ready),
+        ("/openapi.json", describe),
+    ):
+        app.add_api_route(path, page, methods=["GET"], include_in_schema=False, response_model=None)
+
+
+def _measuring(
+    watcher: DirectoryWatcher, cells: CellsClient, gateway: Gateway, metrics: Metrics
+) -> Callable[[], Awaitable[bytes]]:
+    """Return what renders all metrics as they are now."""
+
+    async def measure() -> bytes:
         held = watcher.current
         metrics.running.set(gateway.admission.running)
         metrics.waiting.set(gateway.turns.waiting)
@@ -179,15 +181,9 @@ def _add_own_pages(
         for name, is_up in cells.connected().items():
             metrics.cell_connected.labels(name).set(is_up)
             metrics.cell_running.labels(name).set(gateway.admission.running_of_cell(name))
-        return Response(await metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return await metrics.render()
 
-    for path, page in (
-        ("/livez", is_alive),
-        ("/readyz", is_ready),
-        ("/metrics", measure),
-        ("/openapi.json", describe),
-    ):
-        app.add_api_route(path, page, methods=["GET"], include_in_schema=False, response_model=None)
+    return measure
 
 
 async def _measure_lateness(metrics: Metrics) -> None:

@@ -23,6 +23,7 @@ class Settings(BaseModel):
     name: Annotated[str, Field(pattern="^[a-z0-9-]{1,40}$")]
     host: str
     port: Annotated[int, Field(ge=0, le=65_535)]
+    metrics_port: Annotated[int, Field(ge=1, le=65_535)]  # on loopback
     directory_file: Path
     directory_key_file: Path  # the public key under which the control plane signs it
     data_folder: Path

@@ -5,6 +5,7 @@ of one partner's before another's single one. So each turn begins so much work o
 """
 
 import asyncio
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
 from cells.api.bulkheads import ALL_ON, Bulkhead
@@ -19,7 +20,8 @@ class Turns:
     has to wait, nothing is planned, and the loop turns no more often than without this.
     """
 
-    def __init__(self, bulkheads_off: AbstractSet[Bulkhead] = ALL_ON) -> None:
+    def __init__(self, bulkheads_off: AbstractSet[Bulkhead] = ALL_ON, time: Callable[[], float] | None = None) -> None:
+        self._time = time
         self._is_off = Bulkhead.ROUTER_BUDGET in bulkheads_off
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(limits.QUANTUM_US)
         self._turn_s = 0.0
@@ -37,7 +39,7 @@ class Turns:
             return None
         cost_us = limits.WORK_US + announced_bytes * limits.WORK_US_PER_KIB // 1_024
         loop = asyncio.get_running_loop()
-        now_s = loop.time()
+        now_s = self._now_s(loop)
         if now_s != self._turn_s:
             self._turn_s, self._begun_us = now_s, 0
         if self._begun_us < limits.TURN_US and not self._queue:
@@ -50,9 +52,12 @@ class Turns:
             loop.call_soon(self._begin_turn, loop)
         return waiting
 
+    def _now_s(self, loop: asyncio.AbstractEventLoop) -> float:
+        return loop.time() if self._time is None else self._time()
+
     def _begin_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the work of those who wait, as much as is one turn's."""
-        self._turn_s, self._begun_us = loop.time(), 0
+        self._turn_s, self._begun_us = self._now_s(loop), 0
         while self._queue and self._begun_us < limits.TURN_US:
             cost_us, waiting = self._queue.pop()
             if not waiting.done():  # its task may have been ended

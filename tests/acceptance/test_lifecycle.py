@@ -140,7 +140,7 @@ def redis_row(gateway: Gateway) -> dict[str, Any] | None:
 
 
 def is_connected(gateway: Gateway) -> bool:
-    text = httpx.get(f"{gateway.base_url}/metrics", trust_env=False, timeout=10).text
+    text = httpx.get(gateway.metrics_url, trust_env=False, timeout=10).text
     return "bulkhead_router_redis_connected 1.0" in text
 
 

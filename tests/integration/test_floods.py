@@ -10,9 +10,7 @@ import statistics
 import time
 from pathlib import Path
 
-import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from cells.api.messages import Refusal, RefusalCode, Refused
 from router import limits
@@ -59,19 +57,18 @@ async def test_a_flood_of_bad_keys_reaches_no_cell_and_harms_no_bystander(tmp_pa
         assert len(made.door.asked) == len(latencies_ms) > SECONDS * 2, "the cell was asked by the bystander only"
         assert statistics.median(latencies_ms) < 1_000
         limited = told["429 too_many_failed_authentications"]
-        counted = await turned_away(bystander)
+        counted = await turned_away(made)
         assert limited * 0.9 < counted <= limited, "past the bound next to none of them was made a request of"
         async with made.client("busy") as another:
             assert (await another.post("/v1/payments", json=BODY)).status_code == 200, "a good key, seen first now"
 
 
-async def turned_away(client: httpx.AsyncClient) -> float:
+async def turned_away(router: Installation) -> float:
     """Give how many the router answered before it made a request of them."""
-    for family in text_string_to_metric_families((await client.get("/metrics")).text):
-        for sample in family.samples:
-            if sample.name == "bulkhead_router_requests_total" and sample.labels["route"] == "turned_away":
-                assert sample.labels == {"method": "POST", "route": "turned_away", "status": "429"}
-                return float(sample.value)
+    for sample in await router.metrics("bulkhead_router_requests_total"):
+        if sample.labels["route"] == "turned_away":
+            assert sample.labels == {"method": "POST", "route": "turned_away", "status": "429"}
+            return float(sample.value)
     return 0.0
 
 
@@ -85,7 +82,7 @@ async def test_what_is_learned_at_one_router_is_answered_from_memory_at_the_othe
             await one.stop()
             await one.start()
             other = copy.copy(one)  # another router over the same directory and doors
-            other.process, other.port = None, free_port()
+            other.process, other.port, other.metrics_port = None, free_port(), free_port()
             other.more_settings = {**one.more_settings, "data_folder": str(tmp_path / "routers" / "router-1")}
             await other.start()
             try:
@@ -117,9 +114,8 @@ async def paid(made: Installation) -> int:
 
 async def connected(*routers: Installation) -> None:
     for router in routers:
-        async with router.client() as client:
-            await until(functools.partial(is_connected, client), 10)
+        await until(functools.partial(is_connected, router), 10)
 
 
-async def is_connected(client: httpx.AsyncClient) -> bool:
-    return "bulkhead_router_redis_connected 1.0" in (await client.get("/metrics")).text
+async def is_connected(router: Installation) -> bool:
+    return await router.metric("bulkhead_router_redis_connected") == 1

@@ -27,6 +27,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         directory_file=folder / "directory.json",
         data_folder=Path(folder / "own"),
         directory_key_file=folder / "directory.pub",
+        metrics_port=8181,
         pepper_file=folder / "pepper",
         cell_keys_folder=folder,
     )

@@ -11,6 +11,7 @@ GOOD = {
     "name": "router-0",
     "host": "127.0.0.1",
     "port": 8080,
+    "metrics_port": 8181,
     "directory_file": "/data/directory/directory.json",
     "data_folder": "/data/routers/router-0",
     "directory_key_file": "/data/secrets/routers/directory.pub",
