@@ -133,6 +133,14 @@ def start_hostile_partner(partner: str) -> None:
 
 
 @_ending
+def start_stranger() -> None:
+    """Let somebody without a key begin much at a router, and finish nothing."""
+    run = session.current()
+    run.strike()
+    run.start_stranger()
+
+
+@_ending
 def send_empty_streams(cell: str) -> None:
     """Let a stranger on this machine send what ends a GCS, without a token, again and again."""
     run = session.current()

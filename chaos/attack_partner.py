@@ -13,13 +13,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import orjson
 import uvloop
 
 from chaos import limits
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _BYTES: Final = limits.CHAOS_HOSTILE_BODY_BYTES
 
@@ -37,9 +40,10 @@ class Orders:
 
 
 class Attack:
-    """One attack, in a process of its own."""
+    """One attack, in a process of its own: `module` reads its orders as JSON from its input."""
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, module: str, orders: "DataclassInstance") -> None:
+        self._module = module
         self._orders = orders
         self._process: subprocess.Popen[bytes] | None = None
         self.answers: dict[str, int] = {}
@@ -52,7 +56,7 @@ class Attack:
     def start(self) -> None:
         """Start it."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "chaos.attack_partner"],
+            [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C at the experiment is the experiment's to handle

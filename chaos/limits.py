@@ -224,6 +224,11 @@ CHAOS_ORDERED_REPEATS_MAX: Final = 10
 CHAOS_FLOOD_FIRST_AMOUNT: Final = 100_000_000
 CHAOS_BAD_KEYS_PER_SECOND: Final = 300
 # A hostile partner: its worst requests, as many writes and reads as its limit lets in, after so many in a row each.
+# A stranger: connections of each kind at a time, how long one is held, and what comes over it.
+CHAOS_STRANGER_CONNECTIONS: Final = 100
+CHAOS_STRANGER_HELD_MS: Final = 5_000
+CHAOS_STRANGER_HEAD_BYTES: Final = 4_000
+CHAOS_STRANGER_UPGRADES: Final = 3_000
 CHAOS_HOSTILE_CONNECTIONS: Final = 130
 CHAOS_HOSTILE_AT_ONCE: Final = 3
 CHAOS_HOSTILE_PER_SECOND: Final = 2.0 * api_limits.PARTNER_RATE_PER_SECOND_DEFAULT

@@ -20,7 +20,7 @@ import orjson
 import psutil
 
 from cells.fault_injection import METADATA_KEY
-from chaos import limits, limits_checker, machine, needs, partners, run_checkers, safeguards
+from chaos import attack_stranger, limits, limits_checker, machine, needs, partners, run_checkers, safeguards
 from chaos.attack_partner import Attack, Orders
 from chaos.bounds_reader import BoundsReader
 from chaos.catalogue import Experiment, Scope, Sign
@@ -180,9 +180,18 @@ class Session:
             limits.CHAOS_HOSTILE_PER_SECOND,
             self.settings.duration_s + limits.CHAOS_LOAD_MORE_S,
         )
-        self._attack = Attack(orders)
-        self.undo.add("end the attack", self._attack.end)
-        self._attack.start()
+        self._start_attack(Attack("chaos.attack_partner", orders))
+
+    def start_stranger(self) -> None:
+        """Run the attack of a stranger in a process of its own until the fault is taken away."""
+        seconds = self.settings.duration_s + limits.CHAOS_LOAD_MORE_S
+        orders = attack_stranger.Orders(self.require_gateway().base_url, limits.CHAOS_STRANGER_CONNECTIONS, seconds)
+        self._start_attack(Attack("chaos.attack_stranger", orders))
+
+    def _start_attack(self, attack: Attack) -> None:
+        self._attack = attack
+        self.undo.add("end the attack", attack.end)
+        attack.start()
 
     def order_fault(self, partner: str, fault: str) -> None:
         """Send one payment that orders a fault of its partner's worker, and wait for what its client is told."""

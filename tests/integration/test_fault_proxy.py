@@ -11,7 +11,7 @@ from chaos.fault_proxy import FaultProxy
 from chaos.gateway import Gateway
 from chaos.ports import HOST, free_block
 from chaos.toxics import Latency, ResetPeer, Slicer, Tamper
-from tests.eventually import eventually, eventually_true
+from tests.eventually import eventually_true
 
 BODY = {"amount": 100, "currency": "EUR", "payment_method": "tok_approve", "capture_method": "automatic"}
 
@@ -74,17 +74,17 @@ async def test_payments_go_through_the_proxy_whatever_it_does(tmp_path: Path) ->
                 async def is_as_ever() -> bool:
                     return (await pay("calm")).content == paid.content
 
-                def has_opened_another(connections: int) -> bool:
+                async def has_opened_another(connections: int, name: str) -> bool:
+                    assert (await pay(name)).status_code in {201, 202, 503}
                     return proxy.accepted > connections
 
                 for number, toxic in enumerate(tampered):
                     await eventually_true(is_as_ever, within_s=30)
                     connections = proxy.accepted
                     proxy.add(toxic)
-                    assert (await pay(f"tampered-{number}")).status_code in {201, 202, 503}
-                    proxy.clear()
                     # The connection ends, and the router opens another one.
-                    await eventually(partial(has_opened_another, connections), within_s=30)
+                    await eventually_true(partial(has_opened_another, connections, f"tampered-{number}"), within_s=30)
+                    proxy.clear()
 
                 for name in ("reset", "cut", *(f"tampered-{number}" for number in range(len(tampered)))):
                     await eventually_true(partial(is_done, name), within_s=30)
