@@ -81,7 +81,7 @@ class _Budget:
         self._at = now
 
     def take(self, now: float) -> bool:
-        """Take one, where one is left."""
+        """Use one up, where one is left."""
         self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
         self._at = now
         if self._left < 1:

@@ -38,7 +38,7 @@ def show_approval(context: typer.Context, approval: ApprovalId, *, as_json: AsJs
 @app.command("approve", epilog="Example: bulkhead approval approve ap_01J")
 @explained
 def approve(context: typer.Context, approval: ApprovalId, *, as_json: AsJson = False) -> None:
-    """Have it made, now and once. Refused to who asked for it, and where what it is about has changed since then.
+    """Approve it: it is made now, once. Refused to who asked, and where what it is about has changed since then.
 
     Of a key that it makes you are shown the second part, once; who asked was shown the first.
     """
@@ -54,7 +54,7 @@ def refuse(
     note: Annotated[str, typer.Option(help="Why: stays in the audit log.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say no to what somebody else asked for."""
+    """Refuse what somebody else asked for."""
     body = {"note": note}
     _show(client.ask(where(context).folder(), "POST", f"{_path(approval)}/refuse", body), as_json=as_json)
 
@@ -62,7 +62,7 @@ def refuse(
 @app.command("withdraw", epilog="Example: bulkhead approval withdraw ap_01J")
 @explained
 def withdraw(context: typer.Context, approval: ApprovalId, *, as_json: AsJson = False) -> None:
-    """Take back what you asked for."""
+    """Withdraw what you asked for."""
     _show(client.ask(where(context).folder(), "POST", f"{_path(approval)}/withdraw"), as_json=as_json)
 
 

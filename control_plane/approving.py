@@ -104,7 +104,7 @@ class Approvals:
             return await registry_approvals.end(self._registry, decided, "refused", decider.who, why)
 
     async def withdraw(self, approval_id: str, person: Person) -> Approval:
-        """Take a change back that one asked for oneself. Raises ForbiddenError, RefusedError."""
+        """Withdraw a change that one asked for oneself. Raises ForbiddenError, RefusedError."""
         async with self._alone(approval_id):
             approval = self._registry.approval(approval_id)
             approvals.require_may_withdraw(approval, person, datetime.now(UTC))

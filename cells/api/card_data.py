@@ -150,7 +150,7 @@ class _Budget:
         self.candidates = candidates
 
     def take(self) -> bool:
-        """Take one; False where none is left."""
+        """Use one up; return whether there was one."""
         self.candidates -= 1
         return self.candidates >= 0
 
