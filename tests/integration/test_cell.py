@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ulid import ULID
 
-from cells.api import messages
+from cells.api import limits, messages
 from cells.api.connection import Peer, PeerLostError, PeerUnavailableError
 from cells.api.messages import Answer, Command, Method, Profile, RefusalCode, Refused
 from cells.audit import audit_cell
@@ -340,6 +340,9 @@ async def test_a_worker_that_stopped_while_there_was_no_door_is_ended_by_the_nex
     assert not is_alive(worker["pid"])
 
 
+OLD_DOOR_SLEEPS_S = 3 * limits.DOOR_LATE_MS / 1_000
+
+
 async def test_an_old_door_that_wakes_takes_nothing_back(cell: CellProcess) -> None:
     await spare_is_warm(cell)
     old = cell.door
@@ -348,9 +351,11 @@ async def test_an_old_door_that_wakes_takes_nothing_back(cell: CellProcess) -> N
         late = [asyncio.create_task(pay(old_router, "alpha", "tok_slow_300")) for _ in range(5)]
         await in_flight(cell, "alpha", 5)
         os.kill(old.pid, signal.SIGSTOP)
+        slept = asyncio.create_task(asyncio.sleep(OLD_DOOR_SLEEPS_S))  # long enough to notice by itself that it did
         await asyncio.to_thread(lambda: cell.start_door(other_port=True))
         await all_are_served(cell)
         before = await cell.status()
+        await slept
         os.kill(old.pid, signal.SIGCONT)
         assert await asyncio.to_thread(old.wait, 30) == 4
         outcomes = await asyncio.gather(*late, return_exceptions=True)
